@@ -1,0 +1,66 @@
+# Each target does its own set-up: a virtual environment in .venv, the locked dependencies, the editable install.
+# What it needs beforehand: make, and Python 3.10 or newer (another one than python3: make PYTHON=python3.12 test).
+
+PYTHON ?= python3
+UV ?= uv
+BIN := .venv/bin
+STAMP := .venv/.installed
+
+export PIP_DISABLE_PIP_VERSION_CHECK = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format setup lock clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## fit a curve, train ResNet-20 for a minute, say where the pictures are
+	@echo "== 1 of 2: fitting the default curve"
+	@$(BIN)/python scripts/fit.py
+	@root="$${CIFAR10_ROOT:-data}"; \
+	if [ -d "$$root/cifar-10-batches-py" ]; then \
+		echo "== 2 of 2: ResNet-20 on a part of CIFAR-10 (from $$root), a short run"; data="--data cifar10 --download false"; \
+	else \
+		echo "== 2 of 2: ResNet-20 on SYNTHETIC images, a short run: CIFAR-10 is not in $$root"; data="--data synthetic"; \
+	fi; \
+	$(BIN)/python scripts/cifar.py $$data $(DEMO_FLAGS)
+	@echo "== The pictures:"
+	@ls -1 "$$(ls -td runs/fit/*/ | head -n 1)"*.png "$$(ls -td runs/cifar/*/ | head -n 1)"*.png
+	@echo "== All runs in TensorBoard:  $(BIN)/tensorboard --logdir runs"
+
+# One to one and a half minutes on two CPU cores; the learning rate falls late enough for its effect to be seen.
+DEMO_FLAGS = --max_epochs 6 --milestones '{4: 0.01}' --compile false \
+	--limit_train_batches 40 --limit_val_batches 8 --limit_test_batches 16
+
+test: $(STAMP) ## run the test suite (some of it: make test ARGS="-k fit")
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## check style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP) ## bring the code into the style that lint asks for
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+setup: $(STAMP) ## only the set-up
+
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo "litlab needs Python 3.10 or newer, and '$(PYTHON)' is not: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@echo "== Setting up .venv, once: some minutes, most of them for torch (about 3 GB on Linux)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --require-hashes -r requirements.lock
+	@$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
+	@touch $@
+
+lock: ## write requirements.lock anew (needs uv; all the newest: make lock ARGS=--upgrade)
+	@command -v $(UV) >/dev/null || { echo "make lock needs uv on the PATH: pip install uv" >&2; exit 1; }
+	$(UV) pip compile pyproject.toml --extra test --universal --python-version 3.10 --generate-hashes \
+		--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		--output-file requirements.lock $(ARGS)
+
+clean: ## remove .venv, caches and build outputs (runs/ and data/ stay)
+	rm -rf .venv build dist litlab.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,82 @@
+"""Noisy samples of a curve: exercise 1 of the lab."""
+
+import torch
+from pytorch_lightning import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from datamodules.expression import check_finite, evaluate
+
+GRID_POINTS = 1001
+
+
+class CurveDataModule(LightningDataModule):
+    """``num_samples`` points for each seed: x uniform on [x_min, x_max], y = f(x) + noise_std * N(0, 1).
+
+    A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation epoch is
+    one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise. Row s depends on ``seeds[s]`` alone.
+
+    Args:
+        function: f(x), in the language of ``datamodules/expression.py``.
+        x_min, x_max: the interval.
+        num_samples: points a seed.
+        noise_std: standard deviation of the noise on y, in units of y.
+        seeds: one seed a sample.
+
+    Raises:
+        ExpressionError: the function is not in the language, or not finite on the interval.
+        ValueError: the interval is empty or not finite, or there is no point to learn from.
+    """
+
+    def __init__(
+        self,
+        function: str = "x**2 + 2*sin(x) + cos(x-1) - 5",
+        x_min: float = -5.0,
+        x_max: float = 5.0,
+        num_samples: int = 200,
+        noise_std: float = 3.0,
+        seeds: tuple[int, ...] = (0,),
+    ) -> None:
+        super().__init__()
+        if not -1e150 < x_min < x_max < 1e150:
+            raise ValueError(f"the interval from x_min {x_min:g} to x_max {x_max:g} is empty or not finite")
+        self.grid = torch.linspace(x_min, x_max, GRID_POINTS, dtype=torch.float64)
+        if len(self.grid.unique()) < GRID_POINTS:
+            raise ValueError(f"the interval from x_min {x_min!r} to x_max {x_max!r} is too narrow for float64")
+        if num_samples < 1:
+            raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
+        if not 0 <= noise_std < 1e150:
+            raise ValueError(f"noise_std is {noise_std:g}; it must be 0 or more, and finite")
+        check_finite(function, x_min, x_max)
+        self.truth = evaluate(function, self.grid)
+
+        xs, ys = [], []
+        for seed in seeds:
+            generator = torch.Generator().manual_seed(seed)
+            x = x_min + (x_max - x_min) * torch.rand(num_samples, generator=generator, dtype=torch.float64)
+            noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
+            xs.append(x)
+            ys.append(evaluate(function, x) + noise_std * noise)
+        self.x, self.y = torch.stack(xs), torch.stack(ys)
+
+    @property
+    def scale(self) -> dict[str, float | list[float]]:
+        """Mean and standard deviation of x (of its uniform distribution) and of the noisy y of each seed."""
+        half = (self.grid[-1] - self.grid[0]).item() / 2
+        std = self.y.std(1, correction=0)
+        return {
+            "x_mean": self.grid[0].item() + half,
+            "x_std": half / 3**0.5,
+            "y_mean": self.y.mean(1).tolist(),
+            "y_std": torch.where(std > 0, std, 1.0).tolist(),  # a constant without noise has no spread to scale by
+        }
+
+    def train_dataloader(self) -> DataLoader:
+        return self._one_batch(self.x, self.y)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._one_batch(self.grid, self.truth)
+
+    @staticmethod
+    def _one_batch(x: Tensor, y: Tensor) -> DataLoader:
+        return DataLoader([(x, y)], batch_size=None)  # type: ignore[arg-type]

@@ -1,0 +1,125 @@
+"""Curve fitting: one small MLP for every (learning rate, seed), all trained together by full-batch Adam."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule
+from torch import Tensor
+
+from lit_models.adam import ElementwiseAdam
+from lit_models.mlps import MLPs
+
+Batch = tuple[Tensor, Tensor]
+
+
+class FunctionRegressor(LightningModule):
+    """Learns y = f(x) from noisy points, for L learning rates times S seeds at once.
+
+    Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialised from ``seeds[s]``, on the points of
+    that seed. Inputs and targets are standardised inside, so the scale of the function does not matter; errors are
+    reported in the function's own units.
+
+    An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
+    entry of ``measure_at``, so that Lightning's price is paid once a measurement, not once an epoch. The trajectory does
+    not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run.
+
+    Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation (x, f(x)), each (G,)
+    float64. Logs ``train/loss`` (mean squared error on the noisy points) and ``val/loss`` (against f itself), medians
+    over the members, in squared units of y.
+
+    Args:
+        lrs: learning rates of Adam.
+        seeds: seeds of the initialisations.
+        measure_at: the epochs after which to measure, ascending; training ends at the last.
+        x_mean, x_std: scale of the inputs.
+        y_mean, y_std: scale of the targets, one entry a seed.
+        hidden: widths of the hidden layers.
+    """
+
+    def __init__(
+        self,
+        lrs: Sequence[float] = (0.01,),
+        seeds: Sequence[int] = (0,),
+        measure_at: Sequence[int] = (1000,),
+        x_mean: float = 0.0,
+        x_std: float = 1.0,
+        y_mean: Sequence[float] = (0.0,),
+        y_std: Sequence[float] = (1.0,),
+        hidden: Sequence[int] = (32, 32),
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        self.automatic_optimization = False
+        self.lrs, self.seeds, self.measure_at = list(lrs), list(seeds), list(measure_at)
+        self.x_mean, self.x_std = x_mean, x_std
+        # Python floats and CPU tensors in float64: a function may reach 1e43, and not every device has float64.
+        self.y_mean = torch.tensor(y_mean, dtype=torch.float64)[:, None]
+        self.y_std = torch.tensor(y_std, dtype=torch.float64)[:, None]
+        self.epochs_done = 0
+        self.net = MLPs(hidden, self.seeds * len(self.lrs))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N,) or (S, N) float64 inputs -> (M, N) float64 predictions on the CPU, both in the function's units."""
+        S, L, N = len(self.seeds), len(self.lrs), x.shape[-1]
+        z = ((x.expand(S, N).cpu() - self.x_mean) / self.x_std).to(self.net.theta)
+        out = self.net(z.repeat(L, 1)[:, None, :])[:, 0].cpu().double()
+        return out * self.y_std.repeat(L, 1) + self.y_mean.repeat(L, 1)
+
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if not self.trainer.training:
+            return batch
+        x, y = batch
+        dtype = self.net.theta.dtype
+        return ((x - self.x_mean) / self.x_std).to(dtype), ((y - self.y_mean) / self.y_std).to(dtype)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Trains to the next measured epoch. Returns {"epochs": int, "train_mse": (M,) float64}."""
+        L = len(self.lrs)
+        x, y = (t.repeat(L, 1)[:, None, :] for t in batch)
+        until = next(epoch for epoch in self.measure_at if epoch > self.epochs_done)
+        optimizer = self.optimizers()
+        with torch.no_grad():
+            gradient, step = self.net.gradient_of_mse(x, y), optimizer.optimizer.step
+            for _ in range(until - self.epochs_done - 1):
+                gradient()
+                step()
+            gradient()
+            optimizer.step()  # through Lightning's wrapper, which counts steps and runs the hooks
+            error = (self.net(x) - y)[:, 0].cpu().double()
+        self.epochs_done = until
+        if until == self.measure_at[-1]:
+            self.trainer.should_stop = True
+        mse = error.square().mean(1) * self.y_std[:, 0].repeat(L).square()
+        self._log({"train/loss": mse.median()})
+        return {"epochs": until, "train_mse": mse}
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+        """Compares with f. Returns the epochs done and, each (M,) float64, true_mse, true_max_abs_error and r2."""
+        x, truth = (t.cpu() for t in batch)
+        error = self(x) - truth
+        mse = error.square().mean(1)
+        # A constant f has no variance to explain: right is 1, wrong minus infinity, as R2's limit is.
+        r2 = torch.where(mse == 0, 1.0, 1 - mse / truth.var(correction=0))
+        self._log({"val/loss": mse.median()})
+        return {
+            "epochs": self.epochs_done,
+            "true_mse": mse,
+            "true_max_abs_error": error.abs().amax(1),
+            "r2": r2,
+        }
+
+    def _log(self, metrics: dict[str, Tensor]) -> None:
+        # Lightning counts measurements; the loggers' axes are to show epochs.
+        epochs = float(self.epochs_done)
+        self.log_dict({**metrics, "step": epochs, "epoch": epochs}, on_step=False, on_epoch=True, batch_size=1)
+
+    def configure_optimizers(self) -> ElementwiseAdam:
+        lrs = torch.tensor(self.lrs).repeat_interleave(len(self.seeds))
+        return ElementwiseAdam([self.net.theta], self.net.per_parameter(lrs).to(self.net.theta))
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["epochs_done"] = self.epochs_done
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.epochs_done = checkpoint["epochs_done"]

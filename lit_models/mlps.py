@@ -1,0 +1,95 @@
+"""Many small MLPs with ReLU trained side by side as one batched network, with the gradient written out.
+
+A full-batch step of one such MLP is some 30 microseconds of arithmetic; autograd's bookkeeping would take several times
+as long. The backward pass of an MLP is short, so it is written by hand, into buffers that every step uses again.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class MLPs(nn.Module):
+    """M networks of the same shape, each from R to R.
+
+    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side, so that an
+    optimizer is a few operations on one tensor. Member m starts as ``torch.nn.Linear`` would (uniform in plus or minus
+    1 / sqrt(fan_in)), drawn from a generator of its own: the same whatever the company it trains in.
+
+    Args:
+        hidden: widths of the hidden layers, at least one.
+        seeds: one seed a member.
+    """
+
+    def __init__(self, hidden: Sequence[int], seeds: Sequence[int]) -> None:
+        super().__init__()
+        widths = [1, *hidden, 1]
+        # Each layer is a weight (M, fan_out, fan_in) and a bias (M, fan_out, 1).
+        self.shapes = [
+            (len(seeds), fan_out, columns)
+            for fan_in, fan_out in zip(widths, widths[1:], strict=False)
+            for columns in (fan_in, 1)
+        ]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        blocks = []
+        for i, (_, fan_out, columns) in enumerate(self.shapes):
+            bound = 1 / math.sqrt(widths[i // 2])
+            members = [torch.rand(fan_out, columns, generator=g) * 2 * bound - bound for g in generators]
+            blocks.append(torch.stack(members).flatten())
+        self.theta = nn.Parameter(torch.cat(blocks))
+
+    def per_parameter(self, values: Tensor) -> Tensor:
+        """(M,) values, one a member -> the same values laid out as ``theta``."""
+        return torch.cat([values[:, None, None].expand(shape).flatten() for shape in self.shapes])
+
+    def layers(self, flat: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """The (weight, bias) of each layer as views of a tensor laid out as ``theta``."""
+        blocks = flat.split([math.prod(shape) for shape in self.shapes])
+        views = [block.view(shape) for block, shape in zip(blocks, self.shapes, strict=True)]
+        return list(zip(views[::2], views[1::2], strict=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(M, 1, N) inputs -> (M, 1, N) outputs, member m's in row m."""
+        *hidden, (weight, bias) = self.layers(self.theta)
+        for w, b in hidden:
+            x = torch.baddbmm(b, w, x).relu()
+        return torch.baddbmm(bias, weight, x)
+
+    def gradient_of_mse(self, x: Tensor, y: Tensor) -> Callable[[], None]:
+        """A function that sets ``theta.grad`` to the gradient of each member's mean squared error.
+
+        Args:
+            x, y: (M, 1, N) inputs and targets, of theta's dtype and on its device.
+        """
+        M, _, N = x.shape
+        self.theta.grad = torch.empty_like(self.theta)
+        layers, grads = self.layers(self.theta.detach()), self.layers(self.theta.grad)
+        hs = [x.new_empty(M, w.shape[1], N) for w, _ in layers]  # what each layer puts out
+        ds = [torch.empty_like(h) for h in hs]  # d loss / d (what each layer puts out, before its ReLU)
+        zero_where_relu_was_flat = torch.ops.aten.threshold_backward.grad_input
+
+        (first_w, first_b), (last_w, last_b), error = layers[0], layers[-1], ds[-1]
+        forward = [(*layers[i], hs[i - 1], hs[i]) for i in range(1, len(layers) - 1)]
+        backward = [
+            (ds[i], hs[i - 1], hs[i - 1].mT, layers[i][0].mT, *grads[i], ds[i - 1])
+            for i in range(len(layers) - 1, 0, -1)
+        ]
+        x_T, (first_grad_w, first_grad_b) = x.mT, grads[0]
+
+        def gradient() -> None:
+            # The first layer has one input and the last one output: outer products, for which bmm is slow.
+            torch.addcmul(first_b, first_w, x, out=hs[0]).relu_()
+            for w, b, before, after in forward:
+                torch.baddbmm(b, w, before, out=after).relu_()
+            torch.baddbmm(last_b, last_w, hs[-2], out=error).sub_(y).mul_(2 / N)
+            for d, h, h_T, w_T, grad_w, grad_b, d_before in backward:
+                torch.bmm(d, h_T, out=grad_w)
+                torch.sum(d, 2, keepdim=True, out=grad_b)
+                (torch.mul if d is error else torch.bmm)(w_T, d, out=d_before)
+                zero_where_relu_was_flat(d_before, h, 0, grad_input=d_before)
+            torch.bmm(ds[0], x_T, out=first_grad_w)
+            torch.sum(ds[0], 2, keepdim=True, out=first_grad_b)
+
+        return gradient

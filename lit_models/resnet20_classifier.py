@@ -1,0 +1,88 @@
+"""ResNet-20 trained as a ten-class classifier by SGD."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import LightningModule
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from lit_models.resnet20 import ResNet20
+
+Batch = tuple[Tensor, Tensor]
+
+
+class ResNet20Classifier(LightningModule):
+    """Learns from batches of (N, 3, H, W) float images and (N,) int64 labels.
+
+    Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc`` (cross-entropy in nats,
+    accuracy as a fraction of 1, each a mean over the images of the epoch and over all processes) and ``lr``.
+    ``train/*`` is the running value: each batch is scored by the weights as they were before learning from it.
+
+    Args:
+        lr: learning rate of SGD until a callback changes it.
+        momentum: momentum of SGD.
+        weight_decay: L2 penalty on all parameters, as ``torch.optim.SGD`` adds it.
+        he_init: He initialisation instead of PyTorch's default.
+        compile: train and evaluate through ``torch.compile``.
+    """
+
+    def __init__(
+        self,
+        lr: float = 0.1,
+        momentum: float = 0.0,
+        weight_decay: float = 5e-4,
+        he_init: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.save_hyperparameters()
+        # Convolutions run fastest on every device when the channels of a pixel lie side by side.
+        self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
+        if compile:
+            self.net.compile(dynamic=False)
+        self.metrics = nn.ModuleDict(
+            {
+                f"{stage}_{name}": metric
+                for stage in ("train", "val", "test")
+                for name, metric in (
+                    # nan_strategy and validate_args would look at every value, which on a GPU stalls every step.
+                    ("loss", MeanMetric(nan_strategy="disable")),
+                    ("acc", MulticlassAccuracy(10, average="micro", validate_args=False)),
+                )
+            }
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3, H, W) normalised images -> (N, 10) logits."""
+        return self.net(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        return self._step("train", batch)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._step("test", batch)
+
+    def _step(self, stage: str, batch: Batch) -> Tensor:
+        images, labels = batch
+        logits = self(images)
+        loss = F.cross_entropy(logits, labels)
+        for name, value in (("loss", (loss.detach(), len(labels))), ("acc", (logits.detach(), labels))):
+            metric = self.metrics[f"{stage}_{name}"]
+            metric.update(*value)
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+        return loss
+
+    def on_train_epoch_start(self) -> None:
+        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+
+    def configure_optimizers(self) -> Any:
+        hp = self.hparams
+        return torch.optim.SGD(
+            self.parameters(), hp["lr"], momentum=hp["momentum"], weight_decay=hp["weight_decay"], fused=True
+        )
