@@ -1,0 +1,140 @@
+"""The record of a classifier's training: a line an epoch, the figure, summary.json."""
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+
+from callbacks.atomic import write_json
+from callbacks.figures import publish, training_figure
+
+WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
+
+
+class EpochRecord(Callback):
+    """Collects what every epoch reached; ``finish`` writes figure and summary into ``run_dir``.
+
+    Args:
+        run_dir: where the files go.
+        facts: what the summary says first: recipe and data.
+        start: ``time.perf_counter()`` at the start of the process, for the total time.
+    """
+
+    def __init__(self, run_dir: Path, facts: Mapping[str, Any], start: float) -> None:
+        self.run_dir, self.facts, self.start = run_dir, dict(facts), start
+        self.epochs: list[dict[str, Any]] = []
+        self.test: dict[str, float] = {}
+        self.batches: dict[str, int] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"epochs": self.epochs}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.epochs = list(state["epochs"])
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._start_of_epoch = self._start_of_count = self._now(pl_module)
+        self._images = self._batches = 0
+        self._pause = 0.0
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self._batches += 1
+        self._images += len(batch[1])
+        if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._start_of_count, self._images = self._now(pl_module), 0
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end = self._now(pl_module)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        self._pause += self._now(pl_module) - self._end
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end = self._now(pl_module) - self._pause
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        self.batches = {
+            "train_batches": int(trainer.num_training_batches),
+            "val_batches": int(sum(trainer.num_val_batches)) if trainer.num_val_batches else 0,
+        }
+        row = {
+            "epoch": trainer.current_epoch,
+            "lr": trainer.optimizers[0].param_groups[0]["lr"],
+            "train_loss": metrics.get("train/loss"),
+            "train_acc": metrics.get("train/acc"),
+            "val_loss": metrics.get("val/loss"),
+            "val_acc": metrics.get("val/acc"),
+            "seconds": end - self._start_of_epoch,
+            "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
+        }
+        self.epochs.append(row)
+        if trainer.is_global_zero:
+            self._print(row, header=len(self.epochs) == 1)
+            for logger in trainer.loggers:
+                if hasattr(logger.experiment, "add_scalar"):  # not into metrics.csv, which a seed repeats bit for bit
+                    logger.experiment.add_scalar("images_per_second", row["images_per_second"], trainer.global_step)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
+
+    @staticmethod
+    def _now(pl_module: LightningModule) -> float:
+        if pl_module.device.type == "cuda":
+            torch.cuda.synchronize()  # so that the clock sees finished work
+        return time.perf_counter()
+
+    @staticmethod
+    def _print(row: dict[str, Any], header: bool) -> None:
+        names = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
+        if header:
+            print("  ".join(f"{name:>10}" for name in names))
+        cells = ("-" if row[n] is None else f"{row[n]:.4g}" if n in ("epoch", "lr") else f"{row[n]:.4f}" for n in names)
+        print("  ".join(f"{cell:>10}" for cell in cells), flush=True)
+
+    @rank_zero_only
+    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Draws the figure and writes ``summary.json``, last."""
+        if self.epochs:
+            publish(training_figure(self.epochs, self.test.get("acc")), "training", self.run_dir, trainer.loggers)
+        speeds = [row["images_per_second"] for row in self.epochs]
+        summary = {
+            **self.facts,
+            "device": _device_name(pl_module.device),
+            "parameters": sum(p.numel() for p in pl_module.net.parameters()),
+            **self.batches,
+            "epochs": self.epochs,
+            "test_acc": self.test.get("acc"),
+            "test_loss": self.test.get("loss"),
+            "images_per_second": statistics.median(speeds) if speeds else None,
+            "seconds": {
+                "train": sum(row["seconds"] for row in self.epochs),
+                "total": time.perf_counter() - self.start,
+            },
+            "peak_memory_mb": _peak_memory_mb(pl_module.device),
+        }
+        write_json(self.run_dir / "summary.json", summary)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _peak_memory_mb(device: torch.device) -> float | None:
+    """Of the GPU if training ran there, else resident memory of this process; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,199 @@
+"""What both command lines share: the Trainer's flags, the run directory, how a user's mistake is told."""
+
+import csv
+import os
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any, NoReturn
+
+START = time.perf_counter()
+
+import torch  # noqa: E402  the clock comes first: importing torch and Lightning is part of a run's time
+from jsonargparse import ArgumentParser, Namespace  # noqa: E402
+from pytorch_lightning import Callback, Trainer, seed_everything  # noqa: E402
+from pytorch_lightning.callbacks import ModelCheckpoint  # noqa: E402
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: E402
+from pytorch_lightning.utilities.rank_zero import rank_zero_only  # noqa: E402
+
+from callbacks.atomic import AtomicCheckpointIO, write_atomically  # noqa: E402
+from callbacks.interrupt import SaveOnInterrupt  # noqa: E402
+from datamodules.download import DataError  # noqa: E402
+from datamodules.expression import ExpressionError  # noqa: E402
+
+TRAINER_FLAGS = "Trainer"
+
+
+class UserError(Exception):
+    """A mistake of the user's; the message is one line that says what is wrong and what to do."""
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(" ".join(str(message).split()))
+
+
+def make_parser(description: str) -> Parser:
+    """A parser with ``--config``, ``--print_config``, the flags of a run, and every argument of Trainer."""
+    parser = Parser(description=description)
+    parser.add_argument("--config", action="config", help="a YAML file of settings, such as a run's config.yaml")
+    parser.add_argument("--seed", type=int, default=0, help="makes the run reproducible")
+    parser.add_argument("--run_dir", type=str | None, help="where everything of the run goes; default runs/.../<time>")
+    parser.add_argument(
+        "--ckpt_path", type=str | None, help="checkpoint to resume; 'last': the newest whole one of --run_dir"
+    )
+    parser.add_argument(
+        "--save_every_n_steps", type=int | None, help="save a checkpoint every N steps too; default each epoch's end"
+    )
+    parser.add_class_arguments(Trainer, as_group=True)
+    return parser
+
+
+def main(run: Callable[[], None]) -> NoReturn:
+    """Runs a script; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback."""
+    try:
+        run()
+    except (UserError, DataError, ExpressionError, MisconfigurationException) as error:
+        _fail(error)
+    except OSError as error:
+        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        _fail(f"{what} (check --run_dir, --data_root and the space on the disk)")
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+def _fail(error: object) -> NoReturn:
+    if rank_zero_only.rank == 0:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def quiet() -> None:
+    """Silences advice of Lightning's that a user of these scripts cannot follow."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*Experiment logs directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*sync_dist=True.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    import logging
+
+    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def prepare_run_dir(parser: Parser, cfg: Namespace, default: str) -> tuple[Path, Path | None]:
+    """The run directory, made and holding config.yaml, and the checkpoint to resume from.
+
+    Raises:
+        UserError: the directory holds a run that is not being resumed, or there is no such checkpoint.
+    """
+    if cfg.run_dir is None:
+        if cfg.ckpt_path == "last":
+            raise UserError("--ckpt_path last needs --run_dir, the run to go on with")
+        # Processes that Lightning starts for other devices run this again, and must find the same folder.
+        cfg.run_dir = os.environ.setdefault(
+            "LITLAB_RUN_DIR", os.path.join(default, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+        )
+    run_dir = Path(cfg.run_dir)
+    ckpt_path = None
+    if cfg.ckpt_path is not None:
+        ckpt_path = run_dir / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+        if not ckpt_path.is_file():
+            raise UserError(f"there is no checkpoint {ckpt_path}: give another --ckpt_path, or leave it out to start anew")
+        _check_checkpoint(ckpt_path)
+    resumes_here = ckpt_path is not None and run_dir.resolve() in ckpt_path.resolve().parents
+    if rank_zero_only.rank == 0:
+        if (run_dir / "config.yaml").exists() and not resumes_here:
+            raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
+        settings = cfg.clone()
+        for key in ("config", "run_dir", "ckpt_path"):
+            settings.pop(key, None)
+        text = parser.dump(settings, skip_none=False)
+        write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
+    return run_dir, ckpt_path
+
+
+def _check_checkpoint(path: Path) -> None:
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        content["state_dict"], content["loops"], content["optimizer_states"]
+    except Exception as error:
+        raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
+
+
+def build_trainer(cfg: Namespace, run_dir: Path, ckpt_path: Path | None, callbacks: list[Callback], bar: Callback) -> Trainer:
+    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added."""
+    if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+        raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
+    if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
+        raise UserError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
+    quiet()
+    seed_everything(cfg.seed, workers=True)
+    import inspect
+
+    arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
+    if arguments["logger"] in (None, True):
+        steps = _steps_done(ckpt_path)
+        arguments["logger"] = [
+            _csv_logger(run_dir, steps),
+            TensorBoardLogger(run_dir, name="", version="", purge_step=steps or None),
+        ]
+    checkpoints = []
+    if arguments["enable_checkpointing"] is not False:
+        folder = run_dir / "checkpoints"
+        checkpoints = [
+            ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+            SaveOnInterrupt(folder / "last.ckpt"),
+        ]
+        if cfg.save_every_n_steps is not None:
+            checkpoints.append(
+                ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=cfg.save_every_n_steps)
+            )
+    extra = arguments["callbacks"] or []
+    arguments["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra]), *checkpoints]
+    if arguments["enable_progress_bar"] is not False and sys.stdout.isatty():
+        arguments["callbacks"].append(bar)
+    else:
+        arguments["enable_progress_bar"] = False
+    plugins = arguments["plugins"] or []
+    arguments["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+    arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
+    if arguments["enable_model_summary"] is None:
+        arguments["enable_model_summary"] = False
+    try:
+        return Trainer(**arguments)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _steps_done(ckpt_path: Path | None) -> int:
+    if ckpt_path is None:
+        return 0
+    return int(torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+
+
+def _csv_logger(run_dir: Path, steps: int) -> CSVLogger:
+    """Lightning's CSVLogger, which starts metrics.csv anew; on a resume the rows up to the checkpoint are kept."""
+    path = run_dir / "metrics.csv"
+    kept = []
+    if steps and path.is_file():
+        with open(path, newline="") as file:
+            kept = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
+    logger = CSVLogger(run_dir, name="", version="")
+    if kept and rank_zero_only.rank == 0:
+        for row in kept:
+            step = int(row.pop("step"))
+            logger.experiment.log_metrics({name: value for name, value in row.items() if value}, step)
+    return logger

@@ -1,0 +1,66 @@
+"""Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count asked for."""
+
+from scripts.cli import START, UserError, build_trainer, main, make_parser, prepare_run_dir  # isort: skip
+
+from callbacks.curve_record import CurveRecord
+from callbacks.progress import TrajectoryBar
+from datamodules import CurveDataModule
+from lit_models import FunctionRegressor
+
+
+def measured_epochs(asked: list[int]) -> list[int]:
+    """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked."""
+    last = max(asked)
+    log_spaced = {round(10 ** (i / 10)) for i in range(100)}
+    return sorted({e for e in log_spaced | set(range(2000, last, 2000)) | set(asked) if e <= last})
+
+
+def run() -> None:
+    parser = make_parser(__doc__)
+    add = parser.add_argument
+    add("--function", default="x**2 + 2*sin(x) + cos(x-1) - 5", help="f(x), in Python syntax")
+    add("--x_min", type=float, default=-5.0, help="x is drawn uniformly from x_min ...")
+    add("--x_max", type=float, default=5.0, help="... to x_max")
+    add("--num_samples", type=int, default=200, help="training points")
+    add("--noise_std", type=float, default=3.0, help="standard deviation of the Gaussian noise on y")
+    add("--epochs", type=int, nargs="+", default=[1000], help="epoch counts; every one is reported")
+    add("--lr", type=float, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
+    add("--num_seeds", type=int, default=1, help="repetitions: seed, seed+1, ...")
+    add("--hidden", type=int, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
+    # Networks this small train faster on a CPU than on any accelerator.
+    parser.set_defaults(accelerator="cpu", devices=1, num_sanity_val_steps=0)
+    cfg = parser.parse_args()
+
+    epochs = list(cfg.epochs)
+    for limit in (cfg.max_epochs, cfg.max_steps):
+        if limit is not None and limit > 0:  # one epoch is one step
+            epochs = [e for e in epochs if e < limit] + [limit]
+    for name, values in (("--epochs", epochs), ("--hidden", cfg.hidden), ("--num_seeds", [cfg.num_seeds])):
+        if min(values) < 1:
+            raise UserError(f"{name} is {min(values)}; it must be at least 1")
+    if not all(0 < lr < float("inf") for lr in cfg.lr):
+        raise UserError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
+    if str(cfg.precision or 32) not in ("32", "32-true", "64", "64-true"):
+        raise UserError("fit.py trains in --precision 32-true or 64-true")
+    if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
+        raise UserError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
+
+    seeds = tuple(range(cfg.seed, cfg.seed + cfg.num_seeds))
+    try:
+        data = CurveDataModule(cfg.function, cfg.x_min, cfg.x_max, cfg.num_samples, cfg.noise_std, seeds)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    lrs = list(dict.fromkeys(cfg.lr))
+    model = FunctionRegressor(lrs, seeds, measured_epochs(epochs), hidden=cfg.hidden, **data.scale)
+    run_dir, ckpt_path = prepare_run_dir(parser, cfg, "runs/fit")
+    record = CurveRecord(run_dir, epochs, START)
+    cfg.max_epochs, cfg.max_steps, cfg.devices = -1, -1, 1
+    trainer = build_trainer(cfg, run_dir, ckpt_path, [record], TrajectoryBar())
+    print(f"Fitting {cfg.function} for {max(epochs):,} epochs, {len(lrs)} learning rates x {len(seeds)} seeds")
+    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+    record.finish(trainer, model, data)
+    print(f"Pictures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+
+
+if __name__ == "__main__":
+    main(run)
