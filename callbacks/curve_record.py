@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 
 from callbacks.atomic import write_json
 from callbacks.figures import curves_figure, error_figure, publish
@@ -38,16 +38,14 @@ class CurveRecord(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.measured, self.curves = state["measured"], state["curves"]
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._train_start = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.measured.setdefault(outputs["epochs"], {})["train_mse"] = outputs["train_mse"]
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
         epochs = outputs.pop("epochs")
         if trainer.sanity_checking:
@@ -56,10 +54,10 @@ class CurveRecord(Callback):
         if epochs in self.asked:
             self.curves[epochs] = pl_module(batch[0].cpu())
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.train_seconds = time.perf_counter() - self._train_start
 
-    def results(self, pl_module: LightningModule) -> list[dict[str, Any]]:
+    def results(self, pl_module: Any) -> list[dict[str, Any]]:
         """One entry for every (lr, seed, epochs) that was reached; nan where it diverged."""
         members = [(lr, seed) for lr in pl_module.lrs for seed in pl_module.seeds]
         rows = []
@@ -72,7 +70,7 @@ class CurveRecord(Callback):
                     rows.append({"lr": lr, "seed": seed, "epochs": epochs, **values})
         return rows
 
-    def finish(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> None:
+    def finish(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
         """Draws the figures, prints the table and writes ``summary.json``, last."""
         results = self.results(pl_module)
         self._draw(trainer, pl_module, data)
@@ -89,7 +87,7 @@ class CurveRecord(Callback):
         }
         write_json(self.run_dir / "summary.json", summary)
 
-    def _draw(self, trainer: Trainer, pl_module: LightningModule, data: Any) -> None:
+    def _draw(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
         L, S = len(pl_module.lrs), len(pl_module.seeds)
         panels = []
         for epochs, curves in sorted(self.curves.items()):
@@ -100,7 +98,11 @@ class CurveRecord(Callback):
                 panels.append((title, curves[mine].numpy()))
         if panels:
             figure = curves_figure(
-                data.grid.numpy(), data.truth.numpy(), (data.x[0].numpy(), data.y[0].numpy()), panels, data.function
+                data.grid.numpy(),
+                data.truth.numpy(),
+                (data.x[0].numpy(), data.y[0].numpy()),
+                panels,
+                data.function,
             )
             publish(figure, "curves", self.run_dir, trainer.loggers)
         whole = {e: m for e, m in sorted(self.measured.items()) if "train_mse" in m and "true_mse" in m}

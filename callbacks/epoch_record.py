@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.atomic import write_json
@@ -23,11 +23,12 @@ class EpochRecord(Callback):
     Args:
         run_dir: where the files go.
         facts: what the summary says first: recipe and data.
+        measured_on: what validation measures, for the figure: "test" or "held-out".
         start: ``time.perf_counter()`` at the start of the process, for the total time.
     """
 
-    def __init__(self, run_dir: Path, facts: Mapping[str, Any], start: float) -> None:
-        self.run_dir, self.facts, self.start = run_dir, dict(facts), start
+    def __init__(self, run_dir: Path, facts: Mapping[str, Any], start: float, measured_on: str = "test") -> None:
+        self.run_dir, self.facts, self.start, self.measured_on = run_dir, dict(facts), start, measured_on
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float] = {}
         self.batches: dict[str, int] = {}
@@ -38,33 +39,31 @@ class EpochRecord(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = list(state["epochs"])
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._start_of_epoch = self._start_of_count = self._now(pl_module)
         self._images = self._batches = 0
         self._pause = 0.0
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self._batches += 1
         self._images += len(batch[1])
         if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._start_of_count, self._images = self._now(pl_module), 0
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._end = self._now(pl_module)
 
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
         self._pause += self._now(pl_module) - self._end
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         end = self._now(pl_module) - self._pause
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         self.batches = {
             "train_batches": int(trainer.num_training_batches),
-            "val_batches": int(sum(trainer.num_val_batches)) if trainer.num_val_batches else 0,
+            "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,
         }
         row = {
             "epoch": trainer.current_epoch,
@@ -76,18 +75,21 @@ class EpochRecord(Callback):
             "seconds": end - self._start_of_epoch,
             "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
         }
+        if "probe/acc" in metrics:
+            row |= {"probe_acc": metrics["probe/acc"], "probe_loss": metrics["probe/loss"]}
         self.epochs.append(row)
         if trainer.is_global_zero:
             self._print(row, header=len(self.epochs) == 1)
-            for logger in trainer.loggers:
+            loggers: list[Any] = trainer.loggers
+            for logger in loggers:
                 if hasattr(logger.experiment, "add_scalar"):  # not into metrics.csv, which a seed repeats bit for bit
                     logger.experiment.add_scalar("images_per_second", row["images_per_second"], trainer.global_step)
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
     @staticmethod
-    def _now(pl_module: LightningModule) -> float:
+    def _now(pl_module: Any) -> float:
         if pl_module.device.type == "cuda":
             torch.cuda.synchronize()  # so that the clock sees finished work
         return time.perf_counter()
@@ -101,10 +103,11 @@ class EpochRecord(Callback):
         print("  ".join(f"{cell:>10}" for cell in cells), flush=True)
 
     @rank_zero_only
-    def finish(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def finish(self, trainer: Trainer, pl_module: Any) -> None:
         """Draws the figure and writes ``summary.json``, last."""
         if self.epochs:
-            publish(training_figure(self.epochs, self.test.get("acc")), "training", self.run_dir, trainer.loggers)
+            figure = training_figure([self.epochs], [self.test.get("acc")], self.measured_on)
+            publish(figure, "training", self.run_dir, trainer.loggers)
         speeds = [row["images_per_second"] for row in self.epochs]
         summary = {
             **self.facts,
@@ -138,3 +141,25 @@ def _peak_memory_mb(device: torch.device) -> float | None:
 
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+def finish_seeds(run_dir: Path, records: Mapping[int, EpochRecord], start: float) -> None:
+    """Figure with bands and top ``summary.json`` of several runs: {seed: record}, each already finished."""
+    runs = list(records.values())
+    figure = training_figure([r.epochs for r in runs], [r.test.get("acc") for r in runs], runs[0].measured_on)
+    publish(figure, "training", run_dir, [])
+    spread: dict[str, float | None] = {}
+    for name in ("acc", "loss"):
+        values = [record.test[name] for record in runs if record.test]
+        if values:
+            spread[f"test_{name}_mean"] = statistics.mean(values)
+            spread[f"test_{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    per_seed = [
+        {"seed": seed, "test_acc": r.test.get("acc"), "test_loss": r.test.get("loss"), "epochs": r.epochs}
+        for seed, r in records.items()
+    ]
+    total = {
+        "train": sum(row["seconds"] for r in runs for row in r.epochs),
+        "total": time.perf_counter() - start,
+    }
+    write_json(run_dir / "summary.json", {**runs[0].facts, **spread, "runs": per_seed, "seconds": total})

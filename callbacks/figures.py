@@ -1,6 +1,5 @@
 """The pictures of a run, as matplotlib figures; nothing here knows of training."""
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,12 +8,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 
 from callbacks.atomic import write_atomically
 
-BLUE, ORANGE, GREY = "#1f6fb4", "#d95f02", "#7a7a7a"
+BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d95f02", "#1b9e77", "#7a7a7a"
 COLOURS = ("#1f6fb4", "#d95f02", "#1b9e77", "#7b4ab5", "#b5a000", "#c2185b", "#5d4037", "#000000")
 
 
@@ -29,24 +28,45 @@ def publish(figure: Figure, name: str, run_dir: Path, loggers: Iterable[Any]) ->
             logger.experiment.add_image(name, pixels, dataformats="HWC")
 
 
-def training_figure(epochs: Sequence[Mapping[str, Any]], test_acc: float | None) -> Figure:
-    """Accuracy and loss per epoch for train and test, the epochs at which the learning rate changed marked."""
+def training_figure(
+    runs: Sequence[Sequence[Mapping[str, Any]]], test_accs: Sequence[float | None], measured_on: str
+) -> Figure:
+    """Accuracy and loss per epoch for train and test, the epochs at which the learning rate changed marked.
+
+    Args:
+        runs: the epochs' rows of each run, as in summary.json; lines are means over the runs, bands their deviation.
+        test_accs: final test accuracy of each run.
+        measured_on: what the runs validated on, "test" or "held-out".
+    """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    numbers = [row["epoch"] + 1 for row in epochs]
-    changes = [(b["epoch"] + 0.5, b["lr"]) for a, b in zip(epochs, epochs[1:], strict=False) if a["lr"] != b["lr"]]
+    rows = runs[0]
+    numbers = [row["epoch"] + 1 for row in rows]
+    changes = [(b["epoch"] + 0.5, b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
+    parts = [
+        ("train", BLUE, "train (running)"),
+        ("probe", GREEN, "train (fixed part)"),
+        ("val", ORANGE, measured_on),
+    ]
     for axes, (name, label) in zip(
         figure.subplots(1, 2), (("acc", "accuracy"), ("loss", "cross-entropy loss [nats]")), strict=True
     ):
-        for part, colour, legend in (("train", BLUE, "train (running)"), ("val", ORANGE, "test")):
-            values = [math.nan if row[f"{part}_{name}"] is None else row[f"{part}_{name}"] for row in epochs]
-            axes.plot(numbers, values, "o-", color=colour, label=legend, markersize=4)
+        for part, colour, legend in parts:
+            key = f"{part}_{name}"
+            if key in rows[0]:
+                values = np.array([[row[key] for row in run] for run in runs], dtype=float)
+                mean, deviation = values.mean(0), values.std(0)
+                axes.plot(numbers, mean, "o-", color=colour, label=legend, markersize=4)
+                axes.fill_between(numbers, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
         for at, lr in changes:
-            axes.axvline(at + 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate falls to {lr:g}")
+            axes.axvline(at + 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
         axes.set(xlabel="epoch", ylabel=label, xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend()
-    title = "ResNet-20" if test_acc is None else f"ResNet-20: test accuracy {test_acc:.2%} at the end"
+        axes.legend(fontsize=9)
+    known = [acc for acc in test_accs if acc is not None]
+    title = "ResNet-20" if not known else f"ResNet-20: test accuracy {np.mean(known):.2%} at the end"
+    if len(known) > 1:
+        title += f", {np.std(known, ddof=1):.2%} standard deviation over {len(known)} seeds"
     figure.suptitle(title)
     return figure
 
@@ -91,14 +111,20 @@ def curves_figure(
         axes.set_xlabel("x")
     for axes in grid[:, 0]:
         axes.set_ylabel("y")
-    handles = {label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    handles = {
+        label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
+    }
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
     figure.suptitle(f"f(x) = {function if len(function) <= 70 else function[:67] + '...'}", fontsize=11)
     return figure
 
 
 def error_figure(
-    epochs: np.ndarray, lrs: Sequence[float], train_mse: np.ndarray, true_mse: np.ndarray, noise_variance: float
+    epochs: np.ndarray,
+    lrs: Sequence[float],
+    train_mse: np.ndarray,
+    true_mse: np.ndarray,
+    noise_variance: float,
 ) -> Figure:
     """Training error and true error against epochs, log-log, a colour for each learning rate.
 
@@ -118,7 +144,9 @@ def error_figure(
         axes.set_xscale("log")
         if (values[np.isfinite(values)] > 0).any():
             axes.set_yscale("log")
-        axes.set(xlabel="epochs", ylabel="mean squared error", title=title)
+            axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers: 20, not 2 x 10^1
+            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        axes.set(xlabel="epochs", ylabel="mean squared error [y²]", title=title)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=9)
     return figure
@@ -129,5 +157,9 @@ def _line_with_band(axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, 
     axes.plot(x[finite], np.median(values[finite], 1), color=colour, label=label)
     if values.shape[1] > 1 and finite.any():
         axes.fill_between(
-            x[finite], *np.quantile(values[finite], (0.25, 0.75), axis=1), color=colour, alpha=0.2, linewidth=0
+            x[finite],
+            *np.quantile(values[finite], (0.25, 0.75), axis=1),
+            color=colour,
+            alpha=0.2,
+            linewidth=0,
         )

@@ -40,7 +40,10 @@ class SaveOnInterrupt(Callback):
             if save:
                 trainer.save_checkpoint(self.path)
             if trainer.is_global_zero:
-                print(f"\nInterrupted. To go on: add --run_dir {self.path.parent.parent} --ckpt_path last", flush=True)
+                print(
+                    f"\nInterrupted. To go on: add --run_dir {self.path.parent.parent} --ckpt_path last",
+                    flush=True,
+                )
             raise SystemExit(128 + self.signum)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:

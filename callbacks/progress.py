@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
@@ -10,21 +10,19 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 class EpochBar(TQDMProgressBar):
     """Lightning's bar for each epoch, with the loss of the latest batch."""
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._should_update(batch_idx + 1, self.train_progress_bar.total):
             self._loss = f"{outputs['loss'].item():.3f}"
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
         return {"loss": getattr(self, "_loss", "")}
 
 
 class TrajectoryBar(TQDMProgressBar):
     """One bar over all epochs of a curve fit, moved at each measurement."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.bar = Tqdm(
             desc="Fitting",
             total=pl_module.measure_at[-1],
@@ -34,9 +32,7 @@ class TrajectoryBar(TQDMProgressBar):
             mininterval=0.2,
         )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.bar.set_postfix_str(f"train mse {outputs['train_mse'].median():.4g}", refresh=False)
         self.bar.update(outputs["epochs"] - self.bar.n)
 

@@ -19,6 +19,7 @@ from datamodules.synthetic import synthetic_images
 MEAN = (0.4914, 0.4822, 0.4465)
 STD = (0.2470, 0.2435, 0.2616)  # over all pixels; the common (0.2023, 0.1994, 0.2010) is the mean over images
 PADDING = 4
+PROBE_SIZE = 5_000
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
 
@@ -49,7 +50,7 @@ class TrainBatches:
     """An epoch of shuffled batches: (images, labels, shift, flip), the last two for ``crop_and_flip``.
 
     Order and augmentation are a function of (seed, epoch, place in the epoch) alone: the same after a resume, and the
-    same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image of it.
+    same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int) -> None:
@@ -112,6 +113,7 @@ class CIFAR10DataModule(LightningDataModule):
         val_size: training images to hold out.
         seed: of the order and the augmentation.
         download: fetch the data when absent.
+        probe: add a second validation loader: the first 5,000 training images, unaugmented.
         dataset: ``cifar10``, or ``synthetic``: 10,000 and 2,000 drawn images that need no files.
 
     Raises:
@@ -127,10 +129,11 @@ class CIFAR10DataModule(LightningDataModule):
         seed: int = 0,
         download: bool = True,
         dataset: Literal["cifar10", "synthetic"] = "cifar10",
+        probe: bool = False,
     ) -> None:
         super().__init__()
         self.data_root, self.batch_size, self.val_size = Path(data_root), batch_size, val_size
-        self.seed, self.download, self.dataset = seed, download, dataset
+        self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         num_train = 50_000 if dataset == "cifar10" else 10_000
         if batch_size < 1:
@@ -182,9 +185,13 @@ class CIFAR10DataModule(LightningDataModule):
         kept = len(labels) - self.val_size
         return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process)
 
-    def val_dataloader(self) -> EvalBatches:
+    def val_dataloader(self) -> list[EvalBatches]:
         images, labels = self.train if self.val_size else self.test
-        return EvalBatches(images[-self.val_size :], labels[-self.val_size :], self.batch_size, *self._process)
+        parts = [(images[-self.val_size :], labels[-self.val_size :])]
+        if self.probe:
+            kept = min(PROBE_SIZE, len(self.train[1]) - self.val_size)
+            parts.append((self.train[0][:kept], self.train[1][:kept]))
+        return [EvalBatches(*part, self.batch_size, *self._process) for part in parts]
 
     def test_dataloader(self) -> EvalBatches:
         return EvalBatches(*self.test, self.batch_size, *self._process)

@@ -1,5 +1,7 @@
 """Noisy samples of a curve: exercise 1 of the lab."""
 
+from typing import Any
+
 import torch
 from pytorch_lightning import LightningDataModule
 from torch import Tensor
@@ -13,8 +15,9 @@ GRID_POINTS = 1001
 class CurveDataModule(LightningDataModule):
     """``num_samples`` points for each seed: x uniform on [x_min, x_max], y = f(x) + noise_std * N(0, 1).
 
-    A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation epoch is
-    one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise. Row s depends on ``seeds[s]`` alone.
+    A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation
+    epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise. Row s depends on
+    ``seeds[s]`` alone.
 
     Args:
         function: f(x), in the language of ``datamodules/expression.py``.
@@ -61,7 +64,7 @@ class CurveDataModule(LightningDataModule):
         self.x, self.y = torch.stack(xs), torch.stack(ys)
 
     @property
-    def scale(self) -> dict[str, float | list[float]]:
+    def scale(self) -> dict[str, Any]:
         """Mean and standard deviation of x (of its uniform distribution) and of the noisy y of each seed."""
         half = (self.grid[-1] - self.grid[0]).item() / 2
         std = self.y.std(1, correction=0)

@@ -225,9 +225,7 @@ def _unpack(archive: Path, root: Path) -> None:
         os.replace(aside / FOLDER, root / FOLDER)
         _flush(root)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(
-            f"{archive} cannot be unpacked: {_plain(error)}; delete it, or {_ELSEWHERE}"
-        ) from error
+        raise DataError(f"{archive} cannot be unpacked: {_plain(error)}; delete it, or {_ELSEWHERE}") from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 

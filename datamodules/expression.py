@@ -49,8 +49,8 @@ class _Evaluator(simpleeval.SimpleEval):
             names={"x": x, **constants},
         )
         kept = (ast.Constant, ast.Name, ast.Call, ast.BinOp, ast.UnaryOp)
-        self.nodes = {node: handler for node, handler in self.nodes.items() if node in kept}
-        self.nodes[ast.Constant] = self._number
+        nodes: dict[Any, Any] = {node: self.nodes[node] for node in kept}  # type: ignore[has-type]
+        self.nodes = nodes | {ast.Constant: self._number}
 
     @staticmethod
     def _number(node: ast.Constant) -> Tensor:
@@ -97,8 +97,8 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
 def check_finite(expression: str, x_min: float, x_max: float) -> None:
     """Raises ExpressionError, saying where, unless f is finite and of usable size on [x_min, x_max].
 
-    f is looked at on 10,001 points, and between them where it is largest: a pole seldom falls on a grid point, but as one
-    zooms in on it, f grows without bound.
+    f is looked at on 10,001 points, and between them where it is largest: a pole seldom falls on a grid point,
+    but as one zooms in on it, f grows without bound.
     """
     x = torch.linspace(x_min, x_max, 10_001, dtype=torch.float64)
     y = evaluate(expression, x)

@@ -24,9 +24,7 @@ _SHAPES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "square": lambda x, y: torch.maximum(x.abs(), y.abs()) - 0.8,
     "triangle": lambda x, y: torch.maximum(math.sqrt(0.75) * x.abs() + 0.5 * y, -y) - 0.55,
     "star": lambda x, y: torch.hypot(x, y) - 0.75 - 0.3 * torch.cos(5 * torch.atan2(x, -y)),
-    "cross": lambda x, y: torch.maximum(
-        torch.minimum(x.abs(), y.abs()) - 0.28, torch.maximum(x.abs(), y.abs()) - 1
-    ),
+    "cross": lambda x, y: torch.maximum(torch.minimum(x.abs(), y.abs()) - 0.28, torch.maximum(x.abs(), y.abs()) - 1),
     "crescent": lambda x, y: torch.maximum(torch.hypot(x, y) - 1, 0.8 - torch.hypot(x - 0.55, y)),
     "heart": lambda x, y: torch.hypot(x, 1.25 * y - 0.25 + x.abs().sqrt()) - 0.95,
     # Three upright bars, at x = -0.75, 0 and 0.75.

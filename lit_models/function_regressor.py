@@ -16,13 +16,13 @@ Batch = tuple[Tensor, Tensor]
 class FunctionRegressor(LightningModule):
     """Learns y = f(x) from noisy points, for L learning rates times S seeds at once.
 
-    Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialised from ``seeds[s]``, on the points of
-    that seed. Inputs and targets are standardised inside, so the scale of the function does not matter; errors are
+    Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialised from ``seeds[s]``, on the points
+    of that seed. Inputs and targets are standardised inside, so the scale of the function does not matter; errors are
     reported in the function's own units.
 
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
-    entry of ``measure_at``, so that Lightning's price is paid once a measurement, not once an epoch. The trajectory does
-    not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run.
+    entry of ``measure_at``, so that Lightning's price is paid once a measurement, not once an epoch. The trajectory
+    does not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run.
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation (x, f(x)), each (G,)
     float64. Logs ``train/loss`` (mean squared error on the noisy points) and ``val/loss`` (against f itself), medians
@@ -78,7 +78,7 @@ class FunctionRegressor(LightningModule):
         L = len(self.lrs)
         x, y = (t.repeat(L, 1)[:, None, :] for t in batch)
         until = next(epoch for epoch in self.measure_at if epoch > self.epochs_done)
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         with torch.no_grad():
             gradient, step = self.net.gradient_of_mse(x, y), optimizer.optimizer.step
             for _ in range(until - self.epochs_done - 1):

@@ -17,6 +17,7 @@ Batch = tuple[Tensor, Tensor]
 class ResNet20Classifier(LightningModule):
     """Learns from batches of (N, 3, H, W) float images and (N,) int64 labels.
 
+    A second validation loader, if there is one, is a probe: fixed training images, logged as ``probe/*``.
     Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc`` (cross-entropy in nats,
     accuracy as a fraction of 1, each a mean over the images of the epoch and over all processes) and ``lr``.
     ``train/*`` is the running value: each batch is scored by the weights as they were before learning from it.
@@ -43,10 +44,10 @@ class ResNet20Classifier(LightningModule):
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
         if compile:
             self.net.compile(dynamic=False)
-        self.metrics = nn.ModuleDict(
+        self.metrics: Any = nn.ModuleDict(
             {
                 f"{stage}_{name}": metric
-                for stage in ("train", "val", "test")
+                for stage in ("train", "val", "probe", "test")
                 for name, metric in (
                     # nan_strategy and validate_args would look at every value, which on a GPU stalls every step.
                     ("loss", MeanMetric(nan_strategy="disable")),
@@ -54,6 +55,10 @@ class ResNet20Classifier(LightningModule):
                 )
             }
         )
+        # In checkpoints, so that an epoch resumed in its middle reports all of itself.
+        running: list[Any] = [self.metrics["train_loss"], self.metrics["train_acc"]]
+        for metric in running:
+            metric.persistent(True)
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, 10) logits."""
@@ -62,8 +67,8 @@ class ResNet20Classifier(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         return self._step("train", batch)
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._step("probe" if dataloader_idx else "val", batch)
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         self._step("test", batch)
@@ -75,7 +80,7 @@ class ResNet20Classifier(LightningModule):
         for name, value in (("loss", (loss.detach(), len(labels))), ("acc", (logits.detach(), labels))):
             metric = self.metrics[f"{stage}_{name}"]
             metric.update(*value)
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True)
+            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss
 
     def on_train_epoch_start(self) -> None:

@@ -1,16 +1,30 @@
 """Exercise 2: ResNet-20 on CIFAR-10, and what happens when the learning rate falls."""
 
-from scripts.cli import START, UserError, build_trainer, main, make_parser, prepare_run_dir  # isort: skip
+from scripts import START
 
+# isort: split
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from jsonargparse import Namespace
+from pytorch_lightning import Trainer
+
 from callbacks import LRStep
-from callbacks.epoch_record import EpochRecord
+from callbacks.epoch_record import EpochRecord, finish_seeds
 from callbacks.progress import EpochBar
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
+from scripts.cli import (
+    UserError,
+    add_trainer_flags,
+    build_trainer,
+    main,
+    make_parser,
+    resolve_run_dir,
+    save_config,
+)
 
 
 @dataclass(frozen=True)
@@ -36,37 +50,74 @@ def run() -> None:
     add("--recipe", type=Literal["lab"], default="lab", help="how to train")
     add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
     root = os.environ.get("CIFAR10_ROOT", "data")
-    add("--data_root", type=str, default=root, help="where CIFAR-10 is, or is put; default $CIFAR10_ROOT, else data")
+    add(
+        "--data_root",
+        type=str,
+        default=root,
+        help="where CIFAR-10 is, or is put; default $CIFAR10_ROOT, else data",
+    )
     add("--download", type=bool, default=True, help="may CIFAR-10 be fetched when absent")
     add("--val_size", type=int, default=0, help="measure each epoch on the last N training images, held out")
-    add("--batch_size", type=int | None, help="global batch size, whatever the number of devices; default the recipe's")
+    add(
+        "--batch_size",
+        type=int | None,
+        help="global batch size, whatever the number of devices; default the recipe's",
+    )
     add("--compile", type=Literal["auto"] | bool, default="auto", help="torch.compile the network")
     add("--milestones", type=dict[int, float] | None, help="LR steps {epoch: lr}; default the recipe's")
-    parser.set_defaults(num_sanity_val_steps=0)
+    add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
+    add("--probe_train", type=bool, default=False, help="each epoch also measures 5,000 fixed training images")
+    add_trainer_flags(parser, num_sanity_val_steps=0)
     cfg = parser.parse_args()
 
     recipe = RECIPES[cfg.recipe]
     if cfg.max_epochs is None and cfg.max_steps == -1 and cfg.max_time is None:
         cfg.max_epochs = recipe.max_epochs
+    if cfg.num_seeds < 1:
+        raise UserError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
+    if cfg.num_seeds > 1 and cfg.ckpt_path is not None:
+        raise UserError("--ckpt_path resumes one run: give its sub-folder as --run_dir, and leave out --num_seeds")
+    run_dir, ckpt_path = resolve_run_dir(cfg, "runs/cifar")
+    records = {}
+    for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
+        own = cfg.clone()
+        own.seed, own.num_seeds = seed, 1
+        own_dir = run_dir / f"seed{seed}" if cfg.num_seeds > 1 else run_dir
+        data, trainer, model, records[seed] = build(own, recipe, own_dir, ckpt_path)
+        save_config(parser, cfg, run_dir)
+        save_config(parser, own, own_dir)
+        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        if not cfg.fast_dev_run:
+            trainer.test(model, data, verbose=False)
+        records[seed].finish(trainer, model)
+    if len(records) > 1:
+        finish_seeds(run_dir, records, START)
+    for seed, record in records.items():
+        if record.test:
+            print(f"Seed {seed}: test accuracy {record.test['acc']:.2%}, test loss {record.test['loss']:.4f}")
+    print(f"The picture, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+
+
+def build(
+    cfg: Namespace, recipe: Recipe, run_dir: Path, ckpt_path: Path | None
+) -> tuple[CIFAR10DataModule, Trainer, ResNet20Classifier, EpochRecord]:
+    """Data, Trainer, model and record of one run; the data are found and checked, nothing is written yet."""
     batch_size = recipe.batch_size if cfg.batch_size is None else cfg.batch_size
     try:
-        data = CIFAR10DataModule(cfg.data_root, batch_size, cfg.val_size, cfg.seed, cfg.download, cfg.data)
+        data = CIFAR10DataModule(
+            cfg.data_root, batch_size, cfg.val_size, cfg.seed, cfg.download, cfg.data, cfg.probe_train
+        )
         lr_step = LRStep(recipe.milestones if cfg.milestones is None else cfg.milestones)
     except ValueError as error:
         raise UserError(str(error)) from error
-    run_dir, ckpt_path = prepare_run_dir(parser, cfg, "runs/cifar")
-    record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, START)
-    trainer = build_trainer(cfg, run_dir, ckpt_path, [lr_step, record], EpochBar())
+    measured_on = "held-out" if cfg.val_size else "test"
+    record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, START, measured_on)
+    trainer = build_trainer(cfg, run_dir, ckpt_path, cfg.seed, [lr_step, record], EpochBar())
+    data.prepare_data()
     model = ResNet20Classifier(
         recipe.lr, recipe.momentum, recipe.weight_decay, recipe.he_init, compile=cfg.compile is True
     )
-    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
-    if not trainer.fast_dev_run:
-        trainer.test(model, data, verbose=False)
-    record.finish(trainer, model)
-    if record.test:
-        print(f"Test accuracy {record.test['acc']:.2%}, test loss {record.test['loss']:.4f}")
-    print(f"The picture, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+    return data, trainer, model, record
 
 
 if __name__ == "__main__":

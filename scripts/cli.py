@@ -1,31 +1,28 @@
 """What both command lines share: the Trainer's flags, the run directory, how a user's mistake is told."""
 
 import csv
+import inspect
+import logging
 import os
 import sys
-import time
 import warnings
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
-START = time.perf_counter()
+import torch
+from jsonargparse import ArgumentParser, Namespace
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-import torch  # noqa: E402  the clock comes first: importing torch and Lightning is part of a run's time
-from jsonargparse import ArgumentParser, Namespace  # noqa: E402
-from pytorch_lightning import Callback, Trainer, seed_everything  # noqa: E402
-from pytorch_lightning.callbacks import ModelCheckpoint  # noqa: E402
-from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger  # noqa: E402
-from pytorch_lightning.utilities.exceptions import MisconfigurationException  # noqa: E402
-from pytorch_lightning.utilities.rank_zero import rank_zero_only  # noqa: E402
-
-from callbacks.atomic import AtomicCheckpointIO, write_atomically  # noqa: E402
-from callbacks.interrupt import SaveOnInterrupt  # noqa: E402
-from datamodules.download import DataError  # noqa: E402
-from datamodules.expression import ExpressionError  # noqa: E402
-
-TRAINER_FLAGS = "Trainer"
+from callbacks.atomic import AtomicCheckpointIO, write_atomically
+from callbacks.interrupt import SaveOnInterrupt
+from datamodules.download import DataError
+from datamodules.expression import ExpressionError
 
 
 class UserError(Exception):
@@ -40,7 +37,7 @@ class Parser(ArgumentParser):
 
 
 def make_parser(description: str) -> Parser:
-    """A parser with ``--config``, ``--print_config``, the flags of a run, and every argument of Trainer."""
+    """A parser with ``--config``, ``--print_config`` and the flags that both scripts have."""
     parser = Parser(description=description)
     parser.add_argument("--config", action="config", help="a YAML file of settings, such as a run's config.yaml")
     parser.add_argument("--seed", type=int, default=0, help="makes the run reproducible")
@@ -49,10 +46,17 @@ def make_parser(description: str) -> Parser:
         "--ckpt_path", type=str | None, help="checkpoint to resume; 'last': the newest whole one of --run_dir"
     )
     parser.add_argument(
-        "--save_every_n_steps", type=int | None, help="save a checkpoint every N steps too; default each epoch's end"
+        "--save_every_n_steps",
+        type=int | None,
+        help="save a checkpoint every N steps too; default each epoch's end",
     )
-    parser.add_class_arguments(Trainer, as_group=True)
     return parser
+
+
+def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
+    """Every argument of Lightning's Trainer under its own name, with ``defaults`` instead of Lightning's."""
+    parser.add_class_arguments(Trainer)
+    parser.set_defaults(defaults)
 
 
 def main(run: Callable[[], None]) -> NoReturn:
@@ -69,8 +73,12 @@ def main(run: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
+def _is_rank_zero() -> bool:
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
 def _fail(error: object) -> NoReturn:
-    if rank_zero_only.rank == 0:
+    if _is_rank_zero():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(2)
 
@@ -85,16 +93,15 @@ def quiet() -> None:
         ".*GPU available but not used.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*sync_dist=True.*",
+        ".*overridden `on_before_batch_transfer`.*",
     ):
         warnings.filterwarnings("ignore", message)
-    import logging
-
     for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def prepare_run_dir(parser: Parser, cfg: Namespace, default: str) -> tuple[Path, Path | None]:
-    """The run directory, made and holding config.yaml, and the checkpoint to resume from.
+def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Path | None]:
+    """The run directory, not yet made, and the checkpoint to resume from.
 
     Raises:
         UserError: the directory holds a run that is not being resumed, or there is no such checkpoint.
@@ -111,18 +118,24 @@ def prepare_run_dir(parser: Parser, cfg: Namespace, default: str) -> tuple[Path,
     if cfg.ckpt_path is not None:
         ckpt_path = run_dir / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
         if not ckpt_path.is_file():
-            raise UserError(f"there is no checkpoint {ckpt_path}: give another --ckpt_path, or leave it out to start anew")
+            raise UserError(
+                f"there is no checkpoint {ckpt_path}: give another --ckpt_path, or leave it out to start anew"
+            )
         _check_checkpoint(ckpt_path)
     resumes_here = ckpt_path is not None and run_dir.resolve() in ckpt_path.resolve().parents
-    if rank_zero_only.rank == 0:
-        if (run_dir / "config.yaml").exists() and not resumes_here:
-            raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
-        settings = cfg.clone()
-        for key in ("config", "run_dir", "ckpt_path"):
-            settings.pop(key, None)
-        text = parser.dump(settings, skip_none=False)
-        write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
+    if _is_rank_zero() and (run_dir / "config.yaml").exists() and not resumes_here:
+        raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
     return run_dir, ckpt_path
+
+
+@rank_zero_only
+def save_config(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
+    """Writes config.yaml: all settings but where the run goes, so that ``--config`` of it repeats the run elsewhere."""
+    settings = cfg.clone()
+    for key in ("config", "run_dir", "ckpt_path"):
+        settings.pop(key, None)
+    text = parser.dump(settings, skip_none=False)
+    write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
 
 
 def _check_checkpoint(path: Path) -> None:
@@ -133,16 +146,16 @@ def _check_checkpoint(path: Path) -> None:
         raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
 
 
-def build_trainer(cfg: Namespace, run_dir: Path, ckpt_path: Path | None, callbacks: list[Callback], bar: Callback) -> Trainer:
+def build_trainer(
+    cfg: Namespace, run_dir: Path, ckpt_path: Path | None, seed: int, callbacks: list[Callback], bar: Callback
+) -> Trainer:
     """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added."""
     if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
     if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
         raise UserError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
     quiet()
-    seed_everything(cfg.seed, workers=True)
-    import inspect
-
+    seed_everything(seed, workers=True)
     arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
     if arguments["logger"] in (None, True):
         steps = _steps_done(ckpt_path)
@@ -159,7 +172,9 @@ def build_trainer(cfg: Namespace, run_dir: Path, ckpt_path: Path | None, callbac
         ]
         if cfg.save_every_n_steps is not None:
             checkpoints.append(
-                ModelCheckpoint(folder, "last", enable_version_counter=False, every_n_train_steps=cfg.save_every_n_steps)
+                ModelCheckpoint(
+                    folder, "last", enable_version_counter=False, every_n_train_steps=cfg.save_every_n_steps
+                )
             )
     extra = arguments["callbacks"] or []
     arguments["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra]), *checkpoints]
@@ -192,7 +207,7 @@ def _csv_logger(run_dir: Path, steps: int) -> CSVLogger:
         with open(path, newline="") as file:
             kept = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
     logger = CSVLogger(run_dir, name="", version="")
-    if kept and rank_zero_only.rank == 0:
+    if kept and _is_rank_zero():
         for row in kept:
             step = int(row.pop("step"))
             logger.experiment.log_metrics({name: value for name, value in row.items() if value}, step)

@@ -1,11 +1,21 @@
-"""Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count asked for."""
+"""Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
-from scripts.cli import START, UserError, build_trainer, main, make_parser, prepare_run_dir  # isort: skip
+from scripts import START
 
+# isort: split
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
+from scripts.cli import (
+    UserError,
+    add_trainer_flags,
+    build_trainer,
+    main,
+    make_parser,
+    resolve_run_dir,
+    save_config,
+)
 
 
 def measured_epochs(asked: list[int]) -> list[int]:
@@ -28,7 +38,7 @@ def run() -> None:
     add("--num_seeds", type=int, default=1, help="repetitions: seed, seed+1, ...")
     add("--hidden", type=int, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
     # Networks this small train faster on a CPU than on any accelerator.
-    parser.set_defaults(accelerator="cpu", devices=1, num_sanity_val_steps=0)
+    add_trainer_flags(parser, accelerator="cpu", devices=1, num_sanity_val_steps=0)
     cfg = parser.parse_args()
 
     epochs = list(cfg.epochs)
@@ -52,10 +62,12 @@ def run() -> None:
         raise UserError(str(error)) from error
     lrs = list(dict.fromkeys(cfg.lr))
     model = FunctionRegressor(lrs, seeds, measured_epochs(epochs), hidden=cfg.hidden, **data.scale)
-    run_dir, ckpt_path = prepare_run_dir(parser, cfg, "runs/fit")
+    run_dir, ckpt_path = resolve_run_dir(cfg, "runs/fit")
     record = CurveRecord(run_dir, epochs, START)
-    cfg.max_epochs, cfg.max_steps, cfg.devices = -1, -1, 1
-    trainer = build_trainer(cfg, run_dir, ckpt_path, [record], TrajectoryBar())
+    flags = cfg.clone()
+    flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
+    trainer = build_trainer(flags, run_dir, ckpt_path, cfg.seed, [record], TrajectoryBar())
+    save_config(parser, cfg, run_dir)
     print(f"Fitting {cfg.function} for {max(epochs):,} epochs, {len(lrs)} learning rates x {len(seeds)} seeds")
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     record.finish(trainer, model, data)

@@ -33,9 +33,7 @@ def archive(*extra: tarfile.TarInfo, files: dict[str, bytes] | None = None) -> b
     """A small archive with the layout of the real one."""
     packed = io.BytesIO()
     with tarfile.open(fileobj=packed, mode="w:gz") as tar:
-        for name, content in (
-            {f"{FOLDER}/{k}": v for k, v in FILES.items()} if files is None else files
-        ).items():
+        for name, content in ({f"{FOLDER}/{k}": v for k, v in FILES.items()} if files is None else files).items():
             member = tarfile.TarInfo(name)
             member.size = len(content)
             tar.addfile(member, io.BytesIO(content))
@@ -242,9 +240,7 @@ def test_a_good_mirror(server: Server, tmp_path: Path, name: str, capfd: pytest.
     get(root, server(name))
     assert_whole(root)
     out, err = capfd.readouterr()
-    assert not out and "CIFAR-10 from 127.0.0.1" in err and "\r" not in err, (
-        "plain where there is no terminal"
-    )
+    assert not out and "CIFAR-10 from 127.0.0.1" in err and "\r" not in err, "plain where there is no terminal"
     asked = len(server.asked)
     get(root, server(name))
     assert len(server.asked) == asked, "what is there is not fetched again"
@@ -398,9 +394,7 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_archive_with_the_right_checksum_and_the_wrong_content(
-    server: Server, tmp_path: Path, name: str
-) -> None:
+def test_archive_with_the_right_checksum_and_the_wrong_content(server: Server, tmp_path: Path, name: str) -> None:
     server.content, root = HOSTILE[name], tmp_path / "a" / "data"
     message = fails(lambda: get(root, server("other"), server.content))
     assert "cannot be unpacked" in message and str(part_of(root)) in message
@@ -467,9 +461,7 @@ def test_killed_in_the_middle_then_resumed(server: Server, tmp_path: Path) -> No
         process.kill()
     have = part_of(tmp_path).stat().st_size
     assert 0 < have <= HALF
-    (tmp_path / f"{FOLDER}.tmp" / FOLDER).mkdir(
-        parents=True
-    )  # as if an earlier one was killed while unpacking
+    (tmp_path / f"{FOLDER}.tmp" / FOLDER).mkdir(parents=True)  # as if an earlier one was killed while unpacking
     server.sent = 0
     get(tmp_path, server("good"))
     assert server.asked[-1] == ("/good", f"bytes={have}-") and server.sent == len(GOOD) - have
