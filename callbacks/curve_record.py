@@ -11,6 +11,7 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 from callbacks.atomic import write_json
+from callbacks.curve_answers import does_more_training_hurt, held_out_choice, quartiles, sentence, table
 from callbacks.figures import curves_figure, error_figure, publish
 
 METRICS = ("train_mse", "true_mse", "true_max_abs_error", "r2")
@@ -22,11 +23,13 @@ class CurveRecord(Callback):
     Args:
         run_dir: where the files go.
         asked: the epoch counts to report.
+        auto: report the epoch count of least true error too, and what a held-out sample would have chosen.
         start: ``time.perf_counter()`` at the start of the process, for the total time.
     """
 
-    def __init__(self, run_dir: Path, asked: Sequence[int], start: float) -> None:
+    def __init__(self, run_dir: Path, asked: Sequence[int], auto: bool, start: float) -> None:
         self.run_dir, self.asked, self.start = run_dir, sorted(set(asked)), start
+        self.auto = auto
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the learnt curves (M, G) where asked for
         self.measured: dict[int, dict[str, torch.Tensor]] = {}
         self.curves: dict[int, torch.Tensor] = {}
@@ -47,12 +50,12 @@ class CurveRecord(Callback):
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
     ) -> None:
-        epochs = outputs.pop("epochs")
         if trainer.sanity_checking:
             return
+        epochs, curve = outputs.pop("epochs"), outputs.pop("curve")
         self.measured.setdefault(epochs, {}).update(outputs)
-        if epochs in self.asked:
-            self.curves[epochs] = pl_module(batch[0].cpu())
+        if self.auto or epochs in self.asked:
+            self.curves[epochs] = curve
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.train_seconds = time.perf_counter() - self._train_start
@@ -71,57 +74,86 @@ class CurveRecord(Callback):
         return rows
 
     def finish(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
-        """Draws the figures, prints the table and writes ``summary.json``, last."""
+        """Draws the figures, prints the answers and writes ``summary.json``, last."""
+        L, S = len(pl_module.lrs), len(pl_module.seeds)
+        whole = {e: m for e, m in sorted(self.measured.items()) if len(m) > 1}
+        epochs = np.array(list(whole))
+        by_lr = {
+            name: torch.stack([m[name] for m in whole.values()]).view(len(whole), L, S).numpy()
+            for name in (*METRICS, "held_out_mse")
+            if whole
+        }
+        choices = {}
+        if self.auto and whole:
+            for i, lr in enumerate(pl_module.lrs):
+                choices[lr] = held_out_choice(epochs, by_lr["true_mse"][:, i], by_lr["held_out_mse"][:, i])
+            self.asked = sorted({*self.asked, *(choice["best_epochs"] for choice in choices.values())})
         results = self.results(pl_module)
-        self._draw(trainer, pl_module, data)
-        self._print(results)
-        reached = {row["epochs"] for row in results}
-        if missing := [epochs for epochs in self.asked if epochs not in reached]:
+        reached = [e for e in self.asked if e in whole]
+
+        if whole:
+            self._draw(trainer, pl_module, data, reached, epochs, by_lr)
+        answers = [
+            {"lr": lr, "epochs": e} | {name: quartiles(by_lr[name][epochs == e, i][0]) for name in METRICS}
+            for i, lr in enumerate(pl_module.lrs)
+            for e in reached
+        ]
+        print(table([self._header(S), *(self._cells(answer, S) for answer in answers)]))
+        if missing := [e for e in self.asked if e not in whole]:
             print(f"Stopped early: not reached and so not reported: {', '.join(map(str, missing))} epochs")
+        more_training = []
+        for i, lr in enumerate(pl_module.lrs if len(whole) > 1 else []):
+            answer = does_more_training_hurt(epochs, by_lr["true_mse"][:, i])
+            text = sentence(lr, answer, S)
+            more_training.append({"lr": lr, **answer, "sentence": text})
+            if len(results) > 1:
+                print(text)
+        for lr, choice in choices.items():
+            worse = choice["held_out_true_mse"] / choice["best_true_mse"]
+            print(
+                f"Learning rate {lr:g}: the true error is least, {choice['best_true_mse']:.4g}, at "
+                f"{choice['best_epochs']:,} epochs; a held-out noisy sample chooses {choice['held_out_epochs']:,}, "
+                f"where it is {choice['held_out_true_mse']:.4g}, {worse:.2f} times that"
+            )
         summary = {
             "function": data.function,
             "x_min": data.x_min,
             "x_max": data.x_max,
             "results": results,
+            "over_seeds": answers,
+            "more_training": more_training,
+            **({"auto": [{"lr": lr, **choice} for lr, choice in choices.items()]} if choices else {}),
             "seconds": {"train": self.train_seconds, "total": time.perf_counter() - self.start},
         }
         write_json(self.run_dir / "summary.json", summary)
 
-    def _draw(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
-        L, S = len(pl_module.lrs), len(pl_module.seeds)
-        panels = []
-        for epochs, curves in sorted(self.curves.items()):
+    def _draw(
+        self, trainer: Trainer, pl_module: Any, data: Any, reached: list[int], epochs: np.ndarray, by_lr: Any
+    ) -> None:
+        S, panels = len(pl_module.seeds), []
+        for e in reached:
             for i, lr in enumerate(pl_module.lrs):
-                mine = slice(i * S, (i + 1) * S)
-                error = self.measured[epochs]["true_mse"][mine].median().item()
-                title = f"{epochs:,} epochs, learning rate {lr:g}\ntrue MSE {error:.3g}"
-                panels.append((title, curves[mine].numpy()))
+                error = quartiles(by_lr["true_mse"][epochs == e, i][0])["median"]
+                label = "true MSE" if S == 1 else "median true MSE"
+                title = f"{e:,} epochs, learning rate {lr:g}\n{label} {error:.3g}"
+                panels.append((title, self.curves[e][i * S : (i + 1) * S].numpy()))
+        points = (data.x[0].numpy(), data.y[0].numpy())
         if panels:
-            figure = curves_figure(
-                data.grid.numpy(),
-                data.truth.numpy(),
-                (data.x[0].numpy(), data.y[0].numpy()),
-                panels,
-                data.function,
-            )
+            figure = curves_figure(data.grid.numpy(), data.truth.numpy(), points, panels, data.function)
             publish(figure, "curves", self.run_dir, trainer.loggers)
-        whole = {e: m for e, m in sorted(self.measured.items()) if "train_mse" in m and "true_mse" in m}
-        if whole:
-            train, true = (
-                torch.stack([m[name] for m in whole.values()]).view(-1, L, S).numpy() for name in METRICS[:2]
-            )
-            figure = error_figure(np.array(list(whole)), pl_module.lrs, train, true, data.noise_std**2)
-            publish(figure, "errors", self.run_dir, trainer.loggers)
+        figure = error_figure(epochs, pl_module.lrs, by_lr["train_mse"], by_lr["true_mse"], data.noise_std**2)
+        publish(figure, "errors", self.run_dir, trainer.loggers)
 
     @staticmethod
-    def _print(results: list[dict[str, Any]]) -> None:
-        """Medians over the seeds."""
-        columns = ("lr", "epochs", *METRICS)
-        print("  ".join(f"{name.replace('true_max_abs_error', 'max_error'):>10}" for name in columns))
-        for lr, epochs in dict.fromkeys((row["lr"], row["epochs"]) for row in results):
-            mine = [row for row in results if (row["lr"], row["epochs"]) == (lr, epochs)]
-            cells = [f"{lr:g}", f"{epochs}"]
-            for name in METRICS:
-                values = torch.tensor([row[name] for row in mine], dtype=torch.float64)
-                cells.append(f"{values.nanquantile(0.5):.4g}" if values.isfinite().any() else "diverged")
-            print("  ".join(f"{cell:>10}" for cell in cells))
+    def _header(num_seeds: int) -> list[str]:
+        suffix = "" if num_seeds == 1 else " [quartiles]"
+        return ["lr", "epochs", *(f"{name.replace('_max_abs', ' max')}{suffix}".replace("_", " ") for name in METRICS)]
+
+    @staticmethod
+    def _cells(answer: dict[str, Any], num_seeds: int) -> list[str]:
+        cells = [f"{answer['lr']:g}", f"{answer['epochs']:,}"]
+        for name in METRICS:
+            q = answer[name]
+            text = f"{q['median']:.4g}" if math.isfinite(q["median"]) else "diverged"
+            cells.append(text if num_seeds == 1 else f"{text} [{q['q25']:.3g}, {q['q75']:.3g}]")
+        return cells

@@ -97,7 +97,14 @@ def curves_figure(
         axes.plot(*points, ".", color=GREY, alpha=0.5, markersize=4, label="training points")
         axes.plot(x, truth, "--", color=ORANGE, linewidth=1.8, label="f(x), the ground truth")
         if len(curves) > 1:
-            axes.fill_between(x, *np.nanquantile(curves, (0.25, 0.75), axis=0), color=BLUE, alpha=0.25, linewidth=0)
+            axes.fill_between(
+                x,
+                *np.nanquantile(curves, (0.25, 0.75), axis=0),
+                color=BLUE,
+                alpha=0.25,
+                linewidth=0,
+                label="middle half of the seeds",
+            )
         if np.isfinite(curves[0]).all():
             axes.plot(x, curves[0], color=BLUE, linewidth=1.8, label="learnt")
         else:
@@ -114,7 +121,7 @@ def curves_figure(
     handles = {
         label: handle for axes in grid.flat for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
     }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=9)
+    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(f"f(x) = {function if len(function) <= 70 else function[:67] + '...'}", fontsize=11)
     return figure
 

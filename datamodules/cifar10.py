@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningDataModule
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
@@ -85,6 +86,7 @@ class TrainBatches:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.start = state["epoch"], state["position"] % len(self)
+        self.position = self.start
 
 
 class EvalBatches:
@@ -119,6 +121,7 @@ class CIFAR10DataModule(LightningDataModule):
     Raises:
         DataError: from ``prepare_data``: the data are absent, or not the official ones, or cannot be fetched.
         ValueError: batch_size or val_size is out of range.
+        MisconfigurationException: from ``train_dataloader``: a process would get no image of a batch.
     """
 
     def __init__(
@@ -183,6 +186,12 @@ class CIFAR10DataModule(LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         images, labels = self.train
         kept = len(labels) - self.val_size
+        world_size = self._process[1]
+        if min(self.batch_size, (kept - 1) % self.batch_size + 1) < world_size:
+            raise MisconfigurationException(
+                f"a batch of --batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
+                f"of {world_size} processes an image: choose another --batch_size or --val_size"
+            )
         return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process)
 
     def val_dataloader(self) -> list[EvalBatches]:

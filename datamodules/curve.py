@@ -16,7 +16,8 @@ class CurveDataModule(LightningDataModule):
     """``num_samples`` points for each seed: x uniform on [x_min, x_max], y = f(x) + noise_std * N(0, 1).
 
     A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation
-    epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise. Row s depends on
+    epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise, and of a
+    held-out sample (x, y), drawn like the training one and never trained on. Row s depends on
     ``seeds[s]`` alone.
 
     Args:
@@ -54,14 +55,16 @@ class CurveDataModule(LightningDataModule):
         check_finite(function, x_min, x_max)
         self.truth = evaluate(function, self.grid)
 
-        xs, ys = [], []
-        for seed in seeds:
+        self.x, self.y, self.held_out_x, self.held_out_y = (
+            torch.empty(len(seeds), num_samples).double() for _ in "1234"
+        )
+        for s, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
-            x = x_min + (x_max - x_min) * torch.rand(num_samples, generator=generator, dtype=torch.float64)
-            noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
-            xs.append(x)
-            ys.append(evaluate(function, x) + noise_std * noise)
-        self.x, self.y = torch.stack(xs), torch.stack(ys)
+            for xs, ys in ((self.x, self.y), (self.held_out_x, self.held_out_y)):
+                uniform = torch.rand(num_samples, generator=generator, dtype=torch.float64)
+                noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
+                xs[s] = x_min + (x_max - x_min) * uniform
+                ys[s] = evaluate(function, xs[s]) + noise_std * noise
 
     @property
     def scale(self) -> dict[str, Any]:
@@ -79,8 +82,8 @@ class CurveDataModule(LightningDataModule):
         return self._one_batch(self.x, self.y)
 
     def val_dataloader(self) -> DataLoader:
-        return self._one_batch(self.grid, self.truth)
+        return self._one_batch(self.grid, self.truth, self.held_out_x, self.held_out_y)
 
     @staticmethod
-    def _one_batch(x: Tensor, y: Tensor) -> DataLoader:
-        return DataLoader([(x, y)], batch_size=None)  # type: ignore[arg-type]
+    def _one_batch(*tensors: Tensor) -> DataLoader:
+        return DataLoader([tensors], batch_size=None)  # type: ignore[arg-type]

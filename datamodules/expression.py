@@ -3,6 +3,7 @@
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,9 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
     if len(expression) > MAX_LENGTH:
         raise ExpressionError(f"the function {shown!r} has {len(expression)} characters; at most {MAX_LENGTH}")
     try:
-        tree = ast.parse(expression.strip(), mode="eval")  # one expression, where simpleeval would take the first
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Python's advice on odd literals
+            tree = ast.parse(expression.strip(), mode="eval")  # one expression, where simpleeval would take the first
         value = _Evaluator(x).eval(expression, previously_parsed=tree.body)
     except ExpressionError as error:
         raise ExpressionError(f"the function {shown!r} cannot be used: {error}") from None
@@ -101,10 +104,12 @@ def check_finite(expression: str, x_min: float, x_max: float) -> None:
     but as one zooms in on it, f grows without bound.
     """
     x = torch.linspace(x_min, x_max, 10_001, dtype=torch.float64)
+    if x_min < 0 < x_max:
+        x = torch.cat([x, x.new_zeros(1)]).sort().values  # where 1/x, log(x), ... have their pole
     y = evaluate(expression, x)
     size = y.abs()
     if not bool(size.isfinite().all()):
-        _refuse(expression, x[~size.isfinite()][0].item(), x_max - x_min)
+        _refuse(expression, x[~size.isfinite()][0].item())
     peaks = size[1:-1].ge(size[:-2]) & size[1:-1].ge(size[2:])
     highest = (size[1:-1] * peaks).topk(20).indices + 1
     low, high, reference = x[highest - 1], x[highest + 1], size[highest].maximum(size.mean())
@@ -115,14 +120,13 @@ def check_finite(expression: str, x_min: float, x_max: float) -> None:
         columns = torch.arange(len(highest))
         grown = values[best, columns] > 1e6 * reference
         if bool(grown.any()):
-            _refuse(expression, zoom[best, columns][grown][0].item(), x_max - x_min)
+            _refuse(expression, zoom[best, columns][grown][0].item())
         low, high = zoom[(best - 1).clamp(0), columns], zoom[(best + 1).clamp(max=100), columns]
     if float(size.max()) > 1e150:
         raise ExpressionError(f"the function {expression!r} exceeds 1e150 on [{x_min:g}, {x_max:g}]: scale it down")
 
 
-def _refuse(expression: str, where: float, width: float) -> None:
-    where = 0.0 if abs(where) < 1e-6 * width else where
+def _refuse(expression: str, where: float) -> None:
     raise ExpressionError(
         f"the function {expression!r} is not finite at x = {where:.6g}: choose an interval without it "
         "(--x_min, --x_max) or another function"

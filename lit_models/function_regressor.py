@@ -25,8 +25,8 @@ class FunctionRegressor(LightningModule):
     does not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run.
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation (x, f(x)), each (G,)
-    float64. Logs ``train/loss`` (mean squared error on the noisy points) and ``val/loss`` (against f itself), medians
-    over the members, in squared units of y.
+    float64, followed by a held-out noisy sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
+    on the noisy points) and ``val/loss`` (against f itself), medians over the members, in squared units of y.
 
     Args:
         lrs: learning rates of Adam.
@@ -91,22 +91,28 @@ class FunctionRegressor(LightningModule):
         if until == self.measure_at[-1]:
             self.trainer.should_stop = True
         mse = error.square().mean(1) * self.y_std[:, 0].repeat(L).square()
-        self._log({"train/loss": mse.median()})
+        self._log({"train/loss": mse.quantile(0.5)})
         return {"epochs": until, "train_mse": mse}
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Compares with f. Returns the epochs done and, each (M,) float64, true_mse, true_max_abs_error and r2."""
-        x, truth = (t.cpu() for t in batch)
-        error = self(x) - truth
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
+        """Compares with f, and with a held-out noisy sample.
+
+        Returns {"epochs": int, "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, held_out_mse.
+        """
+        x, truth, held_out_x, held_out_y = (t.cpu() for t in batch)
+        curve = self(x)
+        error = curve - truth
         mse = error.square().mean(1)
         # A constant f has no variance to explain: right is 1, wrong minus infinity, as R2's limit is.
         r2 = torch.where(mse == 0, 1.0, 1 - mse / truth.var(correction=0))
-        self._log({"val/loss": mse.median()})
+        self._log({"val/loss": mse.quantile(0.5)})
         return {
             "epochs": self.epochs_done,
+            "curve": curve,
             "true_mse": mse,
             "true_max_abs_error": error.abs().amax(1),
             "r2": r2,
+            "held_out_mse": (self(held_out_x) - held_out_y.repeat(len(self.lrs), 1)).square().mean(1),
         }
 
     def _log(self, metrics: dict[str, Tensor]) -> None:

@@ -1,8 +1,12 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
+from typing import Literal
+
 from scripts import START
 
 # isort: split
+import torch
+
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
 from datamodules import CurveDataModule
@@ -16,6 +20,8 @@ from scripts.cli import (
     resolve_run_dir,
     save_config,
 )
+
+AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 
 
 def measured_epochs(asked: list[int]) -> list[int]:
@@ -33,7 +39,13 @@ def run() -> None:
     add("--x_max", type=float, default=5.0, help="... to x_max")
     add("--num_samples", type=int, default=200, help="training points")
     add("--noise_std", type=float, default=3.0, help="standard deviation of the Gaussian noise on y")
-    add("--epochs", type=int, nargs="+", default=[1000], help="epoch counts; every one is reported")
+    add(
+        "--epochs",
+        type=int | Literal["auto"],
+        nargs="+",
+        default=[1000],
+        help="epoch counts, every one reported; auto: the one of least true error, up to the largest given, or 50,000",
+    )
     add("--lr", type=float, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
     add("--num_seeds", type=int, default=1, help="repetitions: seed, seed+1, ...")
     add("--hidden", type=int, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
@@ -41,11 +53,13 @@ def run() -> None:
     add_trainer_flags(parser, accelerator="cpu", devices=1, num_sanity_val_steps=0)
     cfg = parser.parse_args()
 
-    epochs = list(cfg.epochs)
+    auto = "auto" in cfg.epochs
+    epochs = [e for e in cfg.epochs if e != "auto"]
+    horizon = [] if epochs else [AUTO_HORIZON]
     for limit in (cfg.max_epochs, cfg.max_steps):
         if limit is not None and limit > 0:  # one epoch is one step
-            epochs = [e for e in epochs if e < limit] + [limit]
-    for name, values in (("--epochs", epochs), ("--hidden", cfg.hidden), ("--num_seeds", [cfg.num_seeds])):
+            epochs, horizon = [e for e in epochs if e < limit] + [limit], []
+    for name, values in (("--epochs", epochs + horizon), ("--hidden", cfg.hidden), ("--num_seeds", [cfg.num_seeds])):
         if min(values) < 1:
             raise UserError(f"{name} is {min(values)}; it must be at least 1")
     if not all(0 < lr < float("inf") for lr in cfg.lr):
@@ -61,14 +75,18 @@ def run() -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     lrs = list(dict.fromkeys(cfg.lr))
-    model = FunctionRegressor(lrs, seeds, measured_epochs(epochs), hidden=cfg.hidden, **data.scale)
+    model = FunctionRegressor(lrs, seeds, measured_epochs(epochs + horizon), hidden=cfg.hidden, **data.scale)
+    if len(lrs) * len(seeds) < 8:
+        torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
     run_dir, ckpt_path = resolve_run_dir(cfg, "runs/fit")
-    record = CurveRecord(run_dir, epochs, START)
+    record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
     trainer = build_trainer(flags, run_dir, ckpt_path, cfg.seed, [record], TrajectoryBar())
     save_config(parser, cfg, run_dir)
-    print(f"Fitting {cfg.function} for {max(epochs):,} epochs, {len(lrs)} learning rates x {len(seeds)} seeds")
+    print(
+        f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, {len(lrs)} learning rates x {len(seeds)} seeds"
+    )
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     record.finish(trainer, model, data)
     print(f"Pictures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")

@@ -1,0 +1,154 @@
+"""Schedules and files of a run."""
+
+import json
+import math
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch.utils.data import DataLoader
+
+from callbacks import LRStep
+from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
+
+# LRStep
+
+
+class TwoGroups(LightningModule):
+    """A line fitted by SGD, weight and bias in parameter groups of their own; records the rates of each epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.line = torch.nn.Linear(1, 1)
+        self.rates: dict[int, list[float]] = {}
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        optimizer: Any = self.optimizers()
+        self.rates[self.current_epoch] = [group["lr"] for group in optimizer.param_groups]
+        return (self.line(batch) - 2 * batch).square().mean()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([{"params": [self.line.weight]}, {"params": [self.line.bias], "lr": 0.2}], lr=0.1)
+
+
+def train(epochs: int, *callbacks: Callback, resume: Path | None = None, save: Path | None = None) -> dict:
+    model = TwoGroups()
+    trainer = Trainer(
+        max_epochs=epochs,
+        callbacks=list(callbacks),
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, DataLoader(torch.linspace(-1, 1, 8)[:, None], batch_size=4), ckpt_path=resume, weights_only=True)
+    if save is not None:
+        trainer.save_checkpoint(save)
+    return model.rates
+
+
+MILESTONES = {2: 0.05, 5: 0.01}
+STEPS = {0: [0.1, 0.2], 1: [0.1, 0.2], **{e: [0.05] * 2 for e in (2, 3, 4)}, **{e: [0.01] * 2 for e in (5, 6)}}
+
+
+def test_lr_step_sets_every_group_from_each_milestone_on() -> None:
+    assert train(7, LRStep(MILESTONES)) == STEPS
+
+
+def test_lr_step_takes_milestones_in_any_order() -> None:
+    assert train(7, LRStep({5: 0.01, 2: 0.05})) == STEPS
+
+
+@pytest.mark.parametrize("stop", [1, 2, 4, 5, 6])
+def test_lr_step_goes_on_after_a_resume(stop: int, tmp_path: Path) -> None:
+    before = train(stop, LRStep(MILESTONES), save=tmp_path / "a.ckpt")
+    after = train(7, LRStep(MILESTONES), resume=tmp_path / "a.ckpt")
+    assert before | after == STEPS and not before.keys() & after.keys()
+
+
+def test_lr_step_depends_on_the_epoch_alone(tmp_path: Path) -> None:
+    """The first epoch not before a milestone may be one that a resume begins with, the milestone long past."""
+    train(4, save=tmp_path / "a.ckpt")
+    assert train(7, LRStep(MILESTONES), resume=tmp_path / "a.ckpt") == {e: STEPS[e] for e in (4, 5, 6)}
+
+
+def test_lr_step_without_milestones_leaves_the_rates_alone() -> None:
+    assert train(3, LRStep({})) == {epoch: [0.1, 0.2] for epoch in range(3)}
+
+
+@pytest.mark.parametrize("milestones", [{-1: 0.1}, {3: -0.1}, {3: math.nan}, {3: math.inf}])
+def test_lr_step_refuses_what_is_no_schedule(milestones: Mapping[int, float]) -> None:
+    with pytest.raises(ValueError, match="milestone"):
+        LRStep(milestones)
+
+
+# Files
+
+
+def test_write_atomically_creates_and_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "file"
+    for content in (b"one", b"2"):
+        write_atomically(path, lambda file, content=content: file.write(content))
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("old", [b"old", None])
+@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
+def test_write_atomically_leaves_no_half_file(tmp_path: Path, error: BaseException, old: bytes | None) -> None:
+    path = tmp_path / "file"
+    if old is not None:
+        path.write_bytes(old)
+
+    def fails(file: Any) -> None:
+        file.write(b"half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_atomically(path, fails)
+    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {"file": old})
+
+
+def test_write_json_is_standard_json(tmp_path: Path) -> None:
+    path = tmp_path / "summary.json"
+    write_json(path, {"a": [1, 0.1, math.nan], "b": {"c": (math.inf, -math.inf)}, "d": None, "e": "nan"})
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    content = json.loads(path.read_text(), parse_constant=refuse)
+    assert content == {"a": [1, 0.1, None], "b": {"c": [None, None]}, "d": None, "e": "nan"}
+
+
+def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "last.ckpt"
+    AtomicCheckpointIO().save_checkpoint({"epoch": 3, "w": torch.arange(4.0)}, path)
+    assert list(path.parent.iterdir()) == [path]
+    loaded = AtomicCheckpointIO().load_checkpoint(path)
+    assert loaded["epoch"] == 3 and torch.equal(loaded["w"], torch.arange(4.0))
+
+
+class Bomb:
+    """Unpickled, it creates a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("weights_only", [None, True, False])
+def test_checkpoints_run_no_code(tmp_path: Path, weights_only: bool | None) -> None:
+    path, crater = tmp_path / "bomb.ckpt", tmp_path / "crater"
+    torch.save({"state_dict": {}, "x": Bomb(crater)}, path)
+    with pytest.raises(pickle.UnpicklingError):
+        AtomicCheckpointIO().load_checkpoint(path, weights_only=weights_only)
+    assert not crater.exists()
+    torch.load(path, weights_only=False)  # the bomb is live
+    assert crater.exists()

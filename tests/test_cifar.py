@@ -1,0 +1,276 @@
+"""scripts/cifar.py as its user meets it: the command line, its output, and the files that it leaves."""
+
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+BATCHES = ("--limit_train_batches", "12", "--limit_val_batches", "2", "--limit_test_batches", "2")
+SETTINGS = ("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2: 0.01}", "--accelerator", "cpu", *BATCHES)
+TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
+COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
+FIT_FLAGS = "function x_min x_max num_samples noise_std epochs lr num_seeds hidden".split()
+CIFAR_FLAGS = "recipe data data_root download val_size num_seeds probe_train batch_size compile milestones".split()
+
+
+def command(*args, script="cifar.py"):
+    return [sys.executable, str(SCRIPTS / script), *args]
+
+
+def environment():
+    """No GPU can be seen, and CIFAR-10 is only where a test says."""
+    env = {name: value for name, value in os.environ.items() if name != "CIFAR10_ROOT"}
+    return env | {"CUDA_VISIBLE_DEVICES": ""}
+
+
+def cifar(folder, *args, script="cifar.py"):
+    return subprocess.run(
+        command(*args, script=script), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+def succeed(folder, *args):
+    done = cifar(folder, *args)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def summary(run_dir):
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+def weights(run_dir):
+    return torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+
+
+def assert_same_run(run_dir, expected):
+    mine, theirs = weights(run_dir), weights(expected)
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    for name in ("test_acc", "test_loss"):
+        assert summary(run_dir)[name] == summary(expected)[name]
+    timed = ("seconds", "images_per_second")
+    untimed = [
+        [{name: value for name, value in row.items() if name not in timed} for row in summary(run)["epochs"]]
+        for run in (run_dir, expected)
+    ]
+    assert untimed[0] == untimed[1]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("cifar")
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    """Three short epochs on the synthetic images: what it printed, and where it went."""
+    return succeed(folder, *SETTINGS, "--run_dir", "whole"), folder / "whole"
+
+
+def test_summary_is_complete(run):
+    content = summary(run[1])
+    assert set(content) >= {
+        *("recipe", "data", "device", "parameters", "train_batches", "val_batches", "epochs"),
+        *("test_acc", "test_loss", "images_per_second", "seconds", "peak_memory_mb"),
+    }
+    assert (content["recipe"], content["data"], content["device"]) == ("lab", "synthetic", "cpu")
+    assert content["parameters"] == 269_722
+    assert (content["train_batches"], content["val_batches"]) == (12, 2)
+    assert 0 <= content["test_acc"] <= 1 and content["test_loss"] > 0
+    assert content["test_acc"] * 256 == pytest.approx(round(content["test_acc"] * 256), abs=1e-3)
+    assert content["images_per_second"] > 0 and content["peak_memory_mb"] > 0
+    assert content["seconds"]["total"] > content["seconds"]["train"] > 0
+
+
+def test_summary_tells_every_epoch(run):
+    epochs = summary(run[1])["epochs"]
+    assert [row["epoch"] for row in epochs] == [0, 1, 2]
+    assert [row["lr"] for row in epochs] == [0.1, 0.1, 0.01]
+    for row in epochs:
+        assert set(row) >= {
+            *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds", "images_per_second")
+        }
+        assert row["train_loss"] > 0 and row["val_loss"] > 0
+        assert 0 <= row["train_acc"] <= 1 and 0 <= row["val_acc"] <= 1
+    assert epochs[-1]["val_acc"] > 0.2, "it has learnt nothing"
+
+
+def test_metrics_csv_shows_what_design_names_and_the_lr_steps(run):
+    with open(run[1] / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    names = {f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")}
+    assert names | {"lr"} <= set(rows[0])
+    assert [float(row["lr"]) for row in rows if row["lr"]] == pytest.approx([0.1, 0.1, 0.01])
+    for name in names:
+        assert sum(bool(row[name]) for row in rows) == (1 if name.startswith("test") else 3)
+
+
+def test_every_file_of_a_run_is_there(run):
+    run_dir = run[1]
+    for name in ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt"):
+        assert (run_dir / name).stat().st_size > 0
+    assert list(run_dir.glob("events.out.tfevents.*"))
+    picture = (run_dir / "training.png").read_bytes()
+    assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 10_000
+    assert not [path for path in run_dir.rglob("*") if "tmp" in path.name]
+
+
+def test_last_lines_say_the_result_and_where_to_look(run):
+    output, run_dir = run
+    last = output.strip().splitlines()[-2:]
+    assert f"{summary(run_dir)['test_acc']:.2%}" in last[0]
+    assert "whole" in last[1] and "tensorboard" in last[1]
+
+
+def test_config_repeats_the_run_bit_for_bit(folder, run):
+    succeed(folder, "--config", "whole/config.yaml", "--run_dir", "again")
+    assert (folder / "again" / "metrics.csv").read_bytes() == (run[1] / "metrics.csv").read_bytes()
+    assert_same_run(folder / "again", run[1])
+
+
+def interrupt(folder, name, signum, extra, ready):
+    """Starts the run ``name``, sends the signal once ``ready(process)`` returns, and gives the exit code."""
+    process = subprocess.Popen(
+        command(*SETTINGS, *extra, "--run_dir", name), cwd=folder, env=environment(), stdout=subprocess.PIPE, text=True
+    )
+    try:
+        ready(process)
+        process.send_signal(signum)
+        process.communicate(timeout=60)
+    finally:
+        process.kill()
+    return process.returncode
+
+
+def test_ctrl_c_inside_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, run):
+    checkpoint = folder / "ctrl_c" / "checkpoints" / "last.ckpt"
+    every = ("--save_every_n_steps", "4")
+
+    def first_checkpoint(process):
+        while not checkpoint.exists() and process.poll() is None:
+            time.sleep(0.005)
+
+    assert interrupt(folder, "ctrl_c", signal.SIGINT, every, first_checkpoint) == 130
+    assert 4 <= torch.load(checkpoint, weights_only=True)["global_step"] < 36
+    assert not (folder / "ctrl_c" / "summary.json").exists()
+    succeed(folder, *SETTINGS, *every, "--run_dir", "ctrl_c", "--ckpt_path", "last")
+    assert_same_run(folder / "ctrl_c", run[1])
+
+
+def test_sigterm_after_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, run):
+    def first_epoch(process):
+        for line in process.stdout:
+            if line.split()[:2] == ["0", "0.1"]:
+                return
+
+    assert interrupt(folder, "sigterm", signal.SIGTERM, (), first_epoch) == 143
+    checkpoint = torch.load(folder / "sigterm" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert 12 <= checkpoint["global_step"] < 36
+    succeed(folder, *SETTINGS, "--run_dir", "sigterm", "--ckpt_path", "last")
+    assert_same_run(folder / "sigterm", run[1])
+
+
+def test_two_processes_make_one_run_and_count_each_image_once(folder):
+    batches = ("--max_epochs", "1", "--limit_train_batches", "3", "--batch_size", "128", "--val_size", "1001")
+    processes = ("--accelerator", "cpu", "--devices", "2", "--strategy", "ddp")
+    succeed(folder, "--data", "synthetic", *batches, *processes)
+    (run_dir,) = (folder / "runs" / "cifar").iterdir()
+    assert len(list(run_dir.rglob("summary.json"))) == len(list(run_dir.rglob("metrics.csv"))) == 1
+    content = summary(run_dir)
+    (epoch,) = content["epochs"]
+    for accuracy, images in ((content["test_acc"], 2000), (epoch["val_acc"], 1001), (epoch["train_acc"], 384)):
+        assert accuracy * images == pytest.approx(round(accuracy * images), abs=1e-3)
+
+
+def test_real_images(folder, cifar10_root):
+    data = ("--data_root", str(cifar10_root.resolve()), "--download", "false")
+    succeed(folder, *data, *BATCHES, "--max_epochs", "1", "--accelerator", "cpu", "--run_dir", "real")
+    content = summary(folder / "real")
+    assert content["data"] == "cifar10"
+    assert (content["train_batches"], content["val_batches"]) == (12, 2)
+    assert 0 < content["epochs"][0]["train_acc"] < 1
+
+
+def test_corrupt_images(tmp_path, cifar10_root):
+    real, copy = cifar10_root.resolve() / "cifar-10-batches-py", tmp_path / "cifar-10-batches-py"
+    copy.mkdir()
+    for path in real.iterdir():
+        (copy / path.name).symlink_to(path)
+    broken = copy / "data_batch_3"
+    broken.unlink()
+    shutil.copyfile(real / "data_batch_3", broken)
+    with open(broken, "r+b") as file:
+        file.seek(1_000_000)
+        byte = file.read(1)[0]
+        file.seek(1_000_000)
+        file.write(bytes([byte ^ 1]))
+    done = cifar(tmp_path, "--data_root", str(tmp_path), "--download", "true", "--run_dir", "new")
+    assert_is_mistake(done, "data_batch_3")
+    assert not (tmp_path / "new").exists()
+
+
+# a mistake: the arguments, and a word that its message must hold
+MISTAKES = {
+    "missing data": (["--data_root", "nowhere", "--download", "false"], "nowhere"),
+    "empty batch": (["--data", "synthetic", "--batch_size", "0"], "batch_size"),
+    "all held out": (["--data", "synthetic", "--val_size", "10000"], "val_size"),
+    "bad milestones": (["--data", "synthetic", "--milestones", "{five: fast}"], "milestones"),
+    "unknown recipe": (["--data", "synthetic", "--recipe", "nonsense"], "recipe"),
+    "no GPU": (["--data", "synthetic", "--accelerator", "gpu"], "GPU"),
+}
+
+
+def assert_is_mistake(done, word):
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert word in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What became of each mistake, every one in its own folder."""
+
+    def outcome(name):
+        folder = tmp_path_factory.mktemp("mistake")
+        return cifar(folder, *MISTAKES[name][0], "--run_dir", "new"), list(folder.iterdir())
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(MISTAKES, pool.map(outcome, MISTAKES), strict=True))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_line_and_exit_code_2(outcomes, name):
+    done, left_behind = outcomes[name]
+    assert_is_mistake(done, MISTAKES[name][1])
+    assert not left_behind
+
+
+@pytest.fixture(scope="module")
+def told(folder):
+    """What both scripts say to --help and --print_config."""
+    asked = [(script, flag) for script in ("fit.py", "cifar.py") for flag in ("--help", "--print_config")]
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(asked, pool.map(lambda a: cifar(folder, a[1], script=a[0]), asked), strict=True))
+
+
+@pytest.mark.parametrize(("script", "own"), [("fit.py", FIT_FLAGS), ("cifar.py", CIFAR_FLAGS)])
+def test_help_and_print_config_name_every_flag(told, script, own):
+    shown, config = told[script, "--help"], told[script, "--print_config"]
+    assert shown.returncode == config.returncode == 0
+    for flag in (*own, *COMMON_FLAGS, *TRAINER_FLAGS):
+        assert f"--{flag}" in shown.stdout
+    settings = {line.split(":")[0] for line in config.stdout.splitlines()}
+    assert {*own, *COMMON_FLAGS, *TRAINER_FLAGS} - settings == {"config", "print_config"}

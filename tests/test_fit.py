@@ -1,0 +1,234 @@
+"""scripts/fit.py as its user meets it: the command line, its output, and the files that it leaves."""
+
+import csv
+import json
+import math
+import os
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "fit.py"
+SMALL = ("--lr", "0.1", "0.01", "--num_samples", "50")
+
+
+def fit(folder, *args):
+    """Runs the script in ``folder``, where no GPU can be seen."""
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.run(
+        [sys.executable, str(SCRIPT), *args], cwd=folder, env=env, capture_output=True, text=True, timeout=300
+    )
+
+
+def succeed(folder, *args):
+    done = fit(folder, *args)
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+def summary(run_dir):
+    def no_nan(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    return json.loads((run_dir / "summary.json").read_text(), parse_constant=no_nan)
+
+
+def metrics(run_dir):
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_is_picture(path):
+    data = path.read_bytes()
+    width, height = (int.from_bytes(data[i : i + 4], "big") for i in (16, 20))
+    assert data.startswith(b"\x89PNG\r\n\x1a\n")
+    assert width >= 600 and height >= 300 and len(data) > 10_000
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("fit")
+
+
+@pytest.fixture(scope="module")
+def default(folder):
+    """A run without any flag: what it printed, and where it went."""
+    output = succeed(folder)
+    (run_dir,) = (folder / "runs" / "fit").iterdir()
+    return output, run_dir
+
+
+@pytest.fixture(scope="module")
+def grid(folder):
+    """Two learning rates, three seeds and two epoch counts."""
+    succeed(
+        folder, "--epochs", "100", "300", "--lr", "0.1", "0.01", "--num_seeds", "3", "--seed", "5", "--run_dir", "grid"
+    )
+    return folder / "grid"
+
+
+@pytest.fixture(scope="module")
+def whole(folder):
+    """500 epochs in one go."""
+    succeed(folder, *SMALL, "--epochs", "500", "--run_dir", "whole")
+    return folder / "whole"
+
+
+def test_default_run_learns_the_curve(default):
+    _, run_dir = default
+    content = summary(run_dir)
+    assert {"function", "x_min", "x_max", "results", "seconds"} <= set(content)
+    assert content["function"] == "x**2 + 2*sin(x) + cos(x-1) - 5"
+    assert (content["x_min"], content["x_max"]) == (-5, 5)
+    assert content["seconds"]["total"] > content["seconds"]["train"] > 0
+    (result,) = content["results"]
+    assert (result["lr"], result["seed"], result["epochs"]) == (0.01, 0, 1000)
+    assert 6 < result["train_mse"] < 12  # the noise has variance 9
+    assert 0 < result["true_mse"] < 2
+    assert result["true_mse"] < result["true_max_abs_error"] ** 2
+    assert result["r2"] > 0.95
+
+
+def test_the_output_ends_with_the_result_and_where_to_look(default):
+    output, run_dir = default
+    (result,) = summary(run_dir)["results"]
+    assert f"{result['true_mse']:.4g}" in output
+    last = output.strip().splitlines()[-1]
+    assert str(run_dir.relative_to(run_dir.parents[2])) in last and "tensorboard" in last
+
+
+def test_every_file_of_a_run_is_there(grid):
+    for name in ("config.yaml", "metrics.csv", "summary.json", "checkpoints/last.ckpt"):
+        assert (grid / name).stat().st_size > 0
+    assert list(grid.glob("events.out.tfevents.*"))
+    assert_is_picture(grid / "curves.png")
+    assert_is_picture(grid / "errors.png")
+    left_aside = [path for path in grid.rglob("*") if "tmp" in path.name]
+    assert not left_aside
+
+
+def test_every_setting_of_the_grid_is_reported(grid):
+    results = summary(grid)["results"]
+    asked = {(lr, seed, epochs) for lr in (0.1, 0.01) for seed in (5, 6, 7) for epochs in (100, 300)}
+    assert {(r["lr"], r["seed"], r["epochs"]) for r in results} == asked
+    assert len(results) == len(asked)
+    for r in results:
+        assert set(r) == {"lr", "seed", "epochs", "train_mse", "true_mse", "true_max_abs_error", "r2"}
+        assert 0 < r["true_mse"] <= r["true_max_abs_error"] ** 2
+        assert r["train_mse"] > 0 and r["r2"] < 1
+    assert len({r["true_mse"] for r in results}) == len(asked)  # own initialisation, own sample
+
+
+def test_r2_and_true_mse_speak_of_the_same_truth(grid):
+    x = torch.linspace(-5, 5, 1001, dtype=torch.float64)
+    variance = (x**2 + 2 * x.sin() + (x - 1).cos() - 5).var(correction=0).item()
+    for r in summary(grid)["results"]:
+        assert r["r2"] == pytest.approx(1 - r["true_mse"] / variance)
+
+
+def test_metrics_are_logged_over_epochs(whole):
+    rows = metrics(whole)
+    assert {"train/loss", "val/loss"} <= set(rows[0])
+    steps = [int(row["step"]) for row in rows if row["val/loss"]]
+    assert steps[-1] == 500 and sorted(set(steps)) == steps
+
+
+def test_config_repeats_the_run_bit_for_bit(folder, grid):
+    succeed(folder, "--config", "grid/config.yaml", "--run_dir", "grid-again")
+    again = folder / "grid-again"
+    assert summary(again)["results"] == summary(grid)["results"]
+    assert (again / "metrics.csv").read_bytes() == (grid / "metrics.csv").read_bytes()
+
+
+def test_the_seed_decides(folder, whole):
+    for seed in ("0", "1"):
+        succeed(folder, *SMALL, "--epochs", "500", "--seed", seed, "--run_dir", f"seed{seed}")
+    expected = (whole / "metrics.csv").read_bytes()
+    assert (folder / "seed0" / "metrics.csv").read_bytes() == expected
+    assert (folder / "seed1" / "metrics.csv").read_bytes() != expected
+
+
+def test_resume_equals_an_uninterrupted_run(folder, whole):
+    succeed(folder, *SMALL, "--epochs", "200", "--run_dir", "resumed")
+    succeed(folder, *SMALL, "--epochs", "500", "--run_dir", "resumed", "--ckpt_path", "last")
+    resumed = folder / "resumed"
+    assert summary(resumed)["results"] == summary(whole)["results"]
+    last, expected = (
+        [row for row in metrics(run) if row["step"] == "500" and row["val/loss"]] for run in (resumed, whole)
+    )
+    assert last == expected != []
+    weights, expected = (
+        torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (resumed, whole)
+    )
+    assert weights.keys() == expected.keys()
+    assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_max_epochs_cuts_the_epochs_asked_for(folder):
+    succeed(folder, *SMALL, "--epochs", "20", "1000", "--max_epochs", "50", "--run_dir", "cut")
+    assert {r["epochs"] for r in summary(folder / "cut")["results"]} == {20, 50}
+
+
+def test_divergence_is_a_result_not_a_crash(folder):
+    args = ("--function", "exp(20*x)", "--lr", "1e30", "0.001", "--epochs", "200", "--run_dir", "diverged")
+    output = succeed(folder, *args)
+    assert "diverged" in output
+    bad, good = summary(folder / "diverged")["results"]
+    assert bad["lr"] == 1e30
+    assert all(bad[name] is None for name in ("train_mse", "true_mse", "true_max_abs_error", "r2"))
+    assert all(math.isfinite(good[name]) for name in ("train_mse", "true_mse", "true_max_abs_error", "r2"))
+    assert_is_picture(folder / "diverged" / "curves.png")
+    assert_is_picture(folder / "diverged" / "errors.png")
+
+
+# a mistake: the arguments, and a word that its message must hold
+MISTAKES = {
+    "unknown flag": (["--no_such_flag", "1"], "no_such_flag"),
+    "wrong type": (["--num_samples", "many"], "num_samples"),
+    "bad expression": (["--function", "x +* 2"], "x +* 2"),
+    "pole": (["--function", "1/x"], "x = 0"),
+    "empty interval": (["--x_min", "2", "--x_max", "1"], "x_min"),
+    "no epochs": (["--epochs", "0"], "epochs"),
+    "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
+    "no run to go on with": (["--ckpt_path", "last"], "last.ckpt"),
+    "garbage checkpoint": (["--ckpt_path", "garbage.ckpt"], "garbage.ckpt"),
+    "no GPU": (["--accelerator", "gpu"], "GPU"),
+    "finished run": (["--run_dir", "finished"], "finished"),
+    "run_dir below a file": (["--run_dir", "plain_file/run"], "plain_file"),
+    "no such config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory):
+    """What became of each mistake, every one in its own folder."""
+    base = tmp_path_factory.mktemp("mistakes")
+
+    def outcome(name):
+        folder = base / name.replace(" ", "_")
+        (folder / "finished").mkdir(parents=True)
+        (folder / "finished" / "config.yaml").write_text("seed: 0\n")
+        (folder / "plain_file").write_text("not a folder")
+        (folder / "garbage.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
+        args = MISTAKES[name][0]
+        before = sorted(folder.rglob("*"))
+        done = fit(folder, *args, *([] if "--run_dir" in args else ["--run_dir", "new"]))
+        return done, before, sorted(folder.rglob("*"))
+
+    with ThreadPoolExecutor(2) as pool:
+        return dict(zip(MISTAKES, pool.map(outcome, MISTAKES), strict=True))
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_a_mistake_gets_one_line_and_exit_code_2(outcomes, name):
+    done, before, after = outcomes[name]
+    assert done.returncode == 2
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+    assert MISTAKES[name][1] in done.stderr
+    assert "Traceback" not in done.stdout + done.stderr
+    assert after == before, "it left something behind"

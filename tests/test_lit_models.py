@@ -1,0 +1,288 @@
+"""The two networks and how they learn."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from datamodules import CurveDataModule
+from datamodules.cifar10 import crop_and_flip, normalize
+from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
+from lit_models.adam import ElementwiseAdam
+from lit_models.mlps import MLPs
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+}
+
+
+# ResNet-20
+
+
+def test_resnet20_has_the_papers_number_of_parameters() -> None:
+    first = 3 * 16 * 9
+    stage1 = 6 * (16 * 16 * 9)
+    stage2 = 16 * 32 * 9 + 5 * (32 * 32 * 9)
+    stage3 = 32 * 64 * 9 + 5 * (64 * 64 * 9)
+    norms = 2 * (16 + 6 * 16 + 6 * 32 + 6 * 64)  # a scale and an offset for every channel of every convolution
+    linear = 64 * 10 + 10
+    assert first + stage1 + stage2 + stage3 + norms + linear == 269_722
+    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
+
+
+def test_resnet20_registers_its_layers_in_the_papers_order() -> None:
+    names = [n for n, m in ResNet20().named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+    block = ["conv1", "bn1", "conv2", "bn2"]
+    assert [n.split(".")[-1] for n in names] == ["conv1", "bn1", *block * 9, "linear"]
+
+
+def test_resnet20_halves_the_picture_where_it_doubles_the_channels() -> None:
+    net, shapes = ResNet20(), []
+    for stage in (net.layer1, net.layer2, net.layer3):
+        stage.register_forward_hook(lambda module, args, out: shapes.append(tuple(out.shape)))
+    assert net(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+    assert shapes == [(2, 16, 32, 32), (2, 32, 16, 16), (2, 64, 8, 8)]
+    # by the first convolution of the stage, and nowhere else
+    assert [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d) and m.stride == (2, 2)] == [
+        "layer2.0.conv1",
+        "layer3.0.conv1",
+    ]
+
+
+@pytest.mark.parametrize("stage, channels", [("layer2", 16), ("layer3", 32)])
+def test_shortcut_is_option_a(stage: str, channels: int) -> None:
+    block = getattr(ResNet20(), stage)[0]
+    nn.init.zeros_(block.bn2.weight)  # silences the convolutions: what is left is the shortcut
+    x = torch.rand(2, channels, 8, 8)
+    out, half = block(x), channels // 2
+    assert torch.equal(out[:, half:-half], x[:, :, ::2, ::2])
+    assert not out[:, :half].any() and not out[:, -half:].any()
+
+
+def plain_resnet20(state: Sequence[Tensor], x: Tensor, training: bool) -> Tensor:
+    """The paper's network once more, as formulas: it takes the entries of the state dict in their order."""
+    left: Iterator[Tensor] = iter([t for t in state if t.dim() > 0])  # without the counters of batch norm
+
+    def conv_bn(x: Tensor, stride: int = 1) -> Tensor:
+        x = F.conv2d(x, next(left), stride=stride, padding=1)
+        scale, offset, mean, var = itertools.islice(left, 4)
+        if training:
+            var, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        scale = scale / (var + 1e-5).sqrt()
+        return x * scale[:, None, None] + (offset - mean * scale)[:, None, None]
+
+    x = conv_bn(x).relu()
+    for stage, block in itertools.product(range(3), range(3)):
+        shrink = stage > 0 and block == 0
+        shortcut = x
+        if shrink:
+            zeros = torch.zeros(len(x), x.shape[1] // 2, x.shape[2] // 2, x.shape[3] // 2, dtype=x.dtype)
+            shortcut = torch.cat([zeros, x[:, :, ::2, ::2], zeros], 1)
+        x = (conv_bn(conv_bn(x, 2 if shrink else 1).relu()) + shortcut).relu()
+    weight, bias = left
+    return F.adaptive_avg_pool2d(x, 1).flatten(1) @ weight.T + bias
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_resnet20_computes_the_papers_network(training: bool) -> None:
+    torch.manual_seed(0)
+    net = ResNet20().double().train(training)
+    for tensor in net.state_dict().values():  # nothing is left at 0 or 1, where a mistake might not show
+        if tensor.dim() == 1:
+            tensor.uniform_(0.5, 1.5)
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(net(x), plain_resnet20(list(net.state_dict().values()), x, training))
+
+
+@pytest.mark.parametrize("he_init", [True, False])
+def test_initial_variance(he_init: bool) -> None:
+    """He: 2 / fan_in, normal. PyTorch: uniform on +-1 / sqrt(fan_in), whose variance is 1 / (3 fan_in)."""
+    torch.manual_seed(0)
+    for weight in (p for p in ResNet20(he_init=he_init).parameters() if p.dim() > 1):
+        fan_in = weight[0].numel()
+        expected = 2 / fan_in if he_init else 1 / (3 * fan_in)
+        # The variance of n normal numbers has the relative deviation sqrt(2 / n); of uniform ones less.
+        assert weight.var().item() == pytest.approx(expected, rel=5 * (2 / weight.numel()) ** 0.5)
+
+
+@pytest.mark.filterwarnings("ignore:You are trying to `self.log")  # there is no Trainer here
+def test_a_training_step_on_a_gpu_mixes_no_devices() -> None:
+    """Under fake tensors PyTorch works out every result's shape and device, but computes nothing: no GPU is needed."""
+    model = ResNet20Classifier(momentum=0.9)
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for module in model.net.modules():
+            for name, p in list(module.named_parameters(recurse=False)):
+                fake = torch.empty_strided(p.shape, p.stride(), device="cuda")
+                setattr(module, name, nn.Parameter(fake))
+            for name, b in list(module.named_buffers(recurse=False)):
+                setattr(module, name, torch.empty_strided(b.shape, b.stride(), dtype=b.dtype, device="cuda"))
+        model.metrics.to("cuda")
+        with pytest.raises(RuntimeError, match="same device"):  # what a mixture would do here
+            torch.ones(2, device="cuda") + torch.ones(2)
+
+        def empty(*shape: int, dtype: torch.dtype = torch.int64) -> Tensor:
+            return torch.empty(shape, dtype=dtype, device="cuda")
+
+        shift, flip, labels = empty(128, 2), empty(128, dtype=torch.bool), empty(128)
+        images = normalize(crop_and_flip(empty(128, 32, 32, 3, dtype=torch.uint8), shift, flip))
+        loss = model.training_step((images, labels), 0)
+        assert loss.device.type == "cuda"
+        for p in model.parameters():
+            assert p.device.type == "cuda"
+            p.grad = torch.empty_like(p)  # autograd itself wants a real device
+        optimizer = model.configure_optimizers()
+        optimizer.param_groups[0].update(fused=False, foreach=True)  # the fused kernel has no fake of its own
+        optimizer.step()
+        model.eval()
+        model.validation_step((images, labels), 0)
+
+
+# The MLPs of the curve fit
+
+
+@pytest.mark.parametrize("hidden", [(4,), (5, 7), (6, 5, 3)])
+def test_gradient_of_mse_is_autograds(hidden: Sequence[int]) -> None:
+    net = MLPs(hidden, seeds=[0, 1, 2]).double()
+    rng = torch.Generator().manual_seed(0)
+    x, y = torch.randn(2, 3, 1, 20, generator=rng, dtype=torch.float64)
+    with torch.no_grad():
+        gradient = net.gradient_of_mse(x, y)
+    for _ in range(2):  # again after a step, on other weights, in the same buffers
+        (expected,) = torch.autograd.grad((net(x) - y).square().mean(2).sum(), net.theta)
+        with torch.no_grad():
+            gradient()
+            torch.testing.assert_close(net.theta.grad, expected)
+            net.theta -= 0.1 * expected
+
+
+def trained(seeds: Sequence[int], lrs: Sequence[float], steps: int) -> MLPs:
+    """MLPs fitted to the same 50 points of a sine."""
+    net = MLPs([8, 8], seeds)
+    x = torch.linspace(-2, 2, 50).expand(len(seeds), 1, 50)
+    with torch.no_grad():
+        optimizer = ElementwiseAdam([net.theta], net.per_parameter(torch.tensor(lrs)))
+        gradient = net.gradient_of_mse(x, (2 * x).sin())
+        for _ in range(steps):
+            gradient()
+            optimizer.step()
+    return net
+
+
+def member(net: MLPs, m: int) -> list[Tensor]:
+    return [parameter[m] for layer in net.layers(net.theta.detach()) for parameter in layer]
+
+
+def test_a_member_starts_as_it_would_alone() -> None:
+    together = trained([3, 4, 5], [0.01] * 3, steps=0)
+    for m, seed in enumerate((3, 4, 5)):
+        for a, b in zip(member(together, m), member(trained([seed], [0.01], steps=0), 0), strict=True):
+            assert torch.equal(a, b)
+
+
+def test_a_member_learns_as_it_would_alone() -> None:
+    seeds, lrs = [3, 4, 5], [0.03, 0.01, 0.001]
+    together = trained(seeds, lrs, steps=200)
+    for m in range(3):
+        for a, b in zip(member(together, m), member(trained([seeds[m]], [lrs[m]], 200), 0), strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("lr", [1e3, 1e38])  # it runs away; it ends as nan
+def test_a_diverging_member_harms_no_other(lr: float) -> None:
+    tame, wild = trained([0, 1], [0.01, 0.01], 200), trained([0, 1], [0.01, lr], 200)
+    for a, b in zip(member(tame, 0), member(wild, 0), strict=True):
+        assert torch.equal(a, b)
+    assert not all(p.isfinite().all() and p.abs().max() < 100 for p in member(wild, 1))
+
+
+def test_elementwise_adam_is_torchs_adam_with_a_rate_for_each_element() -> None:
+    lrs = (0.1, 0.003)
+    start = torch.randn(2, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    target = torch.arange(5.0)
+
+    def run(theta: Tensor, optimizer: torch.optim.Optimizer) -> Tensor:
+        for _ in range(100):
+            optimizer.zero_grad()
+            (theta - target).pow(4).sum().backward()
+            optimizer.step()
+        return theta.detach()
+
+    theta = start.clone().requires_grad_()
+    ours = run(theta, ElementwiseAdam([theta], torch.tensor(lrs, dtype=torch.float64)[:, None].expand(2, 5)))
+    for row, lr in enumerate(lrs):
+        theta = start[row].clone().requires_grad_()
+        torch.testing.assert_close(ours[row], run(theta, torch.optim.Adam([theta], lr)))
+
+
+# The curve fit through the Trainer
+
+
+class Measurements(Callback):
+    """Every validation's outputs and the weights at that time, by epoch."""
+
+    def __init__(self) -> None:
+        self.at: dict[int, dict[str, Any]] = {}
+
+    def on_validation_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any, **kwargs: Any
+    ) -> None:
+        self.at[outputs["epochs"]] = {**outputs, "theta": pl_module.net.theta.detach().clone()}
+
+
+def fit(data: CurveDataModule, seeds: Sequence[int], measure_at: Sequence[int], lrs: Sequence[float]) -> Measurements:
+    measurements = Measurements()
+    trainer = Trainer(max_epochs=-1, num_sanity_val_steps=0, callbacks=[measurements], **QUIET)
+    trainer.fit(FunctionRegressor(lrs, seeds, measure_at, **data.scale), data)
+    return measurements
+
+
+def test_the_first_epochs_of_a_long_run_are_the_short_run() -> None:
+    data = CurveDataModule(seeds=(0, 1))
+    long = fit(data, (0, 1), [1, 10, 100, 400, 1000], [0.01, 0.001])
+    short = fit(data, (0, 1), [100], [0.01, 0.001])
+    assert list(long.at) == [1, 10, 100, 400, 1000] and list(short.at) == [100]
+    for name, value in short.at[100].items():
+        assert torch.equal(torch.as_tensor(value), torch.as_tensor(long.at[100][name])), name
+
+
+def test_it_learns_the_default_curve() -> None:
+    seeds = (0, 1, 2, 3)
+    results = fit(CurveDataModule(seeds=seeds), seeds, [1000], [0.01]).at[1000]
+    assert results["r2"].shape == (4,) and results["r2"].min() > 0.95
+
+
+@pytest.mark.parametrize("scale", ["1e40", "1e-40"])
+def test_the_scale_of_the_function_does_not_matter(scale: str) -> None:
+    def final(function: str, noise_std: float) -> dict[str, Any]:
+        return fit(CurveDataModule(function, noise_std=noise_std), (0,), [200], [0.01]).at[200]
+
+    one, other = final("x**2 + sin(x)", 3.0), final(f"{scale} * (x**2 + sin(x))", 3 * float(scale))
+    assert other["r2"].item() == pytest.approx(one["r2"].item(), rel=1e-3)
+    assert other["true_mse"].item() == pytest.approx(one["true_mse"].item() * float(scale) ** 2, rel=1e-2)
+    assert other["true_max_abs_error"].item() == pytest.approx(
+        one["true_max_abs_error"].item() * float(scale), rel=1e-2
+    )
+
+
+def test_errors_are_against_f_and_in_its_own_units() -> None:
+    data = CurveDataModule(seeds=(0,))
+    model = FunctionRegressor(seeds=(0,), measure_at=[50], **data.scale)
+    measurements = Measurements()
+    Trainer(max_epochs=-1, num_sanity_val_steps=0, callbacks=[measurements], **QUIET).fit(model, data)
+    with torch.no_grad():
+        error = model(data.grid)[0] - (data.grid**2 + 2 * data.grid.sin() + (data.grid - 1).cos() - 5)
+    results = measurements.at[50]
+    torch.testing.assert_close(results["true_mse"][0], error.square().mean())
+    torch.testing.assert_close(results["true_max_abs_error"][0], error.abs().max())
+    torch.testing.assert_close(results["r2"][0], 1 - error.square().mean() / data.truth.var(correction=0))

@@ -1,0 +1,141 @@
+"""What a user sees who opens TensorBoard over the runs: in a real browser, and by its HTTP interface."""
+
+import csv
+import io
+import json
+import re
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlencode
+
+import pytest
+from matplotlib.image import imread
+from selenium import webdriver
+from selenium.common.exceptions import WebDriverException
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+from selenium.webdriver.support.ui import WebDriverWait
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+FIT = ("--epochs", "100", "--num_samples", "50", "--run_dir", "runs/fit/curve")
+CIFAR = (
+    *("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2: 0.01}", "--accelerator", "cpu"),
+    *("--limit_train_batches", "4", "--limit_val_batches", "2", "--limit_test_batches", "2"),
+    *("--run_dir", "runs/cifar/images"),
+)
+CHROMIUM = (
+    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
+    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"),
+    "--window-size=1500,1300",
+)
+TAGS = ("lr", "train/loss", "val/acc")
+NAMES = {
+    "fit/curve": ["train/loss", "val/loss"],
+    "cifar/images": [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")] + ["lr"],
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tensorboard")
+    for script, args in (("fit.py", FIT), ("cifar.py", CIFAR)):
+        subprocess.run([sys.executable, SCRIPTS / script, *args], cwd=folder, check=True, timeout=300)
+    return folder / "runs"
+
+
+def get(url):
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(url, timeout=30) as response:
+        return json.load(response)
+
+
+def points_of(address, run, tag):
+    """(step, value) of every point."""
+    query = urlencode({"run": run, "tag": tag})
+    return [(step, value) for _, step, value in get(f"{address}data/plugin/scalars/scalars?{query}")]
+
+
+def has_read_all(address):
+    tags = {kind: get(f"{address}data/plugin/{kind}/tags") for kind in ("scalars", "images")}
+    scalars = all(set(NAMES[run]) <= set(tags["scalars"].get(run, ())) for run in NAMES)
+    return scalars and all(run in tags["images"] for run in NAMES)
+
+
+@pytest.fixture(scope="module")
+def address(runs):
+    """The address of a TensorBoard over the runs."""
+    log = runs.parent / "tensorboard.log"
+    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "runs", "--host", "127.0.0.1", "--port", "0"]
+    with open(log, "w") as file:
+        process = subprocess.Popen(command, cwd=runs.parent, stdout=file, stderr=file)
+    try:
+        while not (found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())):
+            with pytest.raises(subprocess.TimeoutExpired):  # it lives
+                process.wait(0.1)
+        while not has_read_all(found[0]):
+            time.sleep(0.1)
+        yield found[0]
+    finally:
+        process.terminate()
+        process.wait()
+
+
+@pytest.fixture(scope="module")
+def browser(browser_binaries, tmp_path_factory):
+    chromium, chromedriver = browser_binaries
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in (*CHROMIUM, f"--user-data-dir={tmp_path_factory.mktemp('chromium')}"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options=options, service=Service(executable_path=chromedriver))
+    yield driver
+    driver.quit()
+
+
+def drawn_lines(browser):
+    """{tag: whether its chart shows a line} of the cards on the page: a line is coloured, the rest is grey."""
+    found = {}
+    for card in browser.find_elements(By.CSS_SELECTOR, "scalar-card"):
+        tag = card.find_element(By.CSS_SELECTOR, ".tag").get_attribute("title")
+        chart = card.find_element(By.CSS_SELECTOR, "line-chart .series-view")
+        rgb = imread(io.BytesIO(chart.screenshot_as_png))[..., :3]
+        found[tag] = (rgb.max(-1) - rgb.min(-1) > 0.2).sum() > 100
+    return found
+
+
+@pytest.mark.browser
+def test_a_browser_shows_the_curves(browser, address, tmp_path):
+    query = urlencode({"tagFilter": f"^({'|'.join(TAGS)})$"})
+    browser.get(f"{address}?{query}#timeseries")
+    wait = WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException])  # the page redraws itself
+    wait.until(lambda browser: drawn_lines(browser) == dict.fromkeys(TAGS, True))
+    page = browser.find_element(By.TAG_NAME, "body").text
+    assert "fit/curve" in page and "cifar/images" in page
+    assert browser.save_screenshot(str(tmp_path / "tensorboard.png"))
+
+
+@pytest.mark.parametrize("run", NAMES)
+def test_tensorboard_holds_every_point_of_metrics_csv(address, runs, run):
+    with open(runs / run / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for tag in NAMES[run]:
+        expected = [(int(row["step"]), float(row[tag])) for row in rows if row[tag]]
+        points = points_of(address, run, tag)
+        assert [step for step, _ in points] == [step for step, _ in expected]
+        assert [value for _, value in points] == pytest.approx([value for _, value in expected])
+
+
+def test_points_lie_at_their_epochs_and_show_the_lr_step(address):
+    assert [value for _, value in points_of(address, "cifar/images", "lr")] == pytest.approx([0.1, 0.1, 0.01])
+    assert len(points_of(address, "cifar/images", "val/acc")) == 3
+    assert len(points_of(address, "cifar/images", "test/acc")) == 1
+    epochs = [epoch for epoch, _ in points_of(address, "fit/curve", "train/loss")]
+    assert epochs[0] == 1 and epochs[-1] == 100
+
+
+def test_the_pictures_are_there(address):
+    tags = get(f"{address}data/plugin/images/tags")
+    assert set(tags["fit/curve"]) == {"curves", "errors"}
+    assert set(tags["cifar/images"]) == {"training"}
