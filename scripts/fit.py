@@ -84,9 +84,7 @@ def run() -> None:
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
     trainer = build_trainer(flags, run_dir, ckpt_path, cfg.seed, [record], TrajectoryBar())
     save_config(parser, cfg, run_dir)
-    print(
-        f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, {len(lrs)} learning rates x {len(seeds)} seeds"
-    )
+    print(f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, learning rates {lrs}, seeds {list(seeds)}")
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     record.finish(trainer, model, data)
     print(f"Pictures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
