@@ -39,6 +39,9 @@ class EpochRecord(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs = list(state["epochs"])
 
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._start_of_epoch = self._start_of_count = self._now(pl_module)
         self._images = self._batches = 0

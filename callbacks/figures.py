@@ -26,6 +26,7 @@ def publish(figure: Figure, name: str, run_dir: Path, loggers: Iterable[Any]) ->
     for logger in loggers:
         if hasattr(logger.experiment, "add_image"):
             logger.experiment.add_image(name, pixels, dataformats="HWC")
+            logger.experiment.flush()  # training is over, and nobody else will
 
 
 def training_figure(

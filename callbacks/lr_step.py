@@ -30,6 +30,9 @@ class LRStep(Callback):
         passed = [lr for milestone, lr in self.milestones.items() if milestone <= epoch]
         return passed[-1] if passed else None
 
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch
+
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         lr = self.lr_at(trainer.current_epoch)
         if lr is not None:

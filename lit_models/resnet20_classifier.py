@@ -83,7 +83,7 @@ class ResNet20Classifier(LightningModule):
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss
 
-    def on_train_epoch_start(self) -> None:
+    def on_train_epoch_end(self) -> None:
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
 
     def configure_optimizers(self) -> Any:

@@ -152,6 +152,8 @@ def build_trainer(
     """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added."""
     if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
     if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
         raise UserError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
     quiet()
@@ -161,7 +163,7 @@ def build_trainer(
         steps = _steps_done(ckpt_path)
         arguments["logger"] = [
             _csv_logger(run_dir, steps),
-            TensorBoardLogger(run_dir, name="", version="", purge_step=steps or None),
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=steps or None),
         ]
     checkpoints = []
     if arguments["enable_checkpointing"] is not False:

@@ -75,7 +75,8 @@ def address(runs):
         while not (found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())):
             with pytest.raises(subprocess.TimeoutExpired):  # it lives
                 process.wait(0.1)
-        while not has_read_all(found[0]):
+        until = time.monotonic() + 60
+        while not has_read_all(found[0]) and time.monotonic() < until:
             time.sleep(0.1)
         yield found[0]
     finally:
