@@ -10,6 +10,7 @@ from torch.utils.data import DataLoader
 from datamodules.expression import check_finite, evaluate
 
 GRID_POINTS = 1001
+LAB_HALF_WIDTH, LAB_STD = 5.0, 8.0  # of x, and of y = f(x) + noise, in the lab's exercise
 
 
 class CurveDataModule(LightningDataModule):
@@ -68,14 +69,17 @@ class CurveDataModule(LightningDataModule):
 
     @property
     def scale(self) -> dict[str, Any]:
-        """Mean and standard deviation of x (of its uniform distribution) and of the noisy y of each seed."""
+        """What maps x, and the noisy y of each seed, to the lab's own scale: x to [-5, 5], y to mean 0 and deviation 8.
+
+        So a learning rate means the same for every function, and for the default one what it means in the lab.
+        """
         half = (self.grid[-1] - self.grid[0]).item() / 2
         std = self.y.std(1, correction=0)
         return {
             "x_mean": self.grid[0].item() + half,
-            "x_std": half / 3**0.5,
+            "x_scale": half / LAB_HALF_WIDTH,
             "y_mean": self.y.mean(1).tolist(),
-            "y_std": torch.where(std > 0, std, 1.0).tolist(),  # a constant without noise has no spread to scale by
+            "y_scale": torch.where(std > 0, std / LAB_STD, 1.0).tolist(),  # a constant has no spread to scale by
         }
 
     def train_dataloader(self) -> DataLoader:

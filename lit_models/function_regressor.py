@@ -17,8 +17,8 @@ class FunctionRegressor(LightningModule):
     """Learns y = f(x) from noisy points, for L learning rates times S seeds at once.
 
     Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialised from ``seeds[s]``, on the points
-    of that seed. Inputs and targets are standardised inside, so the scale of the function does not matter; errors are
-    reported in the function's own units.
+    of that seed. Inputs and targets are shifted and scaled inside, so the function's own scale does not matter;
+    errors are reported in its own units.
 
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
     entry of ``measure_at``, so that Lightning's price is paid once a measurement, not once an epoch. The trajectory
@@ -32,8 +32,8 @@ class FunctionRegressor(LightningModule):
         lrs: learning rates of Adam.
         seeds: seeds of the initialisations.
         measure_at: the epochs after which to measure, ascending; training ends at the last.
-        x_mean, x_std: scale of the inputs.
-        y_mean, y_std: scale of the targets, one entry a seed.
+        x_mean, x_scale: scale of the inputs.
+        y_mean, y_scale: scale of the targets, one entry a seed.
         hidden: widths of the hidden layers.
     """
 
@@ -43,35 +43,35 @@ class FunctionRegressor(LightningModule):
         seeds: Sequence[int] = (0,),
         measure_at: Sequence[int] = (1000,),
         x_mean: float = 0.0,
-        x_std: float = 1.0,
+        x_scale: float = 1.0,
         y_mean: Sequence[float] = (0.0,),
-        y_std: Sequence[float] = (1.0,),
+        y_scale: Sequence[float] = (1.0,),
         hidden: Sequence[int] = (32, 32),
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.lrs, self.seeds, self.measure_at = list(lrs), list(seeds), list(measure_at)
-        self.x_mean, self.x_std = x_mean, x_std
+        self.x_mean, self.x_scale = x_mean, x_scale
         # Python floats and CPU tensors in float64: a function may reach 1e43, and not every device has float64.
         self.y_mean = torch.tensor(y_mean, dtype=torch.float64)[:, None]
-        self.y_std = torch.tensor(y_std, dtype=torch.float64)[:, None]
+        self.y_scale = torch.tensor(y_scale, dtype=torch.float64)[:, None]
         self.epochs_done = 0
         self.net = MLPs(hidden, self.seeds * len(self.lrs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,) or (S, N) float64 inputs -> (M, N) float64 predictions on the CPU, both in the function's units."""
         S, L, N = len(self.seeds), len(self.lrs), x.shape[-1]
-        z = ((x.expand(S, N).cpu() - self.x_mean) / self.x_std).to(self.net.theta)
+        z = ((x.expand(S, N).cpu() - self.x_mean) / self.x_scale).to(self.net.theta)
         out = self.net(z.repeat(L, 1)[:, None, :])[:, 0].cpu().double()
-        return out * self.y_std.repeat(L, 1) + self.y_mean.repeat(L, 1)
+        return out * self.y_scale.repeat(L, 1) + self.y_mean.repeat(L, 1)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if not self.trainer.training:
             return batch
         x, y = batch
         dtype = self.net.theta.dtype
-        return ((x - self.x_mean) / self.x_std).to(dtype), ((y - self.y_mean) / self.y_std).to(dtype)
+        return ((x - self.x_mean) / self.x_scale).to(dtype), ((y - self.y_mean) / self.y_scale).to(dtype)
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"epochs": int, "train_mse": (M,) float64}."""
@@ -90,7 +90,7 @@ class FunctionRegressor(LightningModule):
         self.epochs_done = until
         if until == self.measure_at[-1]:
             self.trainer.should_stop = True
-        mse = error.square().mean(1) * self.y_std[:, 0].repeat(L).square()
+        mse = error.square().mean(1) * self.y_scale[:, 0].repeat(L).square()
         self._log({"train/loss": mse.quantile(0.5)})
         return {"epochs": until, "train_mse": mse}
 

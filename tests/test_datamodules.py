@@ -352,15 +352,15 @@ def test_validation_is_on_1001_even_points_without_noise() -> None:
     assert torch.equal(x, data.x) and torch.equal(y, data.y)
 
 
-def test_scale_standardises_the_sample() -> None:
+def test_scale_brings_every_sample_to_the_labs_own() -> None:
     data = CurveDataModule("100 * x + 7", x_min=2, x_max=6, seeds=(0, 1))
     scale = data.scale
-    assert scale["x_mean"] == pytest.approx(4) and scale["x_std"] == pytest.approx(4 / math.sqrt(12))
-    for y, mean, std in zip(data.y, scale["y_mean"], scale["y_std"], strict=True):
-        standard = (y - mean) / std
+    assert scale["x_mean"] == pytest.approx(4) and scale["x_scale"] == pytest.approx(2 / 5)
+    for y, mean, std in zip(data.y, scale["y_mean"], scale["y_scale"], strict=True):
+        standard = (y - mean) / std  # the lab's y has a deviation of about 8: 57.8 from f, 9 from the noise, squared
         assert standard.mean().item() == pytest.approx(0, abs=1e-9)
-        assert standard.square().mean().item() == pytest.approx(1)
-    assert CurveDataModule("3", noise_std=0.0).scale["y_std"] == [1.0]  # nothing is divided by zero
+        assert standard.square().mean().item() == pytest.approx(8**2)
+    assert CurveDataModule("3", noise_std=0.0).scale["y_scale"] == [1.0]  # nothing is divided by zero
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import torch
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = [
-    line.split("   ")[0].strip()
+    re.split(r"\s+# ", line)[0].strip()
     for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
     for line in block.splitlines()
     if line.strip()
@@ -26,7 +26,7 @@ SHORT = {
 
 
 def test_the_readme_has_its_commands() -> None:
-    assert len(RUNS) == len(set(RUNS)) or RUNS
+    assert len(RUNS) > 8
     assert "make demo" in COMMANDS and "make test" in COMMANDS
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert {c.split()[1] for c in COMMANDS if c.startswith("make")} <= set(targets)
