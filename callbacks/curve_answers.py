@@ -70,10 +70,9 @@ def sentence(lr: float, answer: dict[str, Any], num_seeds: int) -> str:
     if answer["verdict"] == "diverged":
         return start + "it diverged, so nothing can be said."
     if answer["verdict"] == "one seed":
-        return (
-            start
-            + f"the true error is least at {best} epochs and {answer['ratio']:.2f} times that at {last}; "
-            + ("one seed gives no interval (--num_seeds 8 does).")
+        return start + (
+            f"the true error is least at {best} epochs; at {last} it is {answer['ratio']:.2f} times that "
+            "(one seed gives no interval: --num_seeds 8 does)."
         )
     if answer["verdict"] == "helps":
         return start + f"the true error still falls at {last} epochs: no sign of a bell shape up to there."

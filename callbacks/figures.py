@@ -41,8 +41,8 @@ def training_figure(
     """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
     rows = runs[0]
-    numbers = [row["epoch"] + 1 for row in rows]
-    changes = [(b["epoch"] + 0.5, b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
+    numbers = [row["epoch"] for row in rows]
+    changes = [(b["epoch"] - 0.5, b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
     parts = [
         ("train", BLUE, "train (running)"),
         ("probe", GREEN, "train (fixed part)"),
@@ -59,8 +59,8 @@ def training_figure(
                 axes.plot(numbers, mean, "o-", color=colour, label=legend, markersize=4)
                 axes.fill_between(numbers, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
         for at, lr in changes:
-            axes.axvline(at + 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
-        axes.set(xlabel="epoch", ylabel=label, xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
+            axes.axvline(at, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
+        axes.set(xlabel="epoch, counted from 0", ylabel=label, xlim=(numbers[0] - 0.5, numbers[-1] + 0.5))
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=9)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -14,6 +15,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import LRStep
 from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
+from callbacks.curve_answers import does_more_training_hurt, held_out_choice, median_interval
 
 # LRStep
 
@@ -152,3 +154,35 @@ def test_checkpoints_run_no_code(tmp_path: Path, weights_only: bool | None) -> N
     assert not crater.exists()
     torch.load(path, weights_only=False)  # the bomb is live
     assert crater.exists()
+
+
+def test_interval_for_a_median() -> None:
+    # Of 6 values, smallest to largest covers the median unless all fall on one side: 1 - 2 / 2**6.
+    assert median_interval(np.array([3.0, 1, 2, 6, 5, 4])) == (1, 6, 1 - 2 / 64)
+    # Of 9, the second from either end: 1 - 2 * (1 + 9) / 2**9 = 0.961; the third would cover 0.820.
+    assert median_interval(np.arange(9.0)) == (1, 7, 1 - 20 / 512)
+    assert median_interval(np.array([1.0, 2]))[2] == 0.5
+
+
+def test_whether_more_training_hurts() -> None:
+    epochs = np.array([1, 10, 100])
+    bell = np.array([[9.0], [1], [3]]) * np.linspace(1, 1.5, 8)  # every seed: least at 10, three times that at 100
+    answer = does_more_training_hurt(epochs, bell)
+    assert (answer["verdict"], answer["best_epochs"]) == ("hurts", 10) and answer["ratio"] == pytest.approx(3)
+    assert does_more_training_hurt(epochs, np.array([[9.0], [3], [1]]) * np.ones(8))["verdict"] == "helps"
+    noise = np.where(np.arange(8) % 2, 1.1, 0.9)  # at 100 half of the seeds are better, half worse
+    flat = np.stack([np.full(8, 9.0), np.full(8, 1.0), noise + 0.01])
+    assert does_more_training_hurt(epochs, flat)["verdict"] == "no evidence"
+    assert does_more_training_hurt(epochs, bell[:, :4])["verdict"] == "no evidence"  # 4 seeds cover only 87.5 %
+    assert does_more_training_hurt(epochs, bell[:, :1])["verdict"] == "one seed"
+    assert does_more_training_hurt(epochs, np.array([[1.0, 1], [np.nan, 1], [1, 1]]))["verdict"] == "diverged"
+
+
+def test_what_a_held_out_sample_chooses() -> None:
+    true, held_out = np.array([[4.0, 4], [1, 1], [2, 2]]), np.array([[14.0, 14], [11, 11], [10, 10]])
+    assert held_out_choice(np.array([1, 10, 100]), true, held_out) == {
+        "best_epochs": 10,
+        "best_true_mse": 1,
+        "held_out_epochs": 100,
+        "held_out_true_mse": 2,
+    }
