@@ -100,7 +100,7 @@ class CurveRecord(Callback):
         ]
         print(table([self._header(S), *(self._cells(answer, S) for answer in answers)]))
         if missing := [e for e in self.asked if e not in whole]:
-            print(f"Stopped early: not reached and so not reported: {', '.join(map(str, missing))} epochs")
+            print(f"Not measured, and so not reported: {', '.join(map(str, missing))} epochs")
         more_training = []
         for i, lr in enumerate(pl_module.lrs if len(whole) > 1 else []):
             answer = does_more_training_hurt(epochs, by_lr["true_mse"][:, i])
@@ -131,7 +131,7 @@ class CurveRecord(Callback):
         self, trainer: Trainer, pl_module: Any, data: Any, reached: list[int], epochs: np.ndarray, by_lr: Any
     ) -> None:
         S, panels = len(pl_module.seeds), []
-        for e in reached:
+        for e in (e for e in reached if e in self.curves):  # a resumed run may ask for more than was kept
             for i, lr in enumerate(pl_module.lrs):
                 error = quartiles(by_lr["true_mse"][epochs == e, i][0])["median"]
                 label = "true MSE" if S == 1 else "median true MSE"

@@ -34,10 +34,10 @@ class EpochRecord(Callback):
         self.batches: dict[str, int] = {}
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs}
+        return {"epochs": self.epochs, "batches": self.batches}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs = list(state["epochs"])
+        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch

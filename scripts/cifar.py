@@ -20,6 +20,7 @@ from scripts.cli import (
     UserError,
     add_trainer_flags,
     build_trainer,
+    check_fits,
     main,
     make_parser,
     resolve_run_dir,
@@ -84,6 +85,7 @@ def run() -> None:
         own.seed, own.num_seeds = seed, 1
         own_dir = run_dir / f"seed{seed}" if cfg.num_seeds > 1 else run_dir
         data, trainer, model, records[seed] = build(own, recipe, own_dir, ckpt_path)
+        check_fits(ckpt_path, model)
         save_config(parser, cfg, run_dir)
         save_config(parser, own, own_dir)
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)

@@ -7,13 +7,13 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from jsonargparse import ArgumentParser, Namespace
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
@@ -146,10 +146,28 @@ def _check_checkpoint(path: Path) -> None:
         raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
 
 
+def check_fits(ckpt_path: Path | None, model: LightningModule) -> None:
+    """Raises UserError unless the checkpoint, if there is one, holds the weights of this network."""
+    if ckpt_path is not None:
+        weights = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
+        theirs, ours = ({k: v.shape for k, v in state.items()} for state in (weights, model.state_dict()))
+        if theirs != ours:
+            raise UserError(f"{ckpt_path} is of another network: resume it with the settings of its config.yaml")
+
+
 def build_trainer(
-    cfg: Namespace, run_dir: Path, ckpt_path: Path | None, seed: int, callbacks: list[Callback], bar: Callback
+    cfg: Namespace,
+    run_dir: Path,
+    ckpt_path: Path | None,
+    seed: int,
+    callbacks: list[Callback],
+    bar: Callback,
+    save_interval: timedelta | None = None,
 ) -> Trainer:
-    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added."""
+    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added.
+
+    A checkpoint is saved at the end of each epoch, or every ``save_interval``.
+    """
     if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
     if not 0 <= seed < 2**32:
@@ -169,7 +187,13 @@ def build_trainer(
     if arguments["enable_checkpointing"] is not False:
         folder = run_dir / "checkpoints"
         checkpoints = [
-            ModelCheckpoint(folder, "last", enable_version_counter=False, save_on_train_epoch_end=True),
+            ModelCheckpoint(
+                folder,
+                "last",
+                enable_version_counter=False,
+                save_on_train_epoch_end=True,
+                train_time_interval=save_interval,
+            ),
             SaveOnInterrupt(folder / "last.ckpt"),
         ]
         if cfg.save_every_n_steps is not None:

@@ -1,5 +1,6 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
+from datetime import timedelta
 from typing import Literal
 
 from scripts import START
@@ -15,6 +16,7 @@ from scripts.cli import (
     UserError,
     add_trainer_flags,
     build_trainer,
+    check_fits,
     main,
     make_parser,
     resolve_run_dir,
@@ -82,10 +84,17 @@ def run() -> None:
     record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
-    trainer = build_trainer(flags, run_dir, ckpt_path, cfg.seed, [record], TrajectoryBar())
+    trainer = build_trainer(flags, run_dir, ckpt_path, cfg.seed, [record], TrajectoryBar(), timedelta(minutes=1))
+    check_fits(ckpt_path, model)
+    if ckpt_path is not None:
+        done = torch.load(ckpt_path, weights_only=True, mmap=True)["epochs_done"]
+        if done >= max(epochs + horizon):
+            raise UserError(f"{ckpt_path} has {done:,} epochs already: ask for more with --epochs")
     save_config(parser, cfg, run_dir)
     print(f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, learning rates {lrs}, seeds {list(seeds)}")
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+    if trainer.checkpoint_callbacks:
+        trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     record.finish(trainer, model, data)
     print(f"Pictures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
 
