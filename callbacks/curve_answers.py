@@ -47,6 +47,8 @@ def does_more_training_hurt(epochs: np.ndarray, true_mse: np.ndarray) -> dict[st
     answer: dict[str, Any] = {"best_epochs": best, "last_epochs": int(epochs[-1])}
     if not np.isfinite(true_mse).all():
         return answer | {"verdict": "diverged"}
+    if S == 1 and best == epochs[-1]:
+        return answer | {"verdict": "helps"}
     if S == 1:
         return answer | {"verdict": "one seed", "ratio": float(true_mse[-1, 0] / true_mse[epochs == best, 0][0])}
     ratios = []

@@ -25,6 +25,7 @@ from scripts.cli import (
     make_parser,
     resolve_run_dir,
     save_config,
+    start_run,
 )
 
 
@@ -64,7 +65,12 @@ def run() -> None:
         type=int | None,
         help="global batch size, whatever the number of devices; default the recipe's",
     )
-    add("--compile", type=Literal["auto"] | bool, default="auto", help="torch.compile the network")
+    add(
+        "--compile",
+        type=Literal["auto"] | bool,
+        default="auto",
+        help="torch.compile the network; auto: no, as measured on CPU",
+    )
     add("--milestones", type=dict[int, float] | None, help="LR steps {epoch: lr}; default the recipe's")
     add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
     add("--probe_train", type=bool, default=False, help="each epoch also measures 5,000 fixed training images")
@@ -86,12 +92,15 @@ def run() -> None:
         own_dir = run_dir / f"seed{seed}" if cfg.num_seeds > 1 else run_dir
         data, trainer, model, records[seed] = build(own, recipe, own_dir, ckpt_path)
         check_fits(ckpt_path, model)
-        save_config(parser, cfg, run_dir)
-        save_config(parser, own, own_dir)
+        if own_dir != run_dir:
+            save_config(parser, cfg, run_dir)
+        start_run(parser, own, own_dir, trainer, ckpt_path)
         trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
         if not cfg.fast_dev_run:
             trainer.test(model, data, verbose=False)
         records[seed].finish(trainer, model)
+    if not trainer.is_global_zero:
+        return
     if len(records) > 1:
         finish_seeds(run_dir, records, START)
     for seed, record in records.items():

@@ -96,7 +96,11 @@ def quiet() -> None:
         ".*overridden `on_before_batch_transfer`.*",
     ):
         warnings.filterwarnings("ignore", message)
-    for name in ("pytorch_lightning.utilities.rank_zero", "lightning_fabric.utilities.seed"):
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "pytorch_lightning.trainer.connectors.checkpoint_connector",
+        "lightning_fabric.utilities.seed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
@@ -178,10 +182,11 @@ def build_trainer(
     seed_everything(seed, workers=True)
     arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
     if arguments["logger"] in (None, True):
-        steps = _steps_done(ckpt_path)
         arguments["logger"] = [
-            _csv_logger(run_dir, steps),
-            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=steps or None),
+            CSVLogger(run_dir, name="", version=""),
+            TensorBoardLogger(
+                run_dir, name="", version="", default_hp_metric=False, purge_step=_next_step(ckpt_path) or None
+            ),
         ]
     checkpoints = []
     if arguments["enable_checkpointing"] is not False:
@@ -219,22 +224,23 @@ def build_trainer(
         raise UserError(str(error)) from error
 
 
-def _steps_done(ckpt_path: Path | None) -> int:
+def _next_step(ckpt_path: Path | None) -> int:
+    """The first step that the loggers will see: those of a curve fit count epochs, those of a classifier batches."""
     if ckpt_path is None:
         return 0
-    return int(torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)["global_step"])
+    content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
+    return content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
 
 
-def _csv_logger(run_dir: Path, steps: int) -> CSVLogger:
-    """Lightning's CSVLogger, which starts metrics.csv anew; on a resume the rows up to the checkpoint are kept."""
+@rank_zero_only
+def start_run(parser: Parser, cfg: Namespace, run_dir: Path, trainer: Trainer, ckpt_path: Path | None) -> None:
+    """Writes config.yaml, the first file of a run; on a resume keeps the rows of metrics.csv up to the checkpoint."""
+    save_config(parser, cfg, run_dir)
     path = run_dir / "metrics.csv"
-    kept = []
-    if steps and path.is_file():
+    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
+    if ckpt_path is not None and path.is_file() and loggers:
         with open(path, newline="") as file:
-            kept = [row for row in csv.DictReader(file) if int(row["step"]) < steps]
-    logger = CSVLogger(run_dir, name="", version="")
-    if kept and _is_rank_zero():
-        for row in kept:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < _next_step(ckpt_path)]
+        for row in rows:  # Lightning's CSVLogger starts the file anew
             step = int(row.pop("step"))
-            logger.experiment.log_metrics({name: value for name, value in row.items() if value}, step)
-    return logger
+            loggers[0].experiment.log_metrics({name: value for name, value in row.items() if value}, step)

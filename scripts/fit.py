@@ -20,7 +20,7 @@ from scripts.cli import (
     main,
     make_parser,
     resolve_run_dir,
-    save_config,
+    start_run,
 )
 
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
@@ -90,7 +90,7 @@ def run() -> None:
         done = torch.load(ckpt_path, weights_only=True, mmap=True)["epochs_done"]
         if done >= max(epochs + horizon):
             raise UserError(f"{ckpt_path} has {done:,} epochs already: ask for more with --epochs")
-    save_config(parser, cfg, run_dir)
+    start_run(parser, cfg, run_dir, trainer, ckpt_path)
     print(f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, learning rates {lrs}, seeds {list(seeds)}")
     trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
     if trainer.checkpoint_callbacks:

@@ -158,15 +158,24 @@ def test_resume_equals_an_uninterrupted_run(folder, whole):
     succeed(folder, *SMALL, "--epochs", "500", "--run_dir", "resumed", "--ckpt_path", "last")
     resumed = folder / "resumed"
     assert summary(resumed)["results"] == summary(whole)["results"]
-    last, expected = (
-        [row for row in metrics(run) if row["step"] == "500" and row["val/loss"]] for run in (resumed, whole)
-    )
-    assert last == expected != []
+    assert metrics(resumed) == metrics(whole)  # no row twice, none missing
     weights, expected = (
         torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"] for run in (resumed, whole)
     )
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def test_a_mistake_in_a_resume_harms_nothing(folder, whole):
+    before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
+    again = ("--run_dir", str(whole), "--ckpt_path", "last")
+    for args, word in (
+        ((*SMALL, "--epochs", "900", "--hidden", "5"), "another network"),
+        ((*SMALL, "--epochs", "500"), "500 epochs already"),
+    ):
+        done = fit(folder, *args, *again)
+        assert done.returncode == 2 and word in done.stderr and len(done.stderr.splitlines()) == 1
+    assert {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()} == before
 
 
 def test_max_epochs_cuts_the_epochs_asked_for(folder):
