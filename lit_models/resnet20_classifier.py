@@ -56,8 +56,8 @@ class ResNet20Classifier(LightningModule):
             }
         )
         # In checkpoints, so that an epoch resumed in its middle reports all of itself.
-        running: list[Any] = [self.metrics["train_loss"], self.metrics["train_acc"]]
-        for metric in running:
+        self.running: list[Any] = [self.metrics["train_loss"], self.metrics["train_acc"]]
+        for metric in self.running:
             metric.persistent(True)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -82,6 +82,11 @@ class ResNet20Classifier(LightningModule):
             metric.update(*value)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss
+
+    def on_train_epoch_start(self) -> None:
+        # A checkpoint of an epoch's end holds that epoch's values; Lightning leaves this hook out in mid-epoch.
+        for metric in self.running:
+            metric.reset()
 
     def on_train_epoch_end(self) -> None:
         self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])

@@ -182,6 +182,26 @@ def test_sigterm_after_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, 
     assert_same_run(folder / "sigterm", run[1])
 
 
+def test_resume_at_an_epochs_end_ends_the_same(folder, run):
+    succeed(folder, *SETTINGS, "--max_epochs", "2", "--run_dir", "two")
+    succeed(folder, *SETTINGS, "--run_dir", "two", "--ckpt_path", "last")
+    assert_same_run(folder / "two", run[1])
+
+
+def test_several_seeds_and_a_probe(folder):
+    short = ("--max_epochs", "1", "--limit_train_batches", "3")
+    succeed(folder, *SETTINGS, *short, "--num_seeds", "2", "--probe_train", "true", "--run_dir", "seeds")
+    top, runs = summary(folder / "seeds"), [summary(folder / "seeds" / f"seed{seed}") for seed in (0, 1)]
+    for name in ("test_acc", "test_loss"):
+        values = [run[name] for run in runs]
+        assert values[0] != values[1] and [run[name] for run in top["runs"]] == values
+        assert top[f"{name}_mean"] == pytest.approx(sum(values) / 2)
+        assert top[f"{name}_std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)  # one degree of freedom
+    for run in runs:
+        (epoch,) = run["epochs"]
+        assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0
+
+
 def test_two_processes_make_one_run_and_count_each_image_once(folder):
     batches = ("--max_epochs", "1", "--limit_train_batches", "3", "--batch_size", "128", "--val_size", "1001")
     processes = ("--accelerator", "cpu", "--devices", "2", "--strategy", "ddp")
