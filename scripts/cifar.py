@@ -17,6 +17,7 @@ from callbacks.progress import EpochBar
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cli import (
+    Checkpoint,
     UserError,
     add_trainer_flags,
     build_trainer,
@@ -84,18 +85,18 @@ def run() -> None:
         raise UserError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     if cfg.num_seeds > 1 and cfg.ckpt_path is not None:
         raise UserError("--ckpt_path resumes one run: give its sub-folder as --run_dir, and leave out --num_seeds")
-    run_dir, ckpt_path = resolve_run_dir(cfg, "runs/cifar")
+    run_dir, checkpoint = resolve_run_dir(cfg, "runs/cifar")
     records = {}
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         own = cfg.clone()
         own.seed, own.num_seeds = seed, 1
         own_dir = run_dir / f"seed{seed}" if cfg.num_seeds > 1 else run_dir
-        data, trainer, model, records[seed] = build(own, recipe, own_dir, ckpt_path)
-        check_fits(ckpt_path, model)
+        data, trainer, model, records[seed] = build(own, recipe, own_dir, checkpoint)
+        check_fits(checkpoint, model)
         if own_dir != run_dir:
             save_config(parser, cfg, run_dir)
-        start_run(parser, own, own_dir, trainer, ckpt_path)
-        trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+        start_run(parser, own, own_dir, trainer, checkpoint)
+        trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
         if not cfg.fast_dev_run:
             trainer.test(model, data, verbose=False)
         records[seed].finish(trainer, model)
@@ -110,7 +111,7 @@ def run() -> None:
 
 
 def build(
-    cfg: Namespace, recipe: Recipe, run_dir: Path, ckpt_path: Path | None
+    cfg: Namespace, recipe: Recipe, run_dir: Path, checkpoint: Checkpoint | None
 ) -> tuple[CIFAR10DataModule, Trainer, ResNet20Classifier, EpochRecord]:
     """Data, Trainer, model and record of one run; the data are found and checked, nothing is written yet."""
     batch_size = recipe.batch_size if cfg.batch_size is None else cfg.batch_size
@@ -123,7 +124,7 @@ def build(
         raise UserError(str(error)) from error
     measured_on = "held-out" if cfg.val_size else "test"
     record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, START, measured_on)
-    trainer = build_trainer(cfg, run_dir, ckpt_path, cfg.seed, [lr_step, record], EpochBar())
+    trainer = build_trainer(cfg, run_dir, checkpoint, cfg.seed, [lr_step, record], EpochBar())
     data.prepare_data()
     model = ResNet20Classifier(
         recipe.lr, recipe.momentum, recipe.weight_decay, recipe.he_init, compile=cfg.compile is True

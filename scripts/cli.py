@@ -7,6 +7,7 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,6 +28,31 @@ from datamodules.expression import ExpressionError
 
 class UserError(Exception):
     """A mistake of the user's; the message is one line that says what is wrong and what to do."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the scripts look at before Lightning loads a checkpoint.
+
+    ``next_step`` is the first step that the loggers will see: a curve fit's count epochs, a classifier's batches.
+    """
+
+    path: Path
+    shapes: dict[str, torch.Size]
+    next_step: int
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Raises UserError where there is no whole checkpoint of this program. Runs no code of the file's."""
+        if not path.is_file():
+            raise UserError(f"there is no checkpoint {path}: give another --ckpt_path, or leave it out to start anew")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+            content["loops"], content["optimizer_states"]
+            shapes = {name: value.shape for name, value in content["state_dict"].items()}
+            return cls(path, shapes, content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"])
+        except Exception as error:
+            raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
 
 
 class Parser(ArgumentParser):
@@ -104,7 +130,7 @@ def quiet() -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
-def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Path | None]:
+def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | None]:
     """The run directory, not yet made, and the checkpoint to resume from.
 
     Raises:
@@ -118,18 +144,15 @@ def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Path | None]:
             "LITLAB_RUN_DIR", os.path.join(default, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         )
     run_dir = Path(cfg.run_dir)
-    ckpt_path = None
+    checkpoint = None
     if cfg.ckpt_path is not None:
-        ckpt_path = run_dir / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
-        if not ckpt_path.is_file():
-            raise UserError(
-                f"there is no checkpoint {ckpt_path}: give another --ckpt_path, or leave it out to start anew"
-            )
-        _check_checkpoint(ckpt_path)
-    resumes_here = ckpt_path is not None and run_dir.resolve() in ckpt_path.resolve().parents
+        checkpoint = Checkpoint.read(
+            run_dir / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
+        )
+    resumes_here = checkpoint is not None and run_dir.resolve() in checkpoint.path.resolve().parents
     if _is_rank_zero() and (run_dir / "config.yaml").exists() and not resumes_here:
         raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
-    return run_dir, ckpt_path
+    return run_dir, checkpoint
 
 
 @rank_zero_only
@@ -142,27 +165,16 @@ def save_config(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
     write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
 
 
-def _check_checkpoint(path: Path) -> None:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-        content["state_dict"], content["loops"], content["optimizer_states"]
-    except Exception as error:
-        raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
-
-
-def check_fits(ckpt_path: Path | None, model: LightningModule) -> None:
+def check_fits(checkpoint: Checkpoint | None, model: LightningModule) -> None:
     """Raises UserError unless the checkpoint, if there is one, holds the weights of this network."""
-    if ckpt_path is not None:
-        weights = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)["state_dict"]
-        theirs, ours = ({k: v.shape for k, v in state.items()} for state in (weights, model.state_dict()))
-        if theirs != ours:
-            raise UserError(f"{ckpt_path} is of another network: resume it with the settings of its config.yaml")
+    if checkpoint and checkpoint.shapes != {name: value.shape for name, value in model.state_dict().items()}:
+        raise UserError(f"{checkpoint.path} is of another network: resume it with the settings of its config.yaml")
 
 
 def build_trainer(
     cfg: Namespace,
     run_dir: Path,
-    ckpt_path: Path | None,
+    checkpoint: Checkpoint | None,
     seed: int,
     callbacks: list[Callback],
     bar: Callback,
@@ -182,11 +194,10 @@ def build_trainer(
     seed_everything(seed, workers=True)
     arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
     if arguments["logger"] in (None, True):
+        purge_step = checkpoint.next_step if checkpoint else None
         arguments["logger"] = [
             CSVLogger(run_dir, name="", version=""),
-            TensorBoardLogger(
-                run_dir, name="", version="", default_hp_metric=False, purge_step=_next_step(ckpt_path) or None
-            ),
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step),
         ]
     checkpoints = []
     if arguments["enable_checkpointing"] is not False:
@@ -224,23 +235,15 @@ def build_trainer(
         raise UserError(str(error)) from error
 
 
-def _next_step(ckpt_path: Path | None) -> int:
-    """The first step that the loggers will see: those of a curve fit count epochs, those of a classifier batches."""
-    if ckpt_path is None:
-        return 0
-    content = torch.load(ckpt_path, map_location="cpu", weights_only=True, mmap=True)
-    return content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
-
-
 @rank_zero_only
-def start_run(parser: Parser, cfg: Namespace, run_dir: Path, trainer: Trainer, ckpt_path: Path | None) -> None:
+def start_run(parser: Parser, cfg: Namespace, run_dir: Path, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
     """Writes config.yaml, the first file of a run; on a resume keeps the rows of metrics.csv up to the checkpoint."""
     save_config(parser, cfg, run_dir)
     path = run_dir / "metrics.csv"
     loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-    if ckpt_path is not None and path.is_file() and loggers:
+    if checkpoint and path.is_file() and loggers:
         with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < _next_step(ckpt_path)]
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < checkpoint.next_step]
         for row in rows:  # Lightning's CSVLogger starts the file anew
             step = int(row.pop("step"))
             loggers[0].experiment.log_metrics({name: value for name, value in row.items() if value}, step)

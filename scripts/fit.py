@@ -80,19 +80,18 @@ def run() -> None:
     model = FunctionRegressor(lrs, seeds, measured_epochs(epochs + horizon), hidden=cfg.hidden, **data.scale)
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
-    run_dir, ckpt_path = resolve_run_dir(cfg, "runs/fit")
+    run_dir, checkpoint = resolve_run_dir(cfg, "runs/fit")
     record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
-    trainer = build_trainer(flags, run_dir, ckpt_path, cfg.seed, [record], TrajectoryBar(), timedelta(minutes=1))
-    check_fits(ckpt_path, model)
-    if ckpt_path is not None:
-        done = torch.load(ckpt_path, weights_only=True, mmap=True)["epochs_done"]
-        if done >= max(epochs + horizon):
-            raise UserError(f"{ckpt_path} has {done:,} epochs already: ask for more with --epochs")
-    start_run(parser, cfg, run_dir, trainer, ckpt_path)
+    trainer = build_trainer(flags, run_dir, checkpoint, cfg.seed, [record], TrajectoryBar(), timedelta(minutes=1))
+    check_fits(checkpoint, model)
+    if checkpoint and checkpoint.next_step > max(epochs + horizon):
+        done = checkpoint.next_step - 1
+        raise UserError(f"{checkpoint.path} has {done:,} epochs already: ask for more with --epochs")
+    start_run(parser, cfg, run_dir, trainer, checkpoint)
     print(f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, learning rates {lrs}, seeds {list(seeds)}")
-    trainer.fit(model, data, ckpt_path=ckpt_path, weights_only=True)
+    trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     if trainer.checkpoint_callbacks:
         trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     record.finish(trainer, model, data)
