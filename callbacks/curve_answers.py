@@ -7,12 +7,17 @@ from typing import Any
 import numpy as np
 
 
-def quartiles(values: np.ndarray) -> dict[str, float]:
-    """{"median", "q25", "q75"} over the seeds; a diverged seed counts as infinitely bad."""
-    q25, median, q75 = np.quantile(np.nan_to_num(values, nan=math.inf), (0.25, 0.5, 0.75), method="nearest")
-    middle = np.nan_to_num(values, nan=math.inf)
-    median = np.median(middle) if np.isfinite(middle).all() else median
-    return {"median": float(median), "q25": float(q25), "q75": float(q75)}
+def quartiles(values: np.ndarray, worst: float = math.inf) -> dict[str, float]:
+    """{"median", "q25", "q75"} over the seeds; a diverged seed counts as ``worst``."""
+    known = np.where(np.isfinite(values), values, worst)
+    # Quartiles are values that occurred: between a number and infinity there is nothing to interpolate.
+    q25, q75 = np.quantile(known, (0.25, 0.75), method="nearest")
+    return {"median": float(np.median(known)), "q25": float(q25), "q75": float(q75)}
+
+
+def medians(error: np.ndarray) -> np.ndarray:
+    """(T, S) errors -> (T,) medians over the seeds; a diverged seed counts as infinitely bad."""
+    return np.median(np.where(np.isfinite(error), error, math.inf), axis=1)
 
 
 def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -32,7 +37,7 @@ def median_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, flo
 
 def best_epochs(epochs: np.ndarray, error: np.ndarray) -> int:
     """The measured epoch count at which the median over the seeds of ``error`` (T, S) is least."""
-    return int(epochs[np.median(np.nan_to_num(error, nan=math.inf), axis=1).argmin()])
+    return int(epochs[medians(error).argmin()])
 
 
 def does_more_training_hurt(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
@@ -47,22 +52,19 @@ def does_more_training_hurt(epochs: np.ndarray, true_mse: np.ndarray) -> dict[st
     answer: dict[str, Any] = {"best_epochs": best, "last_epochs": int(epochs[-1])}
     if not np.isfinite(true_mse).all():
         return answer | {"verdict": "diverged"}
-    if S == 1 and best == epochs[-1]:
-        return answer | {"verdict": "helps"}
+    still_falling = best == epochs[-1]
     if S == 1:
+        if still_falling:
+            return answer | {"verdict": "helps"}
         return answer | {"verdict": "one seed", "ratio": float(true_mse[-1, 0] / true_mse[epochs == best, 0][0])}
     ratios = []
     for s in range(S):
         others = np.delete(true_mse, s, axis=1)
-        ratios.append(true_mse[-1, s] / true_mse[np.median(others, axis=1).argmin(), s])
+        ratios.append(true_mse[-1, s] / true_mse[medians(others).argmin(), s])
     low, high, coverage = median_interval(np.array(ratios))
-    at_the_end = best == epochs[-1]
-    verdict = "helps" if at_the_end else "hurts" if low > 1 and coverage >= 0.95 else "no evidence"
-    return (
-        answer
-        | {"ratio": float(np.median(ratios)), "low": low, "high": high, "coverage": coverage}
-        | {"verdict": verdict}
-    )
+    verdict = "helps" if still_falling else "hurts" if low > 1 and coverage >= 0.95 else "no evidence"
+    ratio = float(np.median(ratios))
+    return answer | {"ratio": ratio, "low": low, "high": high, "coverage": coverage, "verdict": verdict}
 
 
 def sentence(lr: float, answer: dict[str, Any], num_seeds: int) -> str:
@@ -93,7 +95,7 @@ def held_out_choice(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.n
     Both arrays are (T, S); choices are made on medians over the seeds.
     """
     best, chosen = best_epochs(epochs, true_mse), best_epochs(epochs, held_out_mse)
-    median = np.median(np.nan_to_num(true_mse, nan=math.inf), axis=1)
+    median = medians(true_mse)
     return {
         "best_epochs": best,
         "best_true_mse": float(median[epochs == best][0]),

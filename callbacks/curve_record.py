@@ -15,6 +15,7 @@ from callbacks.curve_answers import does_more_training_hurt, held_out_choice, qu
 from callbacks.figures import curves_figure, error_figure, publish
 
 METRICS = ("train_mse", "true_mse", "true_max_abs_error", "r2")
+WORST = {"r2": -math.inf}  # what a diverged network counts as; infinity for the errors
 
 
 class CurveRecord(Callback):
@@ -94,7 +95,8 @@ class CurveRecord(Callback):
         if whole:
             self._draw(trainer, pl_module, data, reached, epochs, by_lr)
         answers = [
-            {"lr": lr, "epochs": e} | {name: quartiles(by_lr[name][epochs == e, i][0]) for name in METRICS}
+            {"lr": lr, "epochs": e}
+            | {name: quartiles(by_lr[name][epochs == e, i][0], WORST.get(name, math.inf)) for name in METRICS}
             for i, lr in enumerate(pl_module.lrs)
             for e in reached
         ]

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from callbacks import LRStep
 from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
-from callbacks.curve_answers import does_more_training_hurt, held_out_choice, median_interval
+from callbacks.curve_answers import does_more_training_hurt, held_out_choice, median_interval, medians, quartiles
 
 # LRStep
 
@@ -176,6 +176,16 @@ def test_whether_more_training_hurts() -> None:
     assert does_more_training_hurt(epochs, bell[:, :4])["verdict"] == "no evidence"  # 4 seeds cover only 87.5 %
     assert does_more_training_hurt(epochs, bell[:, :1])["verdict"] == "one seed"
     assert does_more_training_hurt(epochs, np.array([[1.0, 1], [np.nan, 1], [1, 1]]))["verdict"] == "diverged"
+
+
+def test_a_diverged_seed_counts_as_the_worst() -> None:
+    # Positions 0.25 * 2 and 0.75 * 2 lie between two values; the nearest is taken, of two as near the even one.
+    assert quartiles(np.array([1.0, 2, 3])) == {"median": 2, "q25": 1, "q75": 3}
+    one_bad = np.array([math.nan, 1.0, 2, 3, 4])
+    assert quartiles(one_bad) == {"median": 3, "q25": 2, "q75": 4}  # in order: 1 2 3 4 inf
+    assert quartiles(one_bad, worst=-math.inf) == {"median": 2, "q25": 1, "q75": 3}  # in order: -inf 1 2 3 4
+    assert quartiles(np.array([math.inf, math.nan, 1.0]))["median"] == math.inf
+    assert medians(np.array([[1.0, math.nan, math.nan], [5.0, 6, 7]])).tolist() == [math.inf, 6]
 
 
 def test_what_a_held_out_sample_chooses() -> None:
