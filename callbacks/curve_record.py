@@ -101,7 +101,7 @@ class CurveRecord(Callback):
             for e in reached
         ]
         print(table([self._header(S), *(self._cells(answer, S) for answer in answers)]))
-        print(f"Trained {L * S} networks in {self.train_seconds:.1f} s")
+        print(f"Trained {L * S} network{'s'[: L * S > 1]} in {self.train_seconds:.1f} s")
         if missing := [e for e in self.asked if e not in whole]:
             print(f"Not measured, and so not reported: {', '.join(map(str, missing))} epochs")
         more_training = []

@@ -81,8 +81,8 @@ class EpochRecord(Callback):
         if "probe/acc" in metrics:
             row |= {"probe_acc": metrics["probe/acc"], "probe_loss": metrics["probe/loss"]}
         self.epochs.append(row)
+        self._print(pl_module, row, header=len(self.epochs) == 1)
         if trainer.is_global_zero:
-            self._print(row, header=len(self.epochs) == 1)
             loggers: list[Any] = trainer.loggers
             for logger in loggers:
                 if hasattr(logger.experiment, "add_scalar"):  # not into metrics.csv, which a seed repeats bit for bit
@@ -98,12 +98,13 @@ class EpochRecord(Callback):
         return time.perf_counter()
 
     @staticmethod
-    def _print(row: dict[str, Any], header: bool) -> None:
+    def _print(pl_module: Any, row: dict[str, Any], header: bool) -> None:
+        # Through Lightning, which writes above a running bar, and on the first process alone.
         names = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
         if header:
-            print("  ".join(f"{name:>10}" for name in names))
+            pl_module.print("  ".join(f"{name:>10}" for name in names))
         cells = ("-" if row[n] is None else f"{row[n]:.4g}" if n in ("epoch", "lr") else f"{row[n]:.4f}" for n in names)
-        print("  ".join(f"{cell:>10}" for cell in cells), flush=True)
+        pl_module.print("  ".join(f"{cell:>10}" for cell in cells))
 
     @rank_zero_only
     def finish(self, trainer: Trainer, pl_module: Any) -> None:

@@ -137,6 +137,7 @@ class CIFAR10DataModule(LightningDataModule):
         super().__init__()
         self.data_root, self.batch_size, self.val_size = Path(data_root), batch_size, val_size
         self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
+        self._prepared = False  # Lightning calls prepare_data again for fit and for test
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         num_train = 50_000 if dataset == "cifar10" else 10_000
         if batch_size < 1:
@@ -146,7 +147,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Finds the data, or fetches them, and checks them against torchvision's md5 sums."""
-        if self.dataset == "synthetic":
+        if self.dataset == "synthetic" or self._prepared:
             return
         folder = self.data_root / CIFAR10.base_folder
         if not folder.is_dir():
@@ -163,6 +164,7 @@ class CIFAR10DataModule(LightningDataModule):
                 f"{folder / bad[0]} is {'corrupt' if (folder / bad[0]).exists() else 'missing'} (md5): "
                 f"remove {folder} and run again with --download true, or put a good copy there"
             )
+        self._prepared = True
 
     def setup(self, stage: str) -> None:
         if hasattr(self, "train"):

@@ -1,8 +1,7 @@
 """Adam (Kingma and Ba 2015, arXiv 1412.6980) with a learning rate of its own for every element of a parameter.
 
 ``torch.optim.Adam`` takes one learning rate a parameter group; here many networks with different learning rates lie in
-one tensor. A step is nine operations on it, fewer instructions than
-``torch.optim.Adam(fused=True)`` spends on its bookkeeping.
+one tensor, so that a step is a few operations on it, however many networks there are.
 """
 
 from collections.abc import Iterable

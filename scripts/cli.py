@@ -2,6 +2,7 @@
 
 import csv
 import inspect
+import io
 import logging
 import os
 import sys
@@ -87,6 +88,8 @@ def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
 
 def main(run: Callable[[], None]) -> NoReturn:
     """Runs a script; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(line_buffering=True)  # lines are live in a pipe or a file too
     try:
         run()
     except (UserError, DataError, ExpressionError, MisconfigurationException) as error:
