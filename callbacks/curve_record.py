@@ -137,8 +137,8 @@ class CurveRecord(Callback):
         for e in (e for e in reached if e in self.curves):  # a resumed run may ask for more than was kept
             for i, lr in enumerate(pl_module.lrs):
                 error = quartiles(by_lr["true_mse"][epochs == e, i][0])["median"]
-                label = "true MSE" if S == 1 else "median true MSE"
-                title = f"{e:,} epochs, learning rate {lr:g}\n{label} {error:.3g}"
+                label = f"{'true MSE' if S == 1 else 'median true MSE'} {error:.3g}"
+                title = f"{e:,} epochs, learning rate {lr:g}\n{label if math.isfinite(error) else 'diverged'}"
                 panels.append((title, self.curves[e][i * S : (i + 1) * S].numpy()))
         points = (data.x[0].numpy(), data.y[0].numpy())
         if panels:

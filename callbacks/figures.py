@@ -17,6 +17,13 @@ BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d95f02", "#1b9e77", "#7a7a7a"
 COLOURS = ("#1f6fb4", "#d95f02", "#1b9e77", "#7b4ab5", "#b5a000", "#c2185b", "#5d4037", "#000000")
 
 
+class PlainNumbers(LogFormatter):
+    """20 instead of 2 x 10^1 on a logarithmic axis, with digits enough to tell near ticks apart."""
+
+    def __call__(self, x: float, pos: int | None = None) -> str:
+        return f"{x:.4g}" if super().__call__(x, pos) else ""
+
+
 def publish(figure: Figure, name: str, run_dir: Path, loggers: Iterable[Any]) -> None:
     """Writes ``name``.png into ``run_dir`` and shows the same picture in TensorBoard."""
     canvas = FigureCanvasAgg(figure)
@@ -97,10 +104,11 @@ def curves_figure(
     for axes, (title, curves) in zip(grid.flat, panels, strict=False):
         axes.plot(*points, ".", color=GREY, alpha=0.5, markersize=4, label="training points")
         axes.plot(x, truth, "--", color=ORANGE, linewidth=1.8, label="f(x), the ground truth")
-        if len(curves) > 1:
+        finite = curves[np.isfinite(curves).all(1)]
+        if len(finite) > 1:
             axes.fill_between(
                 x,
-                *np.nanquantile(curves, (0.25, 0.75), axis=0),
+                *np.quantile(finite, (0.25, 0.75), axis=0),
                 color=BLUE,
                 alpha=0.25,
                 linewidth=0,
@@ -152,8 +160,8 @@ def error_figure(
         axes.set_xscale("log")
         if (values[np.isfinite(values)] > 0).any():
             axes.set_yscale("log")
-            axes.yaxis.set_major_formatter(LogFormatter())  # plain numbers: 20, not 2 x 10^1
-            axes.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+            axes.yaxis.set_major_formatter(PlainNumbers())
+            axes.yaxis.set_minor_formatter(PlainNumbers(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         axes.set(xlabel="epochs", ylabel="mean squared error [y²]", title=title)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=9)
@@ -162,6 +170,7 @@ def error_figure(
 
 def _line_with_band(axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, label: str) -> None:
     finite = np.isfinite(values).all(1)  # the line ends where a seed diverged
+    label += "" if finite[-1] else " (diverged)"
     axes.plot(x[finite], np.median(values[finite], 1), color=colour, label=label)
     if values.shape[1] > 1 and finite.any():
         axes.fill_between(

@@ -27,7 +27,7 @@ def fit(folder, *args):
 def succeed(folder, *args):
     done = fit(folder, *args)
     assert done.returncode == 0, done.stderr
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     return done.stdout
 
 
@@ -185,12 +185,16 @@ def test_max_epochs_cuts_the_epochs_asked_for(folder):
 
 def test_divergence_is_a_result_not_a_crash(folder):
     args = ("--function", "exp(20*x)", "--lr", "1e30", "0.001", "--epochs", "200", "--run_dir", "diverged")
+    args += ("--num_seeds", "2")
     output = succeed(folder, *args)
     assert "diverged" in output
-    bad, good = summary(folder / "diverged")["results"]
-    assert bad["lr"] == 1e30
-    assert all(bad[name] is None for name in ("train_mse", "true_mse", "true_max_abs_error", "r2"))
-    assert all(math.isfinite(good[name]) for name in ("train_mse", "true_mse", "true_max_abs_error", "r2"))
+    content = summary(folder / "diverged")
+    bad, good = ([r for r in content["results"] if (r["lr"] == 1e30) == diverged] for diverged in (True, False))
+    assert len(bad) == len(good) == 2
+    for name in ("train_mse", "true_mse", "true_max_abs_error", "r2"):
+        assert all(result[name] is None for result in bad)
+        assert all(math.isfinite(result[name]) for result in good)
+        assert content["over_seeds"][0][name] == {"median": None, "q25": None, "q75": None}
     assert_is_picture(folder / "diverged" / "curves.png")
     assert_is_picture(folder / "diverged" / "errors.png")
 
