@@ -86,6 +86,11 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
         raise ExpressionError(
             f"the function {shown!r} calls {error.func_name!r}, which is unknown ({_KNOWN})"
         ) from None
+    except simpleeval.OperatorNotDefined:
+        hint = ": a power is x**2, not x^2" if "^" in expression else ""
+        raise ExpressionError(
+            f"the function {shown!r} uses more than arithmetic: an operator other than + - * / **{hint}"
+        ) from None
     except (SyntaxError, RecursionError, MemoryError, ValueError, OverflowError) as error:
         raise ExpressionError(f"the function {shown!r} is not an expression of x: {_one_line(error)}") from None
     except (simpleeval.InvalidExpression, AttributeError, TypeError, KeyError) as error:

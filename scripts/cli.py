@@ -94,6 +94,9 @@ def main(run: Callable[[], None]) -> NoReturn:
         run()
     except (UserError, DataError, ExpressionError, MisconfigurationException) as error:
         _fail(error)
+    except BrokenPipeError:  # whoever read the output has gone, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+        sys.exit(1)
     except OSError as error:
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
         _fail(f"{what} (check --run_dir, --data_root and the space on the disk)")

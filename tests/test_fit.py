@@ -204,6 +204,7 @@ MISTAKES = {
     "unknown flag": (["--no_such_flag", "1"], "no_such_flag"),
     "wrong type": (["--num_samples", "many"], "num_samples"),
     "bad expression": (["--function", "x +* 2"], "x +* 2"),
+    "caret": (["--function", "x^2"], "x**2, not x^2"),
     "pole": (["--function", "1/x"], "x = 0"),
     "empty interval": (["--x_min", "2", "--x_max", "1"], "x_min"),
     "no epochs": (["--epochs", "0"], "epochs"),
