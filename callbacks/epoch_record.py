@@ -32,6 +32,7 @@ class EpochRecord(Callback):
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float] = {}
         self.batches: dict[str, int] = {}
+        self.first_step: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
         return {"epochs": self.epochs, "batches": self.batches}
@@ -48,6 +49,8 @@ class EpochRecord(Callback):
         self._pause = 0.0
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if self.first_step is None:
+            self.first_step = self._now(pl_module) - self.start
         self._batches += 1
         self._images += len(batch[1])
         if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
@@ -125,6 +128,7 @@ class EpochRecord(Callback):
             "seconds": {
                 "train": sum(row["seconds"] for row in self.epochs),
                 "total": time.perf_counter() - self.start,
+                "to_first_step": self.first_step,
             },
             "peak_memory_mb": _peak_memory_mb(pl_module.device),
         }

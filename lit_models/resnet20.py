@@ -17,13 +17,15 @@ class BasicBlock(nn.Module):
         self.new_channels = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        # In place where batch normalisation's backward does not need its own output: less memory to go through.
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         if self.new_channels:
             # Option A: every second pixel, and zeros for the channels that x lacks, half before and half after.
             before = self.new_channels // 2
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
-        return F.relu(out + x)
+        out += x
+        return F.relu(out, inplace=True)
 
 
 class ResNet20(nn.Module):
@@ -47,6 +49,6 @@ class ResNet20(nn.Module):
                     nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))

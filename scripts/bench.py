@@ -1,12 +1,15 @@
-"""Times exercise 1 against a plain PyTorch script, whole processes taken in turn; prints one JSON object.
+"""Times an exercise against a plain PyTorch script, taken in turn; prints one JSON object.
 
     python scripts/bench.py fit --plain PATH/plain_fit.py
+    python scripts/bench.py cifar --plain PATH/plain_cifar.py [--accelerator gpu]
 
-The plain script is called with ``--epochs N`` and prints a JSON line with "seconds", its training time.
+The plain scripts print a JSON line: plain_fit.py --epochs N with "seconds", its training time; plain_cifar.py
+--data_root DIR --steps N --workers W with "images_per_second".
 """
 
 import argparse
 import json
+import os
 import statistics
 import subprocess
 import sys
@@ -15,42 +18,62 @@ import time
 from pathlib import Path
 from typing import Any
 
-FIT = Path(__file__).with_name("fit.py")
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from datamodules import CIFAR10DataModule
+from lit_models import ResNet20
+from scripts.cli import keep_freed_memory
+
+SCRIPTS = Path(__file__).parent
 
 
 def timed(command: list[str]) -> tuple[float, str]:
     """Wall-clock seconds of a whole process, and what it printed."""
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return time.perf_counter() - start, done.stdout
 
 
-def plain(script: str, epochs: int) -> dict[str, float]:
-    """{"train", "process"} seconds of the plain script."""
-    process, out = timed([sys.executable, script, "--epochs", str(epochs)])
-    return {"train": json.loads(out.splitlines()[-1])["seconds"], "process": process}
+def plain(script: str, *flags: str) -> tuple[float, dict[str, Any]]:
+    """Wall-clock seconds of the plain script, and its last line of JSON."""
+    process, out = timed([sys.executable, script, *flags])
+    return process, json.loads(out.splitlines()[-1])
 
 
-def ours(*flags: str) -> dict[str, float]:
-    """{"train", "process"} seconds of scripts/fit.py with everything on."""
+def ours(script: str, *flags: str) -> tuple[float, dict[str, Any]]:
+    """Wall-clock seconds of a script of this project with everything on, and its summary.json."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        process, _ = timed([sys.executable, str(FIT), "--run_dir", str(run_dir), *flags])
-        return {"train": json.loads((run_dir / "summary.json").read_text())["seconds"]["train"], "process": process}
+        process, _ = timed([sys.executable, str(SCRIPTS / script), "--run_dir", str(run_dir), *flags])
+        return process, json.loads((run_dir / "summary.json").read_text())
 
 
-def fit(script: str, repeats: int, epochs: int) -> dict[str, Any]:
-    """Medians over ``repeats`` rounds; in each round every command runs once, ours right after the plain one."""
+def fit(args: argparse.Namespace) -> dict[str, Any]:
+    """Medians over the rounds; in each round every command runs once, ours right after the plain one."""
+    epochs = str(args.epochs)
     grid = ["--lr", "1", "0.1", "0.01", "0.001", "--num_seeds", "8"]
+
+    def plain_seconds(epochs: str) -> dict[str, float]:
+        process, result = plain(args.plain, "--epochs", epochs)
+        return {"train": result["seconds"], "process": process}
+
+    def our_seconds(*flags: str) -> dict[str, float]:
+        process, summary = ours("fit.py", *flags)
+        return {"train": summary["seconds"]["train"], "process": process}
+
     rounds = [
         {
-            "plain_1000": plain(script, 1000),
-            "fit_1000": ours("--epochs", "1000"),
-            f"plain_{epochs}": plain(script, epochs),
-            f"fit_{epochs}": ours("--epochs", str(epochs)),
-            f"grid_4x8_{epochs}": ours("--epochs", str(epochs), *grid),
+            "plain_1000": plain_seconds("1000"),
+            "fit_1000": our_seconds("--epochs", "1000"),
+            f"plain_{epochs}": plain_seconds(epochs),
+            f"fit_{epochs}": our_seconds("--epochs", epochs),
+            f"grid_4x8_{epochs}": our_seconds("--epochs", epochs, *grid),
         }
-        for _ in range(repeats)
+        for _ in range(args.repeats)
     ]
     seconds = {
         name: {part: statistics.median(r[name][part] for r in rounds) for part in ("train", "process")}
@@ -61,7 +84,7 @@ def fit(script: str, repeats: int, epochs: int) -> dict[str, Any]:
         return statistics.median(r[a][part] / r[b][part] for r in rounds)
 
     return {
-        "repeats": repeats,
+        "repeats": args.repeats,
         "seconds": seconds,
         "train_speedup_1000": ratio("plain_1000", "fit_1000", "train"),
         f"train_speedup_{epochs}": ratio(f"plain_{epochs}", f"fit_{epochs}", "train"),
@@ -70,11 +93,107 @@ def fit(script: str, repeats: int, epochs: int) -> dict[str, Any]:
     }
 
 
+class BareNetwork:
+    """The network and its optimizer on one fixed batch: what is left when data, metrics and Lightning cost nothing."""
+
+    def __init__(self, device: torch.device, batch_size: int, compile: bool) -> None:
+        self.device = device
+        images = torch.randn(batch_size, 3, 32, 32, device=device)
+        self.images = images.contiguous(memory_format=torch.channels_last)
+        self.labels = torch.randint(10, (batch_size,), device=device)
+        self.net = ResNet20().to(device, memory_format=torch.channels_last)
+        self.optimizer = torch.optim.SGD(self.net.parameters(), 0.1, weight_decay=5e-4, fused=True)
+        with FlopCounterMode(display=False) as flops:
+            self.step()
+        self.flops_per_image = flops.get_total_flops() / batch_size
+        if compile:
+            self.net.compile(dynamic=False)
+
+    def step(self) -> None:
+        self.optimizer.zero_grad()
+        F.cross_entropy(self.net(self.images), self.labels).backward()
+        self.optimizer.step()
+
+    def images_per_second(self, steps: int) -> float:
+        return len(self.labels) / median_seconds(self.step, steps, self.device)
+
+
+def median_seconds(call: Any, times: int, device: torch.device) -> float:
+    """Median over ``times`` calls, after 5 to warm up."""
+    seconds = []
+    for _ in range(times + 5):
+        start = time.perf_counter()
+        call()
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[5:])
+
+
+def matmul_flops(device: torch.device) -> float:
+    """float32 operations a second of a large matrix product, the most that a network could reach here."""
+    a = torch.randn(4096, 4096, device=device)
+    return 2 * 4096**3 / median_seconds(lambda: a @ a, 5, device)
+
+
+def cifar(args: argparse.Namespace) -> dict[str, Any]:
+    """Medians over the rounds; in each round everything runs once. The plain script knows only the CPU."""
+    keep_freed_memory()
+    device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
+    bare = {name: BareNetwork(device, 128, compile=name == "bare_compiled") for name in ("bare_compiled", "bare")}
+    data = CIFAR10DataModule(args.data_root)
+    data.prepare_data()
+    data.setup("fit")
+    data.train = (data.train[0].to(device), data.train[1].to(device))
+    batches = iter(data.train_dataloader())
+    flags = ("--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1")
+    flags += ("--limit_train_batches", str(args.steps), "--limit_val_batches", "1", "--limit_test_batches", "1")
+    rounds = []
+    for _ in range(args.repeats):
+        row = {}
+        if device.type == "cpu":
+            for workers in ("0", "2"):
+                parts = ("--data_root", args.data_root, "--steps", str(args.steps), "--workers", workers)
+                row[f"plain_{workers}_workers"] = plain(args.plain, *parts)[1]["images_per_second"]
+        summary = ours("cifar.py", *flags)[1]
+        row["trainer"] = summary["images_per_second"]
+        for name, network in bare.items():
+            row[name] = network.images_per_second(args.steps)
+        seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
+        row["data_alone"] = 128 / seconds
+        row["seconds_to_first_step"] = summary["seconds"]["to_first_step"]
+        rounds.append(row)
+
+    def ratio(a: str, *others: str) -> float:
+        return statistics.median(r[a] / max(r[b] for b in others) for r in rounds)
+
+    result = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
+    first_step = result.pop("seconds_to_first_step")
+    flops = bare["bare"].flops_per_image
+    peak = matmul_flops(device)
+    plains = [name for name in result if name.startswith("plain")]
+    return {
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
+        "repeats": args.repeats,
+        "images_per_second": result,
+        "trainer_over_better_plain": ratio("trainer", *plains) if plains else None,
+        "trainer_over_bare_compiled": ratio("trainer", "bare_compiled"),
+        "trainer_over_bare": ratio("trainer", "bare"),
+        "seconds_to_first_step": first_step,
+        "flops_per_image": flops,
+        "matmul_flops_per_second": peak,
+        "trainer_fraction_of_peak": result["trainer"] * flops / peak,
+    }
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["fit"])
+    parser.add_argument("what", choices=["fit", "cifar"])
     parser.add_argument("--plain", required=True, help="path of the plain script")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=50_000, help="of the long runs")
+    parser.add_argument("--epochs", type=int, default=50_000, help="of the long runs of fit")
+    parser.add_argument("--steps", type=int, default=40, help="training steps of each run of cifar")
+    parser.add_argument("--data_root", default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
+    parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where cifar runs")
     args = parser.parse_args()
-    print(json.dumps(fit(args.plain, args.repeats, args.epochs), indent=2))
+    print(json.dumps({"fit": fit, "cifar": cifar}[args.what](args), indent=2))
