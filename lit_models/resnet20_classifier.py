@@ -1,5 +1,6 @@
 """ResNet-20 trained as a ten-class classifier by SGD."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -76,7 +77,7 @@ class ResNet20Classifier(LightningModule):
 
     def _step(self, stage: str, batch: Batch) -> Tensor:
         images, labels = batch
-        net = self.net
+        net: Callable[[Tensor], Tensor] = self.net
         if self.compiled is not None and stage == "train":
             self.full_batch = max(self.full_batch, len(labels))
             if len(labels) == self.full_batch:

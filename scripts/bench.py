@@ -101,7 +101,7 @@ class BareNetwork:
         images = torch.randn(batch_size, 3, 32, 32, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch_size,), device=device)
-        self.net = ResNet20().to(device, memory_format=torch.channels_last)
+        self.net = ResNet20().to(memory_format=torch.channels_last).to(device)
         self.optimizer = torch.optim.SGD(self.net.parameters(), 0.1, weight_decay=5e-4, fused=True)
         with FlopCounterMode(display=False) as flops:
             self.step()
@@ -146,8 +146,8 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     data.setup("fit")
     data.train = (data.train[0].to(device), data.train[1].to(device))
     batches = iter(data.train_dataloader())
-    flags = ("--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1")
-    flags += ("--limit_train_batches", str(args.steps), "--limit_val_batches", "1", "--limit_test_batches", "1")
+    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
+    flags += ["--limit_train_batches", str(args.steps), "--limit_val_batches", "1", "--limit_test_batches", "1"]
     rounds = []
     for _ in range(args.repeats):
         row = {}

@@ -21,3 +21,23 @@ def test_bench_fit(tmp_path: Path) -> None:
     assert (seconds["plain_1000"]["train"], seconds["plain_50"]["train"]) == (1, 0.05)
     assert result["train_speedup_1000"] == pytest.approx(1 / seconds["fit_1000"]["train"])
     assert result["grid_time_over_one_plain_run"] == pytest.approx(seconds["grid_4x8_50"]["train"] / 0.05)
+
+
+def test_bench_cifar(tmp_path: Path, cifar10_root: Path) -> None:
+    plain = tmp_path / "plain.py"
+    plain.write_text(
+        """import sys; print('{"images_per_second": %f}' % (100 + int(sys.argv[-1])))"""
+    )  # 102 with workers
+    command = [sys.executable, str(BENCH), "cifar", "--plain", str(plain), "--repeats", "1", "--steps", "8"]
+    command += ["--data_root", str(cifar10_root.resolve())]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    speeds = result["images_per_second"]
+    assert (speeds["plain_0_workers"], speeds["plain_2_workers"]) == (100, 102)
+    assert result["trainer_over_better_plain"] == pytest.approx(speeds["trainer"] / 102)
+    assert result["trainer_over_bare_compiled"] == pytest.approx(speeds["trainer"] / speeds["bare_compiled"])
+    # 40.55 million multiply-adds forward, and twice that backward but for the images' own gradient (0.44 million):
+    # 2 * (3 * 40.55 - 0.44) = 242.4 million operations
+    assert result["flops_per_image"] == pytest.approx(242.4e6, rel=1e-3)
+    assert 0 < result["trainer_fraction_of_peak"] < 1

@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,6 +14,8 @@ from pathlib import Path
 
 import pytest
 import torch
+
+from datamodules import CIFAR10DataModule
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BATCHES = ("--limit_train_batches", "12", "--limit_val_batches", "2", "--limit_test_batches", "2")
@@ -212,6 +215,93 @@ def test_two_processes_make_one_run_and_count_each_image_once(folder):
     (epoch,) = content["epochs"]
     for accuracy, images in ((content["test_acc"], 2000), (epoch["val_acc"], 1001), (epoch["train_acc"], 384)):
         assert accuracy * images == pytest.approx(round(accuracy * images), abs=1e-3)
+
+
+def test_the_losses_of_two_processes_follow_those_of_one(folder):
+    settings = ("--data", "synthetic", "--max_epochs", "4", "--limit_val_batches", "0", "--limit_test_batches", "1")
+    settings += ("--limit_train_batches", "20", "--accelerator", "cpu", "--seed", "5")
+    succeed(folder, *settings, "--run_dir", "one")
+    succeed(folder, *settings, "--run_dir", "two", "--devices", "2", "--strategy", "ddp")
+    one, two = ([epoch["train_loss"] for epoch in summary(folder / name)["epochs"]] for name in ("one", "two"))
+    # Not equal: each process normalises by the mean and deviation of its own half of a batch.
+    assert two == pytest.approx(one, rel=0.1)
+    assert one[-1] < 0.8 * one[0]
+
+
+def test_two_machines_under_torchrun(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    launch += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    flags = ("--data", "synthetic", "--accelerator", "cpu", "--num_nodes", "2", "--devices", "1", "--strategy", "ddp")
+    flags += ("--max_epochs", "1", "--limit_train_batches", "3", "--run_dir", "machines")
+    machines = [
+        subprocess.Popen(
+            [*launch, "--node_rank", str(rank), str(SCRIPTS / "cifar.py"), *flags],
+            cwd=folder,
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in (0, 1)
+    ]
+    outputs = [machine.communicate(timeout=300)[0] for machine in machines]
+    assert [machine.returncode for machine in machines] == [0, 0], outputs
+    assert ["test accuracy" in output for output in outputs] == [True, False]
+    content = summary(folder / "machines")
+    for accuracy, images in ((content["test_acc"], 2000), (content["epochs"][0]["train_acc"], 384)):
+        assert accuracy * images == pytest.approx(round(accuracy * images), abs=1e-3)
+
+
+INDICES = """
+import sys, torch
+from pytorch_lightning import LightningModule, Trainer
+from datamodules import CIFAR10DataModule
+
+class Data(CIFAR10DataModule):
+    def setup(self, stage):
+        super().setup(stage)
+        self.train = (self.train[0], torch.arange(10_000))  # an image's label is its index
+
+class Recorder(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.weight, self.seen = torch.nn.Parameter(torch.zeros(1)), []
+    def training_step(self, batch, batch_idx):
+        self.seen.append(batch[1].clone())
+        return self.weight.sum()
+    def on_train_end(self):
+        torch.save(self.seen, f"seen{self.global_rank}.pt")
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+trainer = Trainer(accelerator="cpu", devices=2, strategy="ddp", max_epochs=2, logger=False, limit_val_batches=0,
+                  enable_checkpointing=False, enable_progress_bar=False)
+trainer.fit(Recorder(), Data(dataset="synthetic", batch_size=100))
+"""
+
+
+def test_two_processes_see_every_image_once_an_epoch_and_the_batches_of_one_process(folder):
+    (folder / "indices.py").write_text(INDICES)
+    run = [sys.executable, "indices.py"]
+    env = environment() | {"PYTHONPATH": str(SCRIPTS.parent)}
+    done = subprocess.run(run, cwd=folder, env=env, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    ranks = [torch.load(folder / f"seen{rank}.pt") for rank in (0, 1)]
+    assert len(ranks[0]) == len(ranks[1]) == 2 * 100
+    data = CIFAR10DataModule(dataset="synthetic", batch_size=100)
+    data.setup("fit")
+    data.train = (data.train[0], torch.arange(10_000))
+    loader = data.train_dataloader()
+    for epoch in (0, 1):
+        batches = slice(epoch * 100, (epoch + 1) * 100)
+        seen = torch.cat([*ranks[0][batches], *ranks[1][batches]])
+        assert torch.equal(seen.sort().values, torch.arange(10_000))
+        loader.set_epoch(epoch)
+        for mine, theirs, batch in zip(ranks[0][batches], ranks[1][batches], loader, strict=True):
+            assert set(mine.tolist()) | set(theirs.tolist()) == set(batch[1].tolist())
 
 
 def test_real_images(folder, cifar10_root):
