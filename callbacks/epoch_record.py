@@ -47,6 +47,7 @@ class EpochRecord(Callback):
         self._start_of_epoch = self._start_of_count = self._now(pl_module)
         self._images = self._batches = 0
         self._pause = 0.0
+        self._validated = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self.first_step is None:
@@ -63,10 +64,13 @@ class EpochRecord(Callback):
         if trainer.sanity_checking:
             return
         self._pause += self._now(pl_module) - self._end
+        self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         end = self._now(pl_module) - self._pause
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if not self._validated:  # Lightning still holds the values of an earlier epoch
+            metrics = {name: value for name, value in metrics.items() if not name.startswith(("val/", "probe/"))}
         self.batches = {
             "train_batches": int(trainer.num_training_batches),
             "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,
@@ -81,8 +85,8 @@ class EpochRecord(Callback):
             "seconds": end - self._start_of_epoch,
             "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
         }
-        if "probe/acc" in metrics:
-            row |= {"probe_acc": metrics["probe/acc"], "probe_loss": metrics["probe/loss"]}
+        if "probe/acc" in trainer.callback_metrics:
+            row |= {"probe_acc": metrics.get("probe/acc"), "probe_loss": metrics.get("probe/loss")}
         self.epochs.append(row)
         self._print(pl_module, row, header=len(self.epochs) == 1)
         if trainer.is_global_zero:

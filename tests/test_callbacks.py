@@ -27,10 +27,12 @@ class TwoGroups(LightningModule):
         super().__init__()
         self.line = torch.nn.Linear(1, 1)
         self.rates: dict[int, list[float]] = {}
+        self.step_rates: dict[int, float] = {}
 
     def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
         optimizer: Any = self.optimizers()
         self.rates[self.current_epoch] = [group["lr"] for group in optimizer.param_groups]
+        self.step_rates[self.global_step] = optimizer.param_groups[0]["lr"]
         return (self.line(batch) - 2 * batch).square().mean()
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -81,6 +83,30 @@ def test_lr_step_depends_on_the_epoch_alone(tmp_path: Path) -> None:
 
 def test_lr_step_without_milestones_leaves_the_rates_alone() -> None:
     assert train(3, LRStep({})) == {epoch: [0.1, 0.2] for epoch in range(3)}
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+@pytest.mark.parametrize("stop", [3, 5, 8])
+def test_lr_step_counted_in_steps_falls_inside_an_epoch_and_after_a_resume(stop: int, tmp_path: Path) -> None:
+    def rates(steps: int, **flags: Any) -> dict[int, float]:
+        model = TwoGroups()
+        trainer = Trainer(
+            max_steps=steps,
+            callbacks=[LRStep({3: 0.05, 7: 0.01}, unit="step")],
+            accelerator="cpu",
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+        trainer.fit(model, DataLoader(torch.linspace(-1, 1, 8)[:, None], batch_size=4), weights_only=True, **flags)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        return model.step_rates
+
+    expected = {step: 0.1 if step < 3 else 0.05 if step < 7 else 0.01 for step in range(10)}
+    before = rates(stop)
+    after = rates(10, ckpt_path=tmp_path / "a.ckpt")
+    assert before | after == expected and not before.keys() & after.keys()
 
 
 @pytest.mark.parametrize("milestones", [{-1: 0.1}, {3: -0.1}, {3: math.nan}, {3: math.inf}])

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from callbacks import LRStep
 from datamodules import CIFAR10DataModule
+from scripts.cifar import RECIPES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BATCHES = ("--limit_train_batches", "12", "--limit_val_batches", "2", "--limit_test_batches", "2")
@@ -205,6 +207,41 @@ def test_several_seeds_and_a_probe(folder):
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0
 
 
+def test_the_papers_recipe(folder):
+    settings = ("--recipe", "paper", "--data", "synthetic", "--accelerator", "cpu", "--limit_val_batches", "2")
+    succeed(
+        folder,
+        *settings,
+        "--limit_test_batches",
+        "2",
+        "--limit_train_batches",
+        "2",
+        "--max_steps",
+        "3",
+        "--run_dir",
+        "paper",
+    )
+    checkpoint = torch.load(folder / "paper" / "checkpoints" / "last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 1e-4, False)
+    assert checkpoint["hyper_parameters"]["he_init"] is True
+    recipe = RECIPES["paper"]
+    assert (recipe.max_epochs, recipe.max_steps, recipe.batch_size) == (None, 64_000, 128)
+    schedule = LRStep(recipe.milestones, recipe.milestones_in)
+    rates = {31_999: None, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}  # 0.1 divided by 10, twice
+    assert {step: schedule.lr_at(step) for step in rates} == rates
+
+
+def test_an_epoch_that_was_not_measured_says_so(folder):
+    """The third step ends training inside the second epoch, which has no validation."""
+    settings = ("--data", "synthetic", "--accelerator", "cpu", "--limit_val_batches", "2", "--limit_test_batches", "2")
+    succeed(folder, *settings, "--limit_train_batches", "2", "--max_steps", "3", "--run_dir", "partial")
+    first, second = summary(folder / "partial")["epochs"]
+    assert first["val_acc"] is not None and first["val_loss"] is not None
+    assert second["val_acc"] is second["val_loss"] is None
+    assert second["train_acc"] is not None and summary(folder / "partial")["test_acc"] is not None
+
+
 def test_two_processes_make_one_run_and_count_each_image_once(folder):
     batches = ("--max_epochs", "1", "--limit_train_batches", "3", "--batch_size", "128", "--val_size", "1001")
     processes = ("--accelerator", "cpu", "--devices", "2", "--strategy", "ddp")
@@ -220,9 +257,9 @@ def test_two_processes_make_one_run_and_count_each_image_once(folder):
 def test_the_losses_of_two_processes_follow_those_of_one(folder):
     settings = ("--data", "synthetic", "--max_epochs", "4", "--limit_val_batches", "0", "--limit_test_batches", "1")
     settings += ("--limit_train_batches", "20", "--accelerator", "cpu", "--seed", "5")
-    succeed(folder, *settings, "--run_dir", "one")
-    succeed(folder, *settings, "--run_dir", "two", "--devices", "2", "--strategy", "ddp")
-    one, two = ([epoch["train_loss"] for epoch in summary(folder / name)["epochs"]] for name in ("one", "two"))
+    succeed(folder, *settings, "--run_dir", "alone")
+    succeed(folder, *settings, "--run_dir", "in-two", "--devices", "2", "--strategy", "ddp")
+    one, two = ([epoch["train_loss"] for epoch in summary(folder / name)["epochs"]] for name in ("alone", "in-two"))
     # Not equal: each process normalises by the mean and deviation of its own half of a batch.
     assert two == pytest.approx(one, rel=0.1)
     assert one[-1] < 0.8 * one[0]
@@ -258,7 +295,9 @@ def test_two_machines_under_torchrun(folder):
 INDICES = """
 import sys, torch
 from pytorch_lightning import LightningModule, Trainer
+from callbacks import LRStep
 from datamodules import CIFAR10DataModule
+from scripts.cifar import RECIPES
 
 class Data(CIFAR10DataModule):
     def setup(self, stage):
