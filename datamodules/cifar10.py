@@ -140,11 +140,11 @@ class CIFAR10DataModule(LightningDataModule):
         self._prepared = False  # Lightning calls prepare_data again for fit and for test
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         num_train = 50_000 if dataset == "cifar10" else 10_000
-        self.batches_per_epoch = -(-(num_train - val_size) // max(batch_size, 1))
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not 0 <= val_size < num_train:
             raise ValueError(f"val_size is {val_size}; it must be from 0 to {num_train - 1}")
+        self.batches_per_epoch = -(-(num_train - val_size) // batch_size)
 
     def prepare_data(self) -> None:
         """Finds the data, or fetches them, and checks them against torchvision's md5 sums."""
