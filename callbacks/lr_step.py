@@ -10,8 +10,8 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 class LRStep(Callback):
     """Sets the learning rate of every parameter group at the start of the first epoch not before each milestone.
 
-    The rate is a function of the epoch (or step) alone (before the first milestone the optimizer's own), so it is right after any
-    resume.
+    The rate is a function of the epoch (or step) alone (before the first milestone the optimizer's own), so it is right
+    after any resume.
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.
