@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written aside, flushed to the disk, then renamed."""
 
+import io
 import json
 import math
 import os
@@ -44,7 +45,9 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     """Lightning's checkpoints, each whole or absent, and read without running any code of theirs."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
-        write_atomically(Path(path), lambda file: torch.save(checkpoint, file))
+        whole = io.BytesIO()  # torch.save would tell of a full disk by a RuntimeError of its own
+        torch.save(checkpoint, whole)
+        write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
 
     def load_checkpoint(
         self,

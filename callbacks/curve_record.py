@@ -42,6 +42,15 @@ class CurveRecord(Callback):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.measured, self.curves = state["measured"], state["curves"]
 
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """After a resume: the loggers begin anew, and get what they had up to the checkpoint."""
+        for epochs, measured in self.measured.items():
+            for name, part in (("val/loss", "true_mse"), ("train/loss", "train_mse")):
+                if part in measured:
+                    median = measured[part].quantile(0.5).float().item()  # in float32, as Lightning logs
+                    for logger in trainer.loggers:
+                        logger.log_metrics({name: median, "epoch": float(epochs)}, epochs)
+
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._train_start = time.perf_counter()
 

@@ -30,20 +30,43 @@ class EpochRecord(Callback):
     def __init__(self, run_dir: Path, facts: Mapping[str, Any], start: float, measured_on: str = "test") -> None:
         self.run_dir, self.facts, self.start, self.measured_on = run_dir, dict(facts), start, measured_on
         self.epochs: list[dict[str, Any]] = []
+        self.logged: list[dict[str, Any]] = []  # what each epoch has given the loggers, to give it them after a resume
         self.test: dict[str, float] = {}
         self.batches: dict[str, int] = {}
         self.first_step: float | None = None
+        self._start_of_epoch: float | None = None
+        self._earlier = 0.0  # seconds of this epoch before an interruption
 
     def state_dict(self) -> dict[str, Any]:
-        return {"epochs": self.epochs, "batches": self.batches}
+        inside = 0.0 if self._start_of_epoch is None else time.perf_counter() - self._start_of_epoch - self._pause
+        return {
+            "epochs": self.epochs,
+            "logged": self.logged,
+            "batches": self.batches,
+            "seconds_of_this_epoch": self._earlier + inside,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
+        self.epochs, self.logged, self.batches = list(state["epochs"]), list(state["logged"]), dict(state["batches"])
+        self._earlier = state["seconds_of_this_epoch"]
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
+        """After a resume: the loggers begin anew, and get what they had up to the checkpoint."""
+        for row, logged in zip(self.epochs, self.logged, strict=True):
+            for logger in trainer.loggers:
+                for metrics in (logged["validation"], logged["training"]):
+                    if metrics:
+                        logger.log_metrics({**metrics, "epoch": row["epoch"]}, logged["step"])
+            self._log_throughput(trainer, row, logged["step"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch
+        self._begin(pl_module)  # Lightning leaves out on_train_epoch_start when it resumes inside an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        self._earlier = 0.0
+        self._begin(pl_module)
+
+    def _begin(self, pl_module: Any) -> None:
         self._start_of_epoch = self._start_of_count = self._now(pl_module)
         self._images = self._batches = 0
         self._pause = 0.0
@@ -82,18 +105,27 @@ class EpochRecord(Callback):
             "train_acc": metrics.get("train/acc"),
             "val_loss": metrics.get("val/loss"),
             "val_acc": metrics.get("val/acc"),
-            "seconds": end - self._start_of_epoch,
+            "seconds": self._earlier + end - (self._start_of_epoch or 0.0),
             "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
         }
         if "probe/acc" in trainer.callback_metrics:
             row |= {"probe_acc": metrics.get("probe/acc"), "probe_loss": metrics.get("probe/loss")}
+        motion = {name: value for name, value in metrics.items() if name.startswith("motion/")}
+        row |= {name.removeprefix("motion/"): value for name, value in motion.items()}
         self.epochs.append(row)
+        validation = {n: value for n, value in metrics.items() if n.startswith(("val/", "probe/"))}
+        training = {n: value for n, value in metrics.items() if n not in validation}
+        self.logged.append({"step": trainer.global_step - 1, "validation": validation, "training": training})
+        self._log_throughput(trainer, row, trainer.global_step - 1)
+        self._start_of_epoch, self._earlier = None, 0.0
         self._print(pl_module, row, header=len(self.epochs) == 1)
-        if trainer.is_global_zero:
-            loggers: list[Any] = trainer.loggers
-            for logger in loggers:
-                if hasattr(logger.experiment, "add_scalar"):  # not into metrics.csv, which a seed repeats bit for bit
-                    logger.experiment.add_scalar("images_per_second", row["images_per_second"], trainer.global_step)
+
+    @rank_zero_only
+    def _log_throughput(self, trainer: Trainer, row: dict[str, Any], step: int) -> None:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
+            if hasattr(logger.experiment, "add_scalar"):  # not into metrics.csv, which a seed repeats bit for bit
+                logger.experiment.add_scalar("images_per_second", row["images_per_second"], step)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}

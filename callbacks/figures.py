@@ -50,6 +50,8 @@ def training_figure(
     rows = runs[0]
     numbers = [row["epoch"] for row in rows]
     changes = [(b["epoch"] - 0.5, b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
+    if len(changes) > 3:  # a rate that changes all the time is no event
+        changes = []
     parts = [
         ("train", BLUE, "train (running)"),
         ("probe", GREEN, "train (fixed part)"),
@@ -60,7 +62,7 @@ def training_figure(
     ):
         for part, colour, legend in parts:
             key = f"{part}_{name}"
-            if key in rows[0]:
+            if any(row.get(key) is not None for row in rows):
                 values = np.array([[row[key] for row in run] for run in runs], dtype=float)
                 mean, deviation = values.mean(0), values.std(0)
                 axes.plot(numbers, mean, "o-", color=colour, label=legend, markersize=4)

@@ -1,18 +1,23 @@
-"""Ctrl-C and SIGTERM: save a checkpoint at the next batch, then leave."""
+"""Ctrl-C, SIGTERM and SLURM's notice: save a checkpoint at the next batch, then leave."""
 
 import os
 import signal
+import subprocess
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
+from callbacks.save_last import ends_epoch
+
 
 class SaveOnInterrupt(Callback):
     """On SIGINT or SIGTERM saves ``path`` at the end of the running batch and exits with 130 or 143.
 
-    During validation it waits for its end, since half a validation cannot be resumed. A second signal exits at once.
+    During validation it leaves ``path`` as SaveLast has put it there, before the epoch's last batch, since half a
+    validation cannot be resumed. A second signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the
+    same and puts the job back into the queue, exit code 0; Lightning's own handler would save in the middle of a step.
     """
 
     def __init__(self, path: Path) -> None:
@@ -30,7 +35,10 @@ class SaveOnInterrupt(Callback):
         self._listen()
 
     def _listen(self) -> None:
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        signals = [signal.SIGINT, signal.SIGTERM]
+        if "SLURM_JOB_ID" in os.environ and hasattr(signal, "SIGUSR1"):
+            signals.append(signal.SIGUSR1)
+        for signum in signals:
             previous = signal.signal(signum, self._received)
             self._previous.setdefault(signum, previous)
 
@@ -44,24 +52,31 @@ class SaveOnInterrupt(Callback):
             os._exit(128 + signum)
         self.signum = signum
 
-    def _leave(self, trainer: Trainer, save: bool) -> None:
-        if self.signum:
-            if save:
-                trainer.save_checkpoint(self.path)
-            if trainer.is_global_zero:
-                print(
-                    f"\nInterrupted. To go on: add --run_dir {self.path.parent.parent} --ckpt_path last",
-                    flush=True,
-                )
-            raise SystemExit(128 + self.signum)
+    def _leave_if_asked(self, trainer: Trainer, save: bool) -> None:
+        """Leaves if any process was asked to; all of them must be at this place."""
+        if not trainer.strategy.reduce_boolean_decision(bool(self.signum), all=False):
+            return
+        if save:
+            trainer.save_checkpoint(self.path)
+        requeue = self.signum not in (0, signal.SIGINT, signal.SIGTERM)
+        if trainer.is_global_zero:
+            print(f"\nInterrupted. To go on: add --run_dir {self.path.parent.parent} --ckpt_path last", flush=True)
+            if requeue:
+                subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
+        raise SystemExit(0 if requeue else 128 + (self.signum or signal.SIGTERM))
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        # The last batch of an epoch waits for the validation that belongs to it.
-        if not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._leave(trainer, save=True)
+        if not ends_epoch(trainer):
+            self._leave_if_asked(trainer, save=True)
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        # Processes may have different numbers of batches here; an epoch of one batch has no checkpoint before its last.
+        if trainer.world_size == 1 and trainer.num_training_batches > 1:
+            self._leave_if_asked(trainer, save=False)
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:
-        self._leave(trainer, save=True)
+        self._leave_if_asked(trainer, save=True)
 
     def on_test_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        self._leave(trainer, save=False)  # training has saved its end
+        if trainer.world_size == 1:
+            self._leave_if_asked(trainer, save=False)  # training has saved its end

@@ -1,7 +1,7 @@
 """CIFAR-10 (or the synthetic stand-in) as one uint8 tensor; batches by index, augmentation on the Trainer's device."""
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,6 +45,13 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
     columns = torch.arange(W, device=images.device)
     columns = shift[:, 1:] + torch.where(flip[:, None], W - 1 - columns, columns)
     return padded[torch.arange(N, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+
+
+def shrink(images: Tensor, size: int) -> Tensor:
+    """(N, 3, H, W) float32 -> (N, 3, size, size), each new pixel a mean over those that it covers."""
+    if size == images.shape[-1]:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 class TrainBatches:
@@ -108,6 +115,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     Gives batches of (N, 3, 32, 32) float32 normalised images and (N,) int64 labels on the Trainer's device. Validation
     is on the test split, or with ``val_size`` on that many last training images, which are then not trained on.
+    With ``image_sizes`` the training images are smaller for a part of the training, and so is the time that they take.
 
     Args:
         data_root: the folder that holds ``cifar-10-batches-py``.
@@ -117,6 +125,7 @@ class CIFAR10DataModule(LightningDataModule):
         download: fetch the data when absent.
         probe: add a second validation loader: the first 5,000 training images, unaugmented.
         dataset: ``cifar10``, or ``synthetic``: 10,000 and 2,000 drawn images that need no files.
+        image_sizes: {from this fraction of the training's steps: pixels a side} of the training images; otherwise 32.
 
     Raises:
         DataError: from ``prepare_data``: the data are absent, or not the official ones, or cannot be fetched.
@@ -133,8 +142,10 @@ class CIFAR10DataModule(LightningDataModule):
         download: bool = True,
         dataset: Literal["cifar10", "synthetic"] = "cifar10",
         probe: bool = False,
+        image_sizes: Mapping[float, int] | None = None,
     ) -> None:
         super().__init__()
+        self.image_sizes = dict(sorted((image_sizes or {}).items()))
         self.data_root, self.batch_size, self.val_size = Path(data_root), batch_size, val_size
         self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
         self._prepared = False  # Lightning calls prepare_data again for fit and for test
@@ -214,6 +225,11 @@ class CIFAR10DataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels, *augmentation = batch
-        if augmentation:
-            images = crop_and_flip(images, *augmentation)
-        return normalize(images), labels
+        if not augmentation:
+            return normalize(images), labels
+        images = normalize(crop_and_flip(images, *augmentation))
+        if self.image_sizes and self.trainer is not None:
+            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+            sizes = [size for start, size in self.image_sizes.items() if start <= done]
+            images = shrink(images, sizes[-1]) if sizes else images
+        return images, labels

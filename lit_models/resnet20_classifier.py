@@ -1,7 +1,7 @@
 """ResNet-20 trained as a ten-class classifier by SGD."""
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +26,7 @@ class ResNet20Classifier(LightningModule):
     Args:
         lr: learning rate of SGD until a callback changes it.
         momentum: momentum of SGD.
+        nesterov: Nesterov's form of the momentum.
         weight_decay: L2 penalty on all parameters, as ``torch.optim.SGD`` adds it.
         he_init: He initialisation instead of PyTorch's default.
         compile: train through ``torch.compile``. Evaluation and an epoch's last, smaller batch go the uncompiled way,
@@ -36,6 +37,7 @@ class ResNet20Classifier(LightningModule):
         self,
         lr: float = 0.1,
         momentum: float = 0.0,
+        nesterov: bool = False,
         weight_decay: float = 5e-4,
         he_init: bool = False,
         compile: bool = False,
@@ -90,6 +92,21 @@ class ResNet20Classifier(LightningModule):
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss
 
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        # Each process has counted its own images; a checkpoint holds the sums over all of them,
+        if self.trainer.world_size > 1:
+            for key in self._running_keys(checkpoint):
+                checkpoint["state_dict"][key] = cast(Tensor, self.all_gather(checkpoint["state_dict"][key])).sum(0)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        if self.trainer.global_rank > 0:  # and one process takes them over.
+            for key in self._running_keys(checkpoint):
+                checkpoint["state_dict"][key] = torch.zeros_like(checkpoint["state_dict"][key])
+
+    @staticmethod
+    def _running_keys(checkpoint: dict[str, Any]) -> list[str]:
+        return [key for key in checkpoint["state_dict"] if key.startswith("metrics.train_")]
+
     def on_train_epoch_start(self) -> None:
         # A checkpoint of an epoch's end holds that epoch's values; Lightning leaves this hook out in mid-epoch.
         for metric in self.running:
@@ -101,5 +118,10 @@ class ResNet20Classifier(LightningModule):
     def configure_optimizers(self) -> Any:
         hp = self.hparams
         return torch.optim.SGD(
-            self.parameters(), hp["lr"], momentum=hp["momentum"], weight_decay=hp["weight_decay"], fused=True
+            self.parameters(),
+            hp["lr"],
+            momentum=hp["momentum"],
+            nesterov=hp["nesterov"],
+            weight_decay=hp["weight_decay"],
+            fused=True,
         )

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from callbacks.epoch_record import WARM_UP
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 from scripts.cli import keep_freed_memory
@@ -146,8 +147,11 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     data.setup("fit")
     data.train = (data.train[0].to(device), data.train[1].to(device))
     batches = iter(data.train_dataloader())
-    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
-    flags += ["--limit_train_batches", str(args.steps), "--limit_val_batches", "1", "--limit_test_batches", "1"]
+    # The others are medians over single steps. A run's images_per_second is a median over its epochs, each a mean over
+    # all batches but the first WARM_UP: short epochs, so that a disturbance of the machine weighs alike in both.
+    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--limit_val_batches", "0"]
+    flags += ["--max_epochs", str(-(-args.steps // 10)), "--limit_train_batches", str(WARM_UP + 10)]
+    flags += ["--milestones", "{}", "--limit_test_batches", "1"]
     rounds = []
     for _ in range(args.repeats):
         row = {}

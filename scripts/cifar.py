@@ -12,12 +12,16 @@ from typing import Literal
 
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 from torch.utils._triton import has_triton
 
 from callbacks import LRStep
 from callbacks.epoch_record import EpochRecord, finish_seeds
+from callbacks.finite_loss import StopOnNonFiniteLoss
+from callbacks.motion import Motion
+from callbacks.one_cycle import OneCycle
 from callbacks.progress import EpochBar
+from callbacks.save_last import SaveLast
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cli import (
@@ -29,22 +33,26 @@ from scripts.cli import (
     main,
     make_parser,
     resolve_run_dir,
-    save_config,
     start_run,
 )
 
 
 @dataclass(frozen=True)
 class Recipe:
+    """How to train. The learning rate steps at the milestones or, with ``warm_up``, goes through one cycle."""
+
     max_epochs: int | None
     max_steps: int
     batch_size: int
     lr: float
     milestones: dict[int, float]
     milestones_in: Literal["epoch", "step"]
+    warm_up: float | None  # the part of the training in which the rate rises to ``lr``, to fall to 0 in the rest
     momentum: float
-    weight_decay: float
+    nesterov: bool
+    weight_decay: dict[int, float]  # from this number of epochs on: the longer the training, the less of it
     he_init: bool
+    image_sizes: dict[float, int]  # from this part of the training on: pixels a side of the training images
 
 
 RECIPES = {
@@ -56,9 +64,12 @@ RECIPES = {
         lr=0.1,
         milestones={5: 0.01},
         milestones_in="epoch",
+        warm_up=None,
         momentum=0.0,
-        weight_decay=5e-4,
+        nesterov=False,
+        weight_decay={0: 5e-4},
         he_init=False,
+        image_sizes={},
     ),
     # He et al. 2015, section 4.2: 8.75 % test error after 64,000 iterations, about 164 epochs
     "paper": Recipe(
@@ -68,9 +79,27 @@ RECIPES = {
         lr=0.1,
         milestones={32_000: 0.01, 48_000: 0.001},
         milestones_in="step",
+        warm_up=None,
         momentum=0.9,
-        weight_decay=1e-4,
+        nesterov=False,
+        weight_decay={0: 1e-4},
         he_init=True,
+        image_sizes={},
+    ),
+    # ours: the least time to a given accuracy; what each part is worth is in docs/fast.md
+    "fast": Recipe(
+        max_epochs=60,
+        max_steps=-1,
+        batch_size=128,
+        lr=0.2,
+        milestones={},
+        milestones_in="epoch",
+        warm_up=0.2,
+        momentum=0.9,
+        nesterov=True,
+        weight_decay={0: 1e-3, 20: 5e-4},
+        he_init=False,
+        image_sizes={0.0: 20, 0.65: 24, 0.85: 32},
     ),
 }
 
@@ -78,7 +107,7 @@ RECIPES = {
 def run() -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
-    add("--recipe", type=Literal["lab", "paper"], default="lab", help="how to train")
+    add("--recipe", type=Literal["lab", "paper", "fast"], default="lab", help="how to train")
     add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
     root = os.environ.get("CIFAR10_ROOT", "data")
     add(
@@ -121,9 +150,9 @@ def run() -> None:
         own_dir = run_dir / f"seed{seed}" if cfg.num_seeds > 1 else run_dir
         data, trainer, model, records[seed] = build(own, recipe, own_dir, checkpoint)
         check_fits(checkpoint, model)
-        if own_dir != run_dir:
-            save_config(parser, cfg, run_dir)
-        start_run(parser, own, own_dir, trainer, checkpoint)
+        if own_dir != run_dir and seed == cfg.seed:
+            start_run(parser, cfg, run_dir)
+        start_run(parser, own, own_dir)
         trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
         if not cfg.fast_dev_run:
             trainer.test(model, data, verbose=False)
@@ -145,22 +174,53 @@ def build(
     batch_size = recipe.batch_size if cfg.batch_size is None else cfg.batch_size
     try:
         data = CIFAR10DataModule(
-            cfg.data_root, batch_size, cfg.val_size, cfg.seed, cfg.download, cfg.data, cfg.probe_train
+            cfg.data_root,
+            batch_size,
+            cfg.val_size,
+            cfg.seed,
+            cfg.download,
+            cfg.data,
+            cfg.probe_train,
+            recipe.image_sizes,
         )
-        if cfg.milestones is None:
-            lr_step = LRStep(recipe.milestones, recipe.milestones_in)
+        schedule: Callback
+        if cfg.milestones is not None:
+            schedule = LRStep(cfg.milestones)
+        elif recipe.warm_up is not None:
+            schedule = OneCycle(recipe.lr, recipe.warm_up)
         else:
-            lr_step = LRStep(cfg.milestones)
+            schedule = LRStep(recipe.milestones, recipe.milestones_in)
     except ValueError as error:
         raise UserError(str(error)) from error
     measured_on = "held-out" if cfg.val_size else "test"
     record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, START, measured_on)
-    trainer = build_trainer(cfg, run_dir, checkpoint, cfg.seed, [lr_step, record], EpochBar())
+    if recipe.image_sizes and cfg.max_epochs in (None, -1) and cfg.max_steps == -1:
+        raise UserError(f"--recipe {cfg.recipe} must know its end beforehand: give --max_epochs or --max_steps")
+    if cfg.recipe == "fast" and not cfg.val_size and not cfg.probe_train and cfg.limit_val_batches is None:
+        cfg = cfg.clone()
+        cfg.limit_val_batches = 0  # the test split is looked at once, at the end
+    branches = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
+    save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches)
+    callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
+    trainer = build_trainer(cfg, run_dir, checkpoint, cfg.seed, callbacks, EpochBar(), save_last)
     data.prepare_data()
+    epochs = num_steps(data, trainer) / data.batches_per_epoch
+    weight_decay = [decay for start, decay in sorted(recipe.weight_decay.items()) if start <= epochs][-1]
     model = ResNet20Classifier(
-        recipe.lr, recipe.momentum, recipe.weight_decay, recipe.he_init, compile=repays_compilation(cfg, data, trainer)
+        recipe.lr,
+        recipe.momentum,
+        recipe.nesterov,
+        weight_decay,
+        recipe.he_init,
+        compile=repays_compilation(cfg, data, trainer),
     )
     return data, trainer, model, record
+
+
+def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
+    """Optimizer steps of the whole training; infinite where only ``--max_time`` ends it."""
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    return min(epochs * data.batches_per_epoch, trainer.max_steps if trainer.max_steps > 0 else math.inf)
 
 
 def repays_compilation(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
@@ -171,8 +231,7 @@ def repays_compilation(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer
     """
     if cfg.compile != "auto":
         return bool(cfg.compile)
-    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    steps = min(epochs * data.batches_per_epoch, trainer.max_steps if trainer.max_steps > 0 else math.inf)
+    steps = num_steps(data, trainer)
     if trainer.strategy.root_device.type == "cuda":
         return steps >= 2_000 and has_triton() and shutil.which("cc") is not None
     return steps >= 20_000 and torch.backends.cpu.get_cpu_capability() == "AVX2" and shutil.which("g++") is not None

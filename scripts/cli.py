@@ -1,6 +1,5 @@
 """What both command lines share: the Trainer's flags, the run directory, how a user's mistake is told."""
 
-import csv
 import ctypes
 import inspect
 import io
@@ -8,22 +7,25 @@ import logging
 import os
 import sys
 import warnings
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.atomic import AtomicCheckpointIO, write_atomically
+from callbacks.finite_loss import NonFiniteLoss
 from callbacks.interrupt import SaveOnInterrupt
+from callbacks.save_last import SaveLast
 from datamodules.download import DataError
 from datamodules.expression import ExpressionError
 
@@ -49,12 +51,36 @@ class Checkpoint:
         if not path.is_file():
             raise UserError(f"there is no checkpoint {path}: give another --ckpt_path, or leave it out to start anew")
         try:
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():
+                    raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             content["loops"], content["optimizer_states"]
             shapes = {name: value.shape for name, value in content["state_dict"].items()}
             return cls(path, shapes, content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"])
         except Exception as error:
             raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
+
+    @classmethod
+    def newest(cls, folder: Path) -> "Checkpoint":
+        """The whole checkpoint of ``folder`` that has come furthest; of two as far, ``last.ckpt``.
+
+        Says so when that is not ``last.ckpt``. Raises UserError where there is none.
+        """
+        last = folder / "last.ckpt"
+        found: list[Checkpoint] = []
+        for path in sorted(folder.glob("*.ckpt"), key=lambda path: path == last):
+            try:
+                found.append(cls.read(path))
+            except UserError as error:
+                if _is_rank_zero():
+                    print(f"Passed over: {error}", file=sys.stderr)
+        if not found:
+            return cls.read(last)
+        newest = max(reversed(found), key=lambda checkpoint: checkpoint.next_step)
+        if newest.path != last and _is_rank_zero():
+            print(f"Going on from {newest.path}, the newest whole checkpoint", file=sys.stderr)
+        return newest
 
 
 class Parser(ArgumentParser):
@@ -76,7 +102,7 @@ def make_parser(description: str) -> Parser:
     parser.add_argument(
         "--save_every_n_steps",
         type=int | None,
-        help="save a checkpoint every N steps too; default each epoch's end",
+        help="save a checkpoint every N steps inside an epoch too; default every 5 minutes",
     )
     return parser
 
@@ -95,6 +121,8 @@ def main(run: Callable[[], None]) -> NoReturn:
         run()
     except (UserError, DataError, ExpressionError, MisconfigurationException) as error:
         _fail(error)
+    except NonFiniteLoss as error:
+        _fail(error, code=1)
     except BrokenPipeError:  # whoever read the output has gone, as in "| head"
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
         sys.exit(1)
@@ -110,10 +138,10 @@ def _is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
-def _fail(error: object) -> NoReturn:
+def _fail(error: object, code: int = 2) -> NoReturn:
     if _is_rank_zero():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def keep_freed_memory() -> None:
@@ -164,25 +192,39 @@ def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | No
             "LITLAB_RUN_DIR", os.path.join(default, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
         )
     run_dir = Path(cfg.run_dir)
+    folder = run_dir / "checkpoints"
+    if cfg.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and list(folder.glob("*.ckpt")):
+        cfg.ckpt_path = "last"  # SLURM starts a job that it put back into the queue by the same command line
     checkpoint = None
     if cfg.ckpt_path is not None:
-        checkpoint = Checkpoint.read(
-            run_dir / "checkpoints" / "last.ckpt" if cfg.ckpt_path == "last" else Path(cfg.ckpt_path)
-        )
+        checkpoint = Checkpoint.newest(folder) if cfg.ckpt_path == "last" else Checkpoint.read(Path(cfg.ckpt_path))
     resumes_here = checkpoint is not None and run_dir.resolve() in checkpoint.path.resolve().parents
-    if _is_rank_zero() and (run_dir / "config.yaml").exists() and not resumes_here:
+    holds_a_run = (run_dir / "summary.json").exists() or any(folder.glob("*.ckpt"))
+    if _is_rank_zero() and holds_a_run and not resumes_here:
         raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
     return run_dir, checkpoint
 
 
+_claims: list[FileLock] = []  # held until the process ends, or is killed
+
+
 @rank_zero_only
-def save_config(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
-    """Writes config.yaml: all settings but where the run goes, so that ``--config`` of it repeats the run elsewhere."""
-    settings = cfg.clone()
-    for key in ("config", "run_dir", "ckpt_path"):
-        settings.pop(key, None)
-    text = parser.dump(settings, skip_none=False)
-    write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
+def claim(run_dir: Path) -> None:
+    """Makes ``run_dir`` this process's own, and removes what a killed one left half written.
+
+    Raises UserError where another process has it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(run_dir / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise UserError(f"{run_dir} is in use by another process: wait for it, or choose another --run_dir") from None
+    except NotImplementedError:  # a file system without locks
+        return
+    _claims.append(lock)
+    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp")):
+        left.unlink(missing_ok=True)
 
 
 def check_fits(checkpoint: Checkpoint | None, model: LightningModule) -> None:
@@ -198,12 +240,9 @@ def build_trainer(
     seed: int,
     callbacks: list[Callback],
     bar: Callback,
-    save_interval: timedelta | None = None,
+    save_last: SaveLast,
 ) -> Trainer:
-    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added.
-
-    A checkpoint is saved at the end of each epoch, or every ``save_interval``.
-    """
+    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added."""
     if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
     if not 0 <= seed < 2**32:
@@ -215,30 +254,14 @@ def build_trainer(
     seed_everything(seed, workers=True)
     arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
     if arguments["logger"] in (None, True):
-        purge_step = checkpoint.next_step if checkpoint else None
+        purge_step = 0 if checkpoint else None  # the records log what a checkpoint knows once more
         arguments["logger"] = [
             CSVLogger(run_dir, name="", version=""),
             TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step),
         ]
-    checkpoints = []
+    checkpoints: list[Callback] = []
     if arguments["enable_checkpointing"] is not False:
-        folder = run_dir / "checkpoints"
-        checkpoints = [
-            ModelCheckpoint(
-                folder,
-                "last",
-                enable_version_counter=False,
-                save_on_train_epoch_end=True,
-                train_time_interval=save_interval,
-            ),
-            SaveOnInterrupt(folder / "last.ckpt"),
-        ]
-        if cfg.save_every_n_steps is not None:
-            checkpoints.append(
-                ModelCheckpoint(
-                    folder, "last", enable_version_counter=False, every_n_train_steps=cfg.save_every_n_steps
-                )
-            )
+        checkpoints = [save_last, SaveOnInterrupt(save_last.path)]
     extra = arguments["callbacks"] or []
     arguments["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra]), *checkpoints]
     if arguments["enable_progress_bar"] is not False and sys.stdout.isatty():
@@ -256,15 +279,35 @@ def build_trainer(
         raise UserError(str(error)) from error
 
 
+# what may change in the middle of a run without making another run of it
+_MAY_CHANGE = (
+    "max_epochs",
+    "max_steps",
+    "max_time",
+    "epochs",
+    "save_every_n_steps",
+    "enable_progress_bar",
+    "num_seeds",
+)
+
+
 @rank_zero_only
-def start_run(parser: Parser, cfg: Namespace, run_dir: Path, trainer: Trainer, checkpoint: Checkpoint | None) -> None:
-    """Writes config.yaml, the first file of a run; on a resume keeps the rows of metrics.csv up to the checkpoint."""
-    save_config(parser, cfg, run_dir)
-    path = run_dir / "metrics.csv"
-    loggers = [logger for logger in trainer.loggers if isinstance(logger, CSVLogger)]
-    if checkpoint and path.is_file() and loggers:
-        with open(path, newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) < checkpoint.next_step]
-        for row in rows:  # Lightning's CSVLogger starts the file anew
-            step = int(row.pop("step"))
-            loggers[0].experiment.log_metrics({name: value for name, value in row.items() if value}, step)
+def start_run(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
+    """Claims ``run_dir`` and writes config.yaml, the first file of a run: all settings but where the run goes.
+
+    Says so when a run goes on with other settings than it began with.
+    """
+    claim(run_dir)
+    settings = cfg.clone()
+    for key in ("config", "run_dir", "ckpt_path"):
+        settings.pop(key, None)
+    path = run_dir / "config.yaml"
+    if path.exists():
+        before = parser.parse_path(path, defaults=True)
+        changed = [
+            f"{k} {before[k]} -> {v}" for k, v in settings.items() if k not in _MAY_CHANGE and before.get(k) != v
+        ]
+        if changed:
+            print(f"Not the run that it was: {', '.join(changed)}", file=sys.stderr)
+    text = parser.dump(settings, skip_none=False)
+    write_atomically(path, lambda file: file.write(text.encode()))

@@ -1,6 +1,5 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
-from datetime import timedelta
 from typing import Literal
 
 from scripts import START
@@ -10,6 +9,7 @@ import torch
 
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
+from callbacks.save_last import SaveLast
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import (
@@ -84,12 +84,13 @@ def run() -> None:
     record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
-    trainer = build_trainer(flags, run_dir, checkpoint, cfg.seed, [record], TrajectoryBar(), timedelta(minutes=1))
+    save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
+    trainer = build_trainer(flags, run_dir, checkpoint, cfg.seed, [record], TrajectoryBar(), save_last)
     check_fits(checkpoint, model)
     if checkpoint and checkpoint.next_step > max(epochs + horizon):
         done = checkpoint.next_step - 1
         raise UserError(f"{checkpoint.path} has {done:,} epochs already: ask for more with --epochs")
-    start_run(parser, cfg, run_dir, trainer, checkpoint)
+    start_run(parser, cfg, run_dir)
     print(f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, learning rates {lrs}, seeds {list(seeds)}")
     trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     if trainer.checkpoint_callbacks:

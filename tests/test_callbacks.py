@@ -16,6 +16,8 @@ from torch.utils.data import DataLoader
 from callbacks import LRStep
 from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
 from callbacks.curve_answers import does_more_training_hurt, held_out_choice, median_interval, medians, quartiles
+from callbacks.motion import Motion
+from callbacks.one_cycle import OneCycle
 
 # LRStep
 
@@ -113,6 +115,92 @@ def test_lr_step_counted_in_steps_falls_inside_an_epoch_and_after_a_resume(stop:
 def test_lr_step_refuses_what_is_no_schedule(milestones: Mapping[int, float]) -> None:
     with pytest.raises(ValueError, match="milestone"):
         LRStep(milestones)
+
+
+# OneCycle
+
+
+@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
+def test_one_cycle_rises_and_falls_over_the_whole_training_and_after_a_resume(tmp_path: Path) -> None:
+    def rates(stop: int | None = None, **flags: Any) -> dict[int, float]:
+        model = TwoGroups()
+        callbacks: list[Callback] = [OneCycle(peak=0.4, warm_up=0.2)]
+        if stop is not None:
+            callbacks.append(StopAfter(stop))
+        trainer = Trainer(
+            max_epochs=5, callbacks=callbacks, accelerator="cpu", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        trainer.fit(model, DataLoader(torch.linspace(-1, 1, 8)[:, None], batch_size=4), weights_only=True, **flags)
+        trainer.save_checkpoint(tmp_path / "a.ckpt")
+        return model.step_rates
+
+    # 10 steps, each at its middle 0.05, 0.15, ...: up to 0.4 at 0.2 of the training, then down to 0 at its end.
+    expected = [0.4 * x for x in (0.25, 0.75, 15 / 16, 13 / 16, 11 / 16, 9 / 16, 7 / 16, 5 / 16, 3 / 16, 1 / 16)]
+    whole = rates()
+    assert [whole[step] for step in range(10)] == pytest.approx(expected)
+    before = rates(stop=4)
+    after = rates(ckpt_path=tmp_path / "a.ckpt")
+    assert before | after == whole and not before.keys() & after.keys()
+
+
+class StopAfter(Callback):
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step >= self.steps
+
+
+@pytest.mark.parametrize(("peak", "warm_up"), [(0, 0.2), (math.nan, 0.2), (0.1, 0), (0.1, 1)])
+def test_one_cycle_refuses_what_is_no_cycle(peak: float, warm_up: float) -> None:
+    with pytest.raises(ValueError, match="cycle"):
+        OneCycle(peak, warm_up)
+
+
+# Motion
+
+
+class Pushed(LightningModule):
+    """Two weights; the gradient of each step is its batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weights = torch.nn.Parameter(torch.zeros(2))
+
+    def training_step(self, batch: torch.Tensor, batch_idx: int) -> torch.Tensor:
+        return (self.weights * batch[0]).sum()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+# Four steps of length 0.1 * 5: straight on; to and fro; and round a right angle, 2 there and 2 here.
+@pytest.mark.parametrize(
+    ("gradients", "displacement", "mean_gradient"),
+    [
+        ([(3.0, 4.0)] * 4, 2.0, 5.0),
+        ([(3.0, 4.0), (-3.0, -4.0)] * 2, 0.0, 0.0),
+        ([(5.0, 0.0)] * 2 + [(0.0, 5.0)] * 2, 2**0.5, 2.5 * 2**0.5),
+    ],
+)
+def test_motion_tells_a_straight_walk_from_one_to_and_fro(
+    gradients: list[tuple[float, float]], displacement: float, mean_gradient: float
+) -> None:
+    trainer = Trainer(
+        max_epochs=2, callbacks=[Motion()], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.fit(Pushed(), DataLoader(torch.tensor(gradients)))
+    assert {name: value.item() for name, value in trainer.callback_metrics.items()} == pytest.approx(
+        {
+            "motion/path": 2.0,
+            "motion/displacement": displacement,
+            "motion/gradient": 5.0,
+            "motion/mean_gradient": mean_gradient,
+        },
+        abs=1e-6,
+    )
 
 
 # Files

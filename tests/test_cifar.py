@@ -205,6 +205,7 @@ def test_several_seeds_and_a_probe(folder):
     for run in runs:
         (epoch,) = run["epochs"]
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0
+        assert 0 < epoch["displacement"] <= epoch["path"] and 0 < epoch["mean_gradient"] <= epoch["gradient"]
 
 
 def test_the_papers_recipe(folder):
@@ -230,6 +231,37 @@ def test_the_papers_recipe(folder):
     schedule = LRStep(recipe.milestones, recipe.milestones_in)
     rates = {31_999: None, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}  # 0.1 divided by 10, twice
     assert {step: schedule.lr_at(step) for step in rates} == rates
+
+
+def test_the_fast_recipe(folder):
+    settings = ("--recipe", "fast", "--data", "synthetic", "--accelerator", "cpu", "--limit_test_batches", "2")
+    settings += ("--limit_train_batches", "4", "--max_epochs", "5", "--save_every_n_steps", "1")
+    succeed(folder, *settings, "--run_dir", "fast")
+    content = summary(folder / "fast")
+    assert [row["val_acc"] for row in content["epochs"]] == [None] * 5, "the test split is looked at once"
+    assert content["test_acc"] is not None
+    rates = [row["lr"] for row in content["epochs"]]  # of an epoch's last step: 3.5, 7.5, ... of 20 steps
+    peak, warm_up = RECIPES["fast"].lr, RECIPES["fast"].warm_up
+    done = [(4 * epoch + 3.5) / 20 for epoch in range(5)]
+    assert rates == pytest.approx([peak * min(d / warm_up, (1 - d) / (1 - warm_up)) for d in done])
+    checkpoint = torch.load(folder / "fast" / "checkpoints" / "last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (group["momentum"], group["nesterov"]) == (0.9, True)
+    held_out = succeed(folder, *settings, "--val_size", "100", "--run_dir", "fast_held_out")
+    assert "held-out" not in held_out and summary(folder / "fast_held_out")["epochs"][4]["val_acc"] is not None
+    assert_is_mistake(cifar(folder, *settings[:4], "--max_epochs", "-1", "--run_dir", "endless"), "max_epochs")
+    assert not (folder / "endless").exists()
+
+
+def test_what_would_have_happened_without_the_step(folder, run):
+    """The run branched off before its step, with the step, is the run; without it, the rate stays."""
+    branch = ("--ckpt_path", str(run[1] / "checkpoints" / "end_of_epoch1.ckpt"))
+    succeed(folder, *SETTINGS, *branch, "--run_dir", "branched_with")
+    assert_same_run(folder / "branched_with", run[1])
+    succeed(folder, *SETTINGS, *branch, "--milestones", "{}", "--run_dir", "branched_without")
+    with_it, without = summary(run[1])["epochs"], summary(folder / "branched_without")["epochs"]
+    assert [row["lr"] for row in without] == [0.1, 0.1, 0.1]
+    assert without[:2] == with_it[:2] and without[2]["val_loss"] != with_it[2]["val_loss"]
 
 
 def test_an_epoch_that_was_not_measured_says_so(folder):

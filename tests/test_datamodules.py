@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
-from datamodules.cifar10 import EvalBatches, TrainBatches, crop_and_flip, normalize
+from datamodules.cifar10 import EvalBatches, TrainBatches, crop_and_flip, normalize, shrink
 from datamodules.download import DataError
 from datamodules.expression import ExpressionError, evaluate
 from datamodules.synthetic import synthetic_images
@@ -125,6 +125,15 @@ def test_test_images_are_normalised_and_nothing_else(cifar: CIFAR10DataModule) -
         expected = torchvision_normalized(Image.fromarray(image) for image in originals)
         torch.testing.assert_close(ours.contiguous(), expected, rtol=0, atol=1e-5)
         assert torch.equal(labels, cifar.test[1][start : start + 128])
+
+
+def test_shrink_is_the_mean_over_the_pixels_that_a_new_one_covers(cifar: CIFAR10DataModule) -> None:
+    images = normalize(cifar.train[0][:8])
+    halved = shrink(images, 16)
+    blocks = images.unfold(2, 4, 2).unfold(3, 4, 2)  # a new pixel inside lies in the middle of 4 x 4 old ones,
+    weights = torch.tensor([1.0, 3, 3, 1]) / 8  # which count by a triangle two pixels wide to either side
+    assert torch.allclose(halved[:, :, 1:-1, 1:-1], (blocks * weights * weights[:, None]).sum((-1, -2)), atol=1e-5)
+    assert shrink(images, 32) is images
 
 
 def test_the_padding_is_black_before_normalisation(cifar: CIFAR10DataModule) -> None:
