@@ -13,6 +13,7 @@ from pytorch_lightning import Callback, Trainer
 from callbacks.atomic import write_json
 from callbacks.curve_answers import does_more_training_hurt, held_out_choice, quartiles, sentence, table
 from callbacks.figures import curves_figure, error_figure, publish
+from callbacks.run_page import command_line
 
 METRICS = ("train_mse", "true_mse", "true_max_abs_error", "r2")
 WORST = {"r2": -math.inf}  # what a diverged network counts as; infinity for the errors
@@ -131,6 +132,7 @@ class CurveRecord(Callback):
             "function": data.function,
             "x_min": data.x_min,
             "x_max": data.x_max,
+            "command": command_line(),
             "results": results,
             "over_seeds": answers,
             "more_training": more_training,

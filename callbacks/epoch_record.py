@@ -13,6 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.atomic import write_json
 from callbacks.figures import publish, training_figure
+from callbacks.run_page import command_line
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 
@@ -154,6 +155,7 @@ class EpochRecord(Callback):
         speeds = [row["images_per_second"] for row in self.epochs]
         summary = {
             **self.facts,
+            "command": command_line(),
             "device": _device_name(pl_module.device),
             "parameters": sum(p.numel() for p in pl_module.net.parameters()),
             **self.batches,

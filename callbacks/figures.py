@@ -13,6 +13,7 @@ from PIL import Image
 
 from callbacks.atomic import write_atomically
 
+Rows = Sequence[Mapping[str, Any]]  # the epochs of a run, as in its summary.json
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d95f02", "#1b9e77", "#7a7a7a"
 COLOURS = ("#1f6fb4", "#d95f02", "#1b9e77", "#7b4ab5", "#b5a000", "#c2185b", "#5d4037", "#000000")
 
@@ -36,9 +37,7 @@ def publish(figure: Figure, name: str, run_dir: Path, loggers: Iterable[Any]) ->
             logger.experiment.flush()  # training is over, and nobody else will
 
 
-def training_figure(
-    runs: Sequence[Sequence[Mapping[str, Any]]], test_accs: Sequence[float | None], measured_on: str
-) -> Figure:
+def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], measured_on: str) -> Figure:
     """Accuracy and loss per epoch for train and test, the epochs at which the learning rate changed marked.
 
     Args:
@@ -182,3 +181,104 @@ def _line_with_band(axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, 
             alpha=0.2,
             linewidth=0,
         )
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], answers: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """(H, W, 3) uint8: each (32, 32, 3) picture over its file's name and best classes; at most the first 100."""
+    pictures, answers = pictures[:100], answers[:100]
+    columns = min(len(pictures), 5)
+    rows = -(-len(pictures) // columns)
+    figure = Figure(figsize=(2.4 * columns, 2.9 * rows), dpi=100, layout="constrained")
+    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+        axes.set_axis_off()
+    for axes, picture, answer in zip(grid.flat, pictures, answers, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        name = Path(answer["file"]).name
+        lines = [name if len(name) <= 24 else "..." + name[-21:]]
+        lines += [f"{c} {p:.0%}" for c, p in zip(answer["classes"], answer["probabilities"], strict=True)]
+        axes.set_title("\n".join(lines).replace("$", r"\$"), fontsize=8)
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
+    """(C, C) counts, a row for each true class and a column for each answer, as percentages of the row."""
+    figure = Figure(figsize=(7, 6.2), dpi=110, layout="constrained")
+    axes = figure.subplots()
+    shares = counts / counts.sum(1, keepdims=True).clip(1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for row, column in np.ndindex(*counts.shape):
+        if counts[row, column]:
+            colour = "white" if shares[row, column] > 0.5 else "black"
+            text = f"{100 * shares[row, column]:.0f}"
+            axes.text(column, row, text, ha="center", va="center", color=colour, fontsize=8)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
+    axes.set_yticks(range(len(classes)), classes)
+    axes.set(xlabel="the network's answer", ylabel="what it is", title="of the test images of each class, percent")
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    return figure
+
+
+def mistakes_figure(pictures: np.ndarray, titles: Sequence[str]) -> Figure:
+    """(N, H, W, 3) pictures from 0 to 1, each under what was answered and what it is."""
+    columns = min(len(titles), 5)
+    rows = -(-len(titles) // columns)
+    figure = Figure(figsize=(1.9 * columns, 2.3 * rows + 0.4), dpi=110, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
+        axes.set_axis_off()
+    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
+        axes.imshow(picture, interpolation="nearest")
+        axes.set_title(title, fontsize=8)
+    figure.suptitle("the mistakes that the network is surest of")
+    return figure
+
+
+def filters_figure(filters: np.ndarray) -> Figure:
+    """(N, H, W, 3) weights of the first convolution, zero grey, all on one scale."""
+    columns = min(len(filters), 8)
+    rows = -(-len(filters) // columns)
+    figure = Figure(figsize=(columns, rows + 0.4), dpi=110, layout="constrained")
+    scaled = 0.5 + filters / (2 * np.abs(filters).max() or 1)
+    for axes, weights in zip(figure.subplots(rows, columns, squeeze=False).flat, scaled, strict=False):
+        axes.set_axis_off()
+        axes.imshow(weights, interpolation="nearest")
+    figure.suptitle("filters of the first layer", fontsize=10)
+    return figure
+
+
+def quartiles_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Training and true error against epochs from a summary's ``over_seeds``: medians, and bands of the quartiles."""
+    figure = Figure(figsize=(9, 4.2), layout="constrained")
+    for axes, name, title in zip(
+        figure.subplots(1, 2),
+        ("train_mse", "true_mse"),
+        ("training error, on the noisy points", "true error"),
+        strict=True,
+    ):
+        for i, lr in enumerate(dict.fromkeys(row["lr"] for row in rows)):
+            part = [row for row in rows if row["lr"] == lr and row[name]["median"] is not None]
+            x, colour = [row["epochs"] for row in part], COLOURS[i % 7]
+            axes.plot(x, [row[name]["median"] for row in part], "o-", markersize=3, color=colour, label=f"rate {lr:g}")
+            edges = [[np.nan if row[name][q] is None else row[name][q] for row in part] for q in ("q25", "q75")]
+            axes.fill_between(x, *edges, color=colour, alpha=0.2, linewidth=0)
+        axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="mean squared error", title=title)
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=8)
+    return figure
+
+
+def drop_figure(with_drop: Sequence[Rows], without: Sequence[Rows]) -> Figure:
+    """Validation accuracy per epoch of runs with the fall of the learning rate, and of the same runs without it."""
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    for runs, colour, label in ((without, ORANGE, "without the fall"), (with_drop, BLUE, "with the fall")):
+        for i, rows in enumerate(runs):
+            line = ([row["epoch"] for row in rows], [row["val_acc"] for row in rows])
+            axes.plot(*line, "o-", color=colour, markersize=4, alpha=0.8, label=label if i == 0 else None)
+    axes.set(xlabel="epoch, counted from 0", ylabel="validation accuracy")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure

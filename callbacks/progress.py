@@ -8,15 +8,22 @@ from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
 
 
 class EpochBar(TQDMProgressBar):
-    """Lightning's bar for each epoch, with the loss of the latest batch."""
+    """Lightning's bar for each epoch, with the latest batch's loss, the epoch's accuracy so far, and images/s."""
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         if self._should_update(batch_idx + 1, self.train_progress_bar.total):
-            self._loss = f"{outputs['loss'].item():.3f}"
+            accuracy = pl_module.metrics["train_acc"]  # its sums here: compute() would wait for other processes
+            right, wrong = accuracy.tp.sum().item(), accuracy.fn.sum().item()
+            rate = self.train_progress_bar.format_dict["rate"] or 0
+            self._shown = {
+                "loss": f"{outputs['loss'].item():.3f}",
+                "acc": f"{right / max(1, right + wrong):.3f}",
+                "images/s": f"{rate * len(batch[1]) * trainer.world_size:.0f}",
+            }
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        return {"loss": getattr(self, "_loss", "")}
+        return getattr(self, "_shown", {})
 
 
 class TrajectoryBar(TQDMProgressBar):

@@ -219,6 +219,10 @@ class CIFAR10DataModule(LightningDataModule):
     def test_dataloader(self) -> EvalBatches:
         return EvalBatches(*self.test, self.batch_size, *self._process)
 
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint says of its network's inputs and outputs."""
+        return {"mean": list(MEAN), "std": list(STD), "classes": list(self.classes)}
+
     @property
     def _process(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)

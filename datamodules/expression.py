@@ -81,10 +81,12 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
     except ExpressionError as error:
         raise ExpressionError(f"the function {shown!r} cannot be used: {error}") from None
     except simpleeval.NameNotDefined as error:
-        raise ExpressionError(f"the function {shown!r} names {error.name!r}, which is unknown ({_KNOWN})") from None
+        raise ExpressionError(
+            f"the function {shown!r} names {error.name[:40]!r}, which is unknown ({_KNOWN})"
+        ) from None
     except simpleeval.FunctionNotDefined as error:
         raise ExpressionError(
-            f"the function {shown!r} calls {error.func_name!r}, which is unknown ({_KNOWN})"
+            f"the function {shown!r} calls {error.func_name[:40]!r}, which is unknown ({_KNOWN})"
         ) from None
     except simpleeval.OperatorNotDefined:
         hint = ": a power is x**2, not x^2" if "^" in expression else ""

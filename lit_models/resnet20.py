@@ -1,5 +1,7 @@
 """ResNet-20 for CIFAR-10, exactly as in He et al. 2015 (arXiv 1512.03385, section 4.2)."""
 
+from collections.abc import Mapping
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -52,3 +54,17 @@ class ResNet20(nn.Module):
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.linear(x.mean((2, 3)))
+
+    def load_weights(self, weights: Mapping[str, Tensor]) -> None:
+        """Takes over weights by name: a ResNet20Classifier's (``net.`` before each name), or public ones.
+
+        Public are those of github.com/akamaster/pytorch_resnet_cifar10, whose layers have the same names, with
+        ``module.`` before each; they expect ImageNet's normalisation.
+
+        Raises:
+            RuntimeError: a layer is missing, unknown, or of another shape.
+        """
+        prefix = next((p for p in ("net.", "module.") if f"{p}conv1.weight" in weights), "")
+        self.load_state_dict(
+            {name.removeprefix(prefix): value for name, value in weights.items() if not name.startswith("metrics.")}
+        )

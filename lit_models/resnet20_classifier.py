@@ -69,15 +69,16 @@ class ResNet20Classifier(LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step("train", batch)
+        return self._step("train", batch)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._step("probe" if dataloader_idx else "val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._step("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the (N, 10) logits."""
+        return self._step("test", batch)[1]
 
-    def _step(self, stage: str, batch: Batch) -> Tensor:
+    def _step(self, stage: str, batch: Batch) -> tuple[Tensor, Tensor]:
         images, labels = batch
         net: Callable[[Tensor], Tensor] = self.net
         if self.compiled is not None and stage == "train":
@@ -90,7 +91,7 @@ class ResNet20Classifier(LightningModule):
             metric = self.metrics[f"{stage}_{name}"]
             metric.update(*value)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
-        return loss
+        return loss, logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         # Each process has counted its own images; a checkpoint holds the sums over all of them,

@@ -21,7 +21,9 @@ from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.motion import Motion
 from callbacks.one_cycle import OneCycle
 from callbacks.progress import EpochBar
+from callbacks.run_page import RunPage
 from callbacks.save_last import SaveLast
+from callbacks.tested_images import TestedImages
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cli import (
@@ -101,6 +103,14 @@ RECIPES = {
         he_init=False,
         image_sizes={0.0: 20, 0.65: 24, 0.85: 32},
     ),
+}
+
+
+CHARTS = {
+    "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
+    "loss": ["train/loss", "val/loss", "probe/loss", "test/loss"],
+    "learning rate": ["lr"],
+    "images per second": ["images_per_second"],
 }
 
 
@@ -201,7 +211,12 @@ def build(
         cfg.limit_val_batches = 0  # the test split is looked at once, at the end
     branches = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches)
+    settings = {"recipe": cfg.recipe, "seed": cfg.seed, "batch_size": batch_size, "lr": recipe.lr}
+    settings |= {"max_epochs": cfg.max_epochs, "max_steps": cfg.max_steps, "milestones": cfg.milestones}
+    settings |= {"val_size": cfg.val_size, "precision": cfg.precision or "32-true", "data": cfg.data}
+    page = RunPage(CHARTS, settings, ["test/acc", "test/loss"])
     callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
+    callbacks += [page, TestedImages(run_dir)]
     trainer = build_trainer(cfg, run_dir, checkpoint, cfg.seed, callbacks, EpochBar(), save_last)
     data.prepare_data()
     epochs = num_steps(data, trainer) / data.batches_per_epoch

@@ -110,7 +110,7 @@ def make_parser(description: str) -> Parser:
 def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
     """Every argument of Lightning's Trainer under its own name, with ``defaults`` instead of Lightning's."""
     parser.add_class_arguments(Trainer)
-    parser.set_defaults(defaults)
+    parser.set_defaults({"enable_autolog_hparams": False, **defaults})  # RunPage logs them, beside the results
 
 
 def main(run: Callable[[], None]) -> NoReturn:

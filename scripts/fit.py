@@ -9,6 +9,7 @@ import torch
 
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
+from callbacks.run_page import RunPage
 from callbacks.save_last import SaveLast
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
@@ -84,8 +85,11 @@ def run() -> None:
     record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
+    settings = {"function": cfg.function, "lr": lrs, "epochs": cfg.epochs, "hidden": cfg.hidden, "seed": cfg.seed}
+    settings |= {"num_samples": cfg.num_samples, "noise_std": cfg.noise_std, "num_seeds": cfg.num_seeds}
+    page = RunPage({"median error": ["train/loss", "val/loss"]}, settings, ["train/loss", "val/loss"])
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
-    trainer = build_trainer(flags, run_dir, checkpoint, cfg.seed, [record], TrajectoryBar(), save_last)
+    trainer = build_trainer(flags, run_dir, checkpoint, cfg.seed, [record, page], TrajectoryBar(), save_last)
     check_fits(checkpoint, model)
     if checkpoint and checkpoint.next_step > max(epochs + horizon):
         done = checkpoint.next_step - 1

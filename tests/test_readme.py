@@ -9,15 +9,22 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = [
-    re.split(r"\s+# ", line)[0].strip()
-    for block in re.findall(r"```sh\n(.*?)```", README, flags=re.S)
-    for line in block.splitlines()
-    if line.strip()
-]
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
+
+
+def commands(text: str) -> list[str]:
+    return [
+        re.split(r"\s+# ", line)[0].strip()
+        for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S)
+        for line in block.splitlines()
+        if line.strip()
+    ]
+
+
+COMMANDS = commands(README)
 RUNS = [c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c]
 SHORT = {
     "fit.py": "--max_epochs 20",
@@ -32,7 +39,45 @@ def test_the_readme_has_its_commands() -> None:
     assert {c.split()[1] for c in COMMANDS if c.startswith("make")} <= set(targets)
 
 
-@pytest.mark.parametrize("line", list(dict.fromkeys(RUNS)))
+def test_the_chinese_readme_keeps_step() -> None:
+    assert commands(CHINESE) == COMMANDS
+    tables = [re.findall(r"^\|(?: [\d.,]+ \|)+$", text, flags=re.M) for text in (README, CHINESE)]
+    assert tables[1] and set(tables[1]) <= set(tables[0])  # rows of numbers
+
+
+@pytest.mark.parametrize("line", [c for c in dict.fromkeys(RUNS) if "predict.py" in c or "report.py" in c])
+def test_a_command_on_finished_runs(line: str, finished: Path) -> None:
+    _, script, *flags = shlex.split(line)
+    if Path(script).name == "report.py":  # five minutes of runs: here, of those that are there
+        flags += ["runs/fit/mine", "runs/cifar/mine"]
+    done = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=finished, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/cifar/mine, runs/fit/mine, and pictures of one's own."""
+    folder = tmp_path_factory.mktemp("readme")
+    for name, flags in (
+        ("cifar", "--data synthetic --max_epochs 2 --milestones {1:0.01} " + SHORT["cifar.py"].split(" ", 2)[2]),
+        ("fit", "--epochs 10 20"),
+    ):
+        command = [
+            sys.executable,
+            str(ROOT / "scripts" / f"{name}.py"),
+            *flags.split(),
+            "--run_dir",
+            f"runs/{name}/mine",
+        ]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    (folder / "holiday").mkdir()
+    for picture in ("cat.jpg", "holiday/beach.png"):
+        Image.new("RGB", (64, 48), "orange").save(folder / picture)
+    return folder
+
+
+@pytest.mark.parametrize("line", [c for c in dict.fromkeys(RUNS) if "fit.py" in c or "cifar.py" in c])
 def test_command(line: str, tmp_path: Path, cifar10_root: Path) -> None:
     _, script, *flags = shlex.split(line)
     if "--data_root" in flags:
@@ -53,5 +98,5 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path) -> None:
 
 
 def test_pictures_are_there() -> None:
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README):
+    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README + CHINESE):
         assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")

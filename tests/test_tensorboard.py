@@ -36,7 +36,10 @@ NAMES = {
     "fit/curve": ["train/loss", "val/loss"],
     "cifar/images": [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")] + ["lr"],
 }
-PICTURES = {"fit/curve": {"curves", "errors"}, "cifar/images": {"training"}}
+PICTURES = {
+    "fit/curve": {"curves", "errors"},
+    "cifar/images": {"training", "confusion", "mistakes", "filters"},
+}
 
 
 @pytest.fixture(scope="module")
@@ -140,3 +143,48 @@ def test_points_lie_at_their_epochs_and_show_the_lr_step(address):
 def test_the_pictures_are_there(address):
     tags = get(f"{address}data/plugin/images/tags")
     assert {run: set(tags[run]) for run in PICTURES} == PICTURES
+
+
+def test_charts_that_belong_together_share_one(address):
+    layout = get(f"{address}data/plugin/custom_scalars/layout")
+    (category,) = [c for c in layout["category"] if c["title"] == "at a glance"]
+    charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
+    assert {"^train/acc$", "^test/acc$", "^val/acc$"} <= set(charts["accuracy"])
+    assert {"^train/loss$", "^test/loss$", "^val/loss$"} <= set(charts["loss"])
+    assert charts["learning rate"] == ["^lr$"] and charts["images per second"] == ["^images_per_second$"]
+    assert "^val/loss$" in charts["median error"]
+    for tags in charts.values():
+        for tag in tags:
+            query = urlencode({"run": "cifar/images", "tag": tag})
+            found = get(f"{address}data/plugin/custom_scalars/scalars?{query}")
+            assert found["regex_valid"] and set(found["tag_to_events"]) <= {tag.strip("^$")}
+
+
+def test_the_command_the_versions_and_the_machine_are_told(address):
+    tags = get(f"{address}data/plugin/text/tags")
+    for run in NAMES:
+        names = {name.split("/")[0] for name in tags[run]}
+        assert {"command", "versions", "machine"} <= names
+        for tag, word in (("command", "--run_dir"), ("versions", "pytorch-lightning"), ("machine", "CPU cores")):
+            full = next(name for name in tags[run] if name.startswith(tag))
+            assert word in get(f"{address}data/plugin/text/text?{urlencode({'run': run, 'tag': full})}")[0]["text"]
+
+
+def test_runs_can_be_sorted_by_accuracy(address):
+    request = urllib.request.Request(
+        f"{address}data/plugin/hparams/experiment", json.dumps({"experimentName": ""}).encode(), method="POST"
+    )
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
+        experiment = json.load(response)
+    metrics = {metric["name"]["tag"] for metric in experiment["metricInfos"]}
+    assert {"test/acc", "test/loss"} <= metrics
+    assert {"recipe", "lr", "seed"} <= {info["name"] for info in experiment["hparamInfos"]}
+
+
+def test_the_network_is_drawn(address):
+    query = urlencode({"run": "cifar/images", "large_attrs_key": "_too_large_attrs", "limit_attr_size": 1024})
+    with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+        f"{address}data/plugin/graphs/graph?{query}", timeout=60
+    ) as response:
+        graph = response.read().decode()
+    assert "layer3" in graph and "Conv2d[conv1]" in graph

@@ -1,0 +1,72 @@
+"""What TensorBoard shows of a run beside its curves: charts of what belongs together, settings, versions, machine."""
+
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+from torch.utils.tensorboard.summary import hparams
+
+PACKAGES = ("pytorch-lightning", "torch", "torchvision", "torchmetrics", "tensorboard")
+
+
+class RunPage(Callback):
+    """Writes once, as training starts: a layout for the custom scalars, the hyperparameters, and three texts.
+
+    Args:
+        charts: {title: tags that share the chart}.
+        settings: the hyperparameters, by which TensorBoard's HParams page sorts the runs.
+        results: tags of the results that it shows beside them.
+    """
+
+    def __init__(
+        self, charts: Mapping[str, Sequence[str]], settings: Mapping[str, Any], results: Sequence[str]
+    ) -> None:
+        self.charts, self.settings, self.results = charts, settings, results
+
+    @rank_zero_only
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        loggers: list[Any] = trainer.loggers
+        for logger in loggers:
+            writer = logger.experiment
+            if not hasattr(writer, "add_custom_scalars"):
+                continue
+            # TensorBoard takes each tag for a regular expression: "lr" alone would match every tag that begins so.
+            lines = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in self.charts.items()}
+            writer.add_custom_scalars({"at a glance": lines})
+            known = {name: _plain(value) for name, value in self.settings.items()}
+            # The metrics' values come from the run's scalars; here they are only named.
+            for part in hparams(known, dict.fromkeys(self.results, 0.0)):
+                writer.file_writer.add_summary(part)
+            for title, text in about(pl_module.device).items():
+                writer.add_text(title, text)
+            writer.flush()
+
+
+def command_line() -> str:
+    """The command of this process, to be typed again."""
+    return shlex.join(["python", *sys.argv])
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """{"command", "versions", "machine"} of this process, as Markdown."""
+    versions = ["Python " + platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES)]
+    machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores"]
+    machine += [f"{torch.get_num_threads()} threads of PyTorch, {torch.backends.cpu.get_cpu_capability()}"]
+    if device.type == "cuda":
+        machine.append(torch.cuda.get_device_name(device))
+    return {
+        "command": f"`{command_line()}`",
+        "versions": "\n".join(f"- {line}" for line in versions),
+        "machine": "\n".join(f"- {line}" for line in machine),
+    }
+
+
+def _plain(value: Any) -> bool | int | float | str:
+    return value if isinstance(value, bool | int | float | str) else str(value)

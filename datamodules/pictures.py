@@ -1,0 +1,71 @@
+"""Picture files of any kind as what the classifier was trained on: 32x32 RGB pixels."""
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
+
+
+class PictureError(Exception):
+    """A file is no picture that can be read; the message says why in a few words."""
+
+
+def find_pictures(names: Iterable[str]) -> Iterator[Path]:
+    """The files that are named, those of a folder in order, and those that a pattern such as ``cats/*.png`` matches.
+
+    Raises:
+        PictureError: nothing is there under one of the names.
+    """
+    for name in names:
+        path = Path(name)
+        if path.is_dir():
+            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        elif path.exists() or not any(sign in name for sign in "*?["):
+            found = [path]
+        else:  # where no shell has done it, as on Windows
+            found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
+        if not found:
+            raise PictureError(f"there is no picture in {name}")
+        yield from found
+
+
+def read_picture(path: Path, size: int = 32) -> Tensor:
+    """(size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, the middle square, shrunk.
+
+    A picture that has this size already is not resampled at all.
+
+    Raises:
+        PictureError: the file is missing, broken, or no picture.
+    """
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I") or image.mode == "F":
+                image = _to_8_bits(image)
+            if image.has_transparency_data:
+                image = image.convert("RGBA")
+                image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+            image = image.convert("RGB")
+    except FileNotFoundError:
+        raise PictureError("there is no such file") from None
+    except UnidentifiedImageError:
+        raise PictureError("it is not a picture of a known kind") from None
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
+        raise PictureError(f"it cannot be read ({' '.join(str(error).split())[:100]})") from None
+    if image.size != (size, size):
+        # BOX takes the mean of the pixels that a new one covers, and gives an enlarged picture back as it was.
+        shrinks = min(image.size) >= size
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+    return torch.from_numpy(np.array(image))
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey levels, which Pillow would cut off at 255, by their upper byte; others by their range."""
+    values = np.asarray(image, dtype=np.float64)
+    top = 65535.0 if values.max() <= 65535 and values.max() > 255 else max(values.max(), 255.0)
+    return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))

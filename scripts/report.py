@@ -1,0 +1,407 @@
+"""The questions of both exercises, answered from runs: one self-contained report.html."""
+
+# isort: split
+import base64
+import io
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import matplotlib
+import matplotlib.style
+import torch
+from matplotlib.figure import Figure
+
+from callbacks.atomic import write_atomically
+from callbacks.classifier_answers import (
+    Rows,
+    drop_sentences,
+    epoch_of_drop,
+    gap_sentences,
+    mean_and_interval,
+    what_the_drop_did,
+)
+from callbacks.figures import drop_figure, quartiles_figure, training_figure
+from callbacks.run_page import about
+from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import PROBE_SIZE, crop_and_flip, normalize
+from lit_models import ResNet20
+from scripts.cli import Parser, UserError, main
+
+SCRIPTS = Path(__file__).parent
+LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
+
+
+@dataclass
+class Section:
+    id: str
+    question: str
+    answer: list[str]
+    figures: list[tuple[str, str, str]] = field(default_factory=list)  # light, dark, what it shows
+    table: list[list[str]] = field(default_factory=list)  # the first row is the header
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run directory."""
+
+    path: Path
+    summary: dict[str, Any]
+
+    @property
+    def is_curve(self) -> bool:
+        return "function" in self.summary
+
+
+def run() -> None:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("run_dirs", nargs="*", type=str, help="finished runs; without any, the runs that are missing are made")
+    add("--out", type=str, default="report.html", help="where the report goes")
+    add("--quick", type=bool, default=False, help="short runs: 5 minutes on two cores, too few to show much")
+    add("--num_seeds", type=int, default=3, help="runs of the classifier, with and without the fall of the rate")
+    add("--data_root", type=str, default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
+    add("--runs", type=str, default="runs/report", help="the folder of the runs that are made")
+    cfg = parser.parse_args()
+    paths = [Path(name) for name in cfg.run_dirs] or make_runs(cfg)
+    runs = [read(path) for path in expand(paths)]
+    sections = [*curve_sections([r for r in runs if r.is_curve]), *classifier_sections(runs, cfg.data_root)]
+    if not sections:
+        raise UserError("these runs answer no question of the exercises: give finished runs of fit.py or cifar.py")
+    html = render(sections, runs, cfg.quick and not cfg.run_dirs)
+    write_atomically(Path(cfg.out), lambda file: file.write(html.encode()))
+    print(f"Wrote {cfg.out}, from {len(runs)} runs")
+
+
+def make_runs(cfg: Any) -> list[Path]:
+    """Makes the runs that are missing in ``cfg.runs``, goes on with those that were interrupted; their directories."""
+    folder = Path(cfg.runs + ("_quick" if cfg.quick else ""))
+    epochs = ["10", "50", "100", "200", "500", "1000", "2000", "5000", "10000", "50000", "100000"]
+    epochs = epochs[:-2] if cfg.quick else epochs
+    curve = ["fit.py", "--num_seeds", "8"]
+    by_hand = ["200", "500", "1000", "2000", "3000", "3500", "4000"]
+    own = ["--function", LABS_FUNCTION, "--lr", "0.01", "0.001", "--epochs", *by_hand, "auto"]
+    data = ["--data_root", cfg.data_root]
+    if not (Path(cfg.data_root) / "cifar-10-batches-py").is_dir():
+        print(f"CIFAR-10 is not in {cfg.data_root}: the classifier learns the SYNTHETIC images")
+        data = ["--data", "synthetic"]
+    short = ["--max_epochs", "6", "--limit_train_batches", "50", "--limit_val_batches", "10"] if cfg.quick else []
+    step, seeds = ("{3: 0.01}", 1) if cfg.quick else ("{5: 0.01}", cfg.num_seeds)
+    classifier = ["cifar.py", *data, "--probe_train", "true", *short]
+    wanted = {
+        "rates": [*curve, "--lr", "1", "0.1", "0.01", "0.001", "--epochs", *epochs],
+        "own": [*curve, *own],
+        **{f"alone_{lr}": ["fit.py", "--epochs", "1000", "--lr", lr] for lr in ("1", "0.1", "0.01", "0.001")},
+    }
+    for seed in map(str, range(seeds)):
+        with_drop = folder / f"with_{seed}"
+        branch = with_drop / "checkpoints" / f"end_of_epoch{int(step[1]) - 1}.ckpt"
+        wanted[with_drop.name] = [*classifier, "--seed", seed, "--milestones", step]
+        wanted[f"without_{seed}"] = [*classifier, "--seed", seed, "--milestones", "{}", "--ckpt_path", str(branch)]
+    for name, (script, *flags) in wanted.items():
+        run_dir = folder / name
+        if (run_dir / "summary.json").is_file():
+            continue
+        if any((run_dir / "checkpoints").glob("*.ckpt")):
+            flags += ["--ckpt_path", "last"]
+        command = [sys.executable, str(SCRIPTS / script), *flags, "--run_dir", str(run_dir)]
+        print(f"== {shlex.join(['python', 'scripts/' + script, *command[2:]])}", flush=True)
+        if subprocess.run(command, check=False).returncode:
+            raise UserError(f"the run {run_dir} failed, see above; what is done already will not be done again")
+    return [folder / name for name in wanted]
+
+
+def expand(paths: Sequence[Path]) -> list[Path]:
+    """A run of several seeds as the runs that it holds."""
+    return [p for path in paths for p in (sorted(path.glob("seed*")) or [path])]
+
+
+def read(path: Path) -> Run:
+    try:
+        return Run(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        raise UserError(f"{path} holds no finished run: its summary.json is missing or broken") from None
+
+
+# Exercise 1
+
+
+def curve_sections(runs: Sequence[Run]) -> list[Section]:
+    studies = [r for r in runs if len({row["epochs"] for row in r.summary["over_seeds"]}) > 1]
+    alone = {r.summary["results"][0]["lr"]: r for r in runs if r not in studies and len(r.summary["results"]) == 1}
+    sections = []
+    for run in studies:
+        sections.append(epochs_section(run))
+        if len({row["lr"] for row in run.summary["over_seeds"]}) > 1:
+            sections.append(rates_section(run, alone))
+        if "auto" in run.summary:
+            sections.append(settings_section(run))
+    return sections
+
+
+def epochs_section(run: Run) -> Section:
+    """1A: what do more epochs do?"""
+    rows, function = run.summary["over_seeds"], run.summary["function"]
+    header = ["learning rate", "epochs", "training error", "true error", "middle half of the seeds", "R²"]
+    table = [
+        [f"{row['lr']:g}", f"{row['epochs']:,}", number(row["train_mse"]["median"]), number(row["true_mse"]["median"]),
+         f"{number(row['true_mse']['q25'])} to {number(row['true_mse']['q75'])}", number(row["r2"]["median"])]
+        for row in rows
+    ]  # fmt: skip
+    answer = [part["sentence"] for part in run.summary["more_training"]] or [
+        "One measured epoch count says nothing about more epochs."
+    ]
+    figure = drawn(lambda: quartiles_figure(rows), "training and true error against epochs, for each learning rate")
+    return Section(
+        f"epochs-{run.path.name}", f"What do more epochs do? f(x) = {function}", answer, [figure], [header, *table]
+    )
+
+
+def rates_section(run: Run, alone: Mapping[float, Run]) -> Section:
+    """1B: what does the learning rate do to error and time?"""
+    rows = run.summary["over_seeds"]
+    by_lr: dict[float, list[Any]] = {}
+    for row in rows:
+        by_lr.setdefault(row["lr"], []).append(row)
+    at = 1000 if any(row["epochs"] == 1000 for row in rows) else max(row["epochs"] for row in rows)
+    best = {lr: min(part, key=lambda row: finite(row["true_mse"]["median"])) for lr, part in by_lr.items()}
+    target = 1.5 * min(finite(row["true_mse"]["median"]) for row in rows)
+    reached = {
+        lr: next((row["epochs"] for row in part if finite(row["true_mse"]["median"]) <= target), None)
+        for lr, part in by_lr.items()
+    }
+    header = ["learning rate", f"true error at {at:,} epochs", "least true error", "at epochs"]
+    header += [f"first measured at {number(target)} or less", "seconds of 1,000 epochs alone"]
+    table = []
+    for lr, part in by_lr.items():
+        here = next((row for row in part if row["epochs"] == at), None)
+        seconds = f"{alone[lr].summary['seconds']['train']:.2f}" if lr in alone else "-"
+        errors = [number(row["true_mse"]["median"]) if row else "-" for row in (here, best[lr])]
+        reach = f"{reached[lr]:,}" if reached[lr] else "never"
+        table.append([f"{lr:g}", *errors, f"{best[lr]['epochs']:,}", reach, seconds])
+    at_best = min((row for row in rows if row["epochs"] == at), key=lambda row: finite(row["true_mse"]["median"]))
+    least = number(at_best["true_mse"]["median"])
+    answer = [f"At {at:,} epochs learning rate {at_best['lr']:g} has the least true error, {least}."]
+    told = [f"{lr:g}: {f'{epochs:,} epochs' if epochs else 'never'}" for lr, epochs in reached.items()]
+    answer.append(f"A true error within 1.5 times the least of all is first measured at {'; '.join(told)}.")
+    times = [alone[lr].summary["seconds"]["train"] for lr in by_lr if lr in alone]
+    if len(times) > 1:
+        factor = max(times) / min(times)
+        answer.append(
+            f"1,000 epochs alone took {min(times):.2f} to {max(times):.2f} s, a factor of {factor:.2f}: "
+            + (
+                "an epoch costs the same at every rate but for the noise of so short a measurement. A smaller rate "
+                "costs more only by the epochs that it needs."
+                if factor < 1.5
+                else "too noisy to say that an epoch costs the same at every rate, as its arithmetic does."
+            )
+        )
+    return Section(
+        f"rates-{run.path.name}",
+        f"What does the learning rate do? f(x) = {run.summary['function']}",
+        answer,
+        [],
+        [header, *table],
+    )
+
+
+def settings_section(run: Run) -> Section:
+    """1C: which settings fit this function best?"""
+    header = ["learning rate", "best epochs", "true error", "epochs that held-out points choose", "true error there"]
+    table = [
+        [f"{row['lr']:g}", f"{row['best_epochs']:,}", number(row["best_true_mse"]), f"{row['held_out_epochs']:,}",
+         number(row["held_out_true_mse"])]
+        for row in run.summary["auto"]
+    ]  # fmt: skip
+    best = min(run.summary["auto"], key=lambda row: finite(row["best_true_mse"]))
+    answer = [
+        f"The best setting found is learning rate {best['lr']:g} and {best['best_epochs']:,} epochs, with a true error "
+        f"of {number(best['best_true_mse'])}.",
+        f"Who does not know f and stops by a held-out noisy sample takes {best['held_out_epochs']:,} epochs and gets "
+        f"{number(best['held_out_true_mse'])}, {best['held_out_true_mse'] / best['best_true_mse']:.2f} times that.",
+    ]
+    return Section(
+        f"settings-{run.path.name}",
+        f"Which settings fit best? f(x) = {run.summary['function']}",
+        answer,
+        [],
+        [header, *table],
+    )
+
+
+# Exercise 2
+
+
+def classifier_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
+    """The runs of one recipe on one dataset whose rate falls, and beside each the run that left it before the fall."""
+    classifiers = [r for r in runs if not r.is_curve and r.summary["epochs"]]
+    with_drop = [r for r in classifiers if epoch_of_drop(r.summary["epochs"]) is not None]
+    if not with_drop:
+        return []
+    first = with_drop[0]
+    with_drop = [r for r in with_drop if settings_of(r) == settings_of(first)]
+    others = [r for r in classifiers if r not in with_drop]
+    pairs = [(a, b) for a in with_drop for b in others if is_branch(a.summary["epochs"], b.summary["epochs"])]
+    sections = [curve_section(with_drop), drop_section(with_drop, pairs)]
+    if "probe_acc" in first.summary["epochs"][-1]:
+        sections.append(gap_section(with_drop, data_root))
+    return sections
+
+
+def settings_of(run: Run) -> tuple[Any, ...]:
+    epochs = run.summary["epochs"]
+    return (run.summary["recipe"], run.summary["data"], run.summary["train_batches"], [row["lr"] for row in epochs])
+
+
+def is_branch(rows: Rows, other: Rows) -> bool:
+    """Whether ``other`` is the same run up to the fall of the rate, and went on without it as long."""
+    at = epoch_of_drop(rows) or 0
+    same = [row["train_loss"] for row in rows[:at]] == [row["train_loss"] for row in other[:at]]
+    return same and len(rows) == len(other) and {row["lr"] for row in other} == {rows[0]["lr"]}
+
+
+def curve_section(runs: Sequence[Run]) -> Section:
+    epochs = [r.summary["epochs"] for r in runs]
+    header = [
+        "epoch",
+        "learning rate",
+        "train loss",
+        "train accuracy (running)",
+        "validation loss",
+        "validation accuracy",
+    ]
+    names = ("train_loss", "train_acc", "val_loss", "val_acc")
+    table = [
+        [str(rows[0]["epoch"]), f"{rows[0]['lr']:g}", *(spread([r[n] for r in rows], n.endswith("acc")) for n in names)]
+        for rows in zip(*epochs, strict=True)
+    ]
+    final = mean_and_interval([r.summary["test_acc"] for r in runs])
+    deviation = "" if final["sd"] is None else f", standard deviation {final['sd']:.2%} over {len(runs)} seeds"
+    data = "CIFAR-10" if runs[0].summary["data"] == "cifar10" else "the SYNTHETIC stand-in for CIFAR-10"
+    answer = [f"Recipe {runs[0].summary['recipe']} on {data} ends at {final['mean']:.2%} test accuracy{deviation}."]
+    if runs[0].summary["train_batches"] < 300:
+        answer.append(
+            f"Each epoch had only {runs[0].summary['train_batches']} batches: a demonstration, not the exercise."
+        )
+    figure = drawn(lambda: training_figure(epochs, [r.summary["test_acc"] for r in runs], "test"), "accuracy and loss")
+    return Section("curve", "What does the recipe do, epoch by epoch?", answer, [figure], [header, *table])
+
+
+def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> Section:
+    rows = [a.summary["epochs"] for a, _ in pairs] or [r.summary["epochs"] for r in runs]
+    without = [b.summary["epochs"] for _, b in pairs]
+    answer = what_the_drop_did(rows, without)
+    header = ["run", "change at the fall", "change without it", "effect at once", "effect at the end"]
+    names = ["change", "change_without", "effect", "final_effect"]
+    shown = [a for a, _ in pairs] or list(runs)
+    table = [
+        [shown[i].path.name, *(points(answer[n]["values"][i]) if n in answer else "-" for n in names)]
+        for i in range(len(rows))
+    ]
+    figure = drawn(lambda: drop_figure(rows, without), "validation accuracy with and without the fall of the rate")
+    question = "What happens to accuracy when the learning rate falls, and why?"
+    return Section(
+        "drop", question, drop_sentences(answer, runs[0].summary["train_batches"]), [figure], [header, *table]
+    )
+
+
+def gap_section(runs: Sequence[Run], data_root: str) -> Section:
+    measured = [gap_parts(r, data_root) for r in runs]
+    parts = {name: sum(m[name] for m in measured) / len(measured) for name in measured[0]}
+    header = ["run", *measured[0]]
+    table = [[r.path.name, *(f"{value:.2%}" for value in m.values())] for r, m in zip(runs, measured, strict=True)]
+    return Section("gap", "How do train and test accuracy relate?", gap_sentences(parts), [], [header, *table])
+
+
+def gap_parts(run: Run, data_root: str) -> dict[str, float]:
+    """Accuracies of a run's end, as ``gap_sentences`` takes them; three are measured here, from its checkpoint."""
+    data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"])
+    data.prepare_data()
+    data.setup("fit")
+    images, labels = (part[:PROBE_SIZE] for part in data.train)
+    net = ResNet20().to(memory_format=torch.channels_last)
+    net.load_weights(torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
+    generator = torch.Generator().manual_seed(0)
+    shift = torch.randint(9, (len(labels), 2), generator=generator)
+    flip = torch.randint(2, (len(labels),), generator=generator).bool()
+    augmented = crop_and_flip(images, shift, flip)
+
+    @torch.inference_mode()
+    def accuracy(pixels: torch.Tensor) -> float:
+        answers = torch.cat([net(normalize(part)).argmax(1) for part in pixels.split(128)])
+        return float((answers == labels).float().mean())
+
+    net.eval()
+    in_eval_mode = accuracy(augmented)
+    net.train()  # normalises by the batch; its running averages change too, and are not used again
+    last = run.summary["epochs"][-1]
+    return {
+        "running": last["train_acc"],
+        "batch_norm": accuracy(augmented),
+        "augmented": in_eval_mode,
+        "probe": last["probe_acc"],
+        "test": run.summary["test_acc"],
+    }
+
+
+# The page
+
+
+def drawn(make: Callable[[], Figure], text: str) -> tuple[str, str, str]:
+    """The figure as data addresses, on light and on dark ground."""
+    addresses = []
+    for style in ("default", "dark_background"):
+        with matplotlib.style.context(style), matplotlib.rc_context({"savefig.transparent": True}):
+            file = io.BytesIO()
+            make().savefig(file, format="png", dpi=110)
+        addresses.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+    return addresses[0], addresses[1], text
+
+
+def finite(value: float | None) -> float:
+    return float("inf") if value is None else value
+
+
+def number(value: float | None) -> str:
+    return "diverged" if value is None else f"{value:.3g}"
+
+
+def points(value: float) -> str:
+    return f"{100 * value:+.2f}"
+
+
+def spread(values: Sequence[float | None], percent: bool) -> str:
+    known = [value for value in values if value is not None]
+    if not known:
+        return "-"
+    shown = mean_and_interval(known)
+    form = (lambda x: f"{100 * x:.2f}") if percent else (lambda x: f"{x:.3f}")
+    return (
+        form(shown["mean"]) + (f" ± {form(shown['sd'])}" if shown["sd"] is not None else "") + (" %" if percent else "")
+    )
+
+
+def render(sections: Sequence[Section], runs: Sequence[Run], quick: bool) -> str:
+    facts = about(torch.device("cpu"))
+    lines = {name: [line.removeprefix("- ") for line in facts[name].split("\n")] for name in ("versions", "machine")}
+    commands = [f"{run.path}: {run.summary.get('command', 'see its config.yaml')}" for run in runs]
+    lead = "Every number here is computed from the runs that are listed at the end."
+    if quick:
+        lead += " These were short runs: they show what the report looks like, and little else."
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string((SCRIPTS / "report.html").read_text(encoding="utf-8"))
+    return template.render(
+        title="Two first experiments of deep learning",
+        lead=lead, sections=sections, about=list(lines.items()), commands=commands,
+    )  # fmt: skip
+
+
+if __name__ == "__main__":
+    main(run)

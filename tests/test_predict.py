@@ -1,0 +1,231 @@
+"""scripts/predict.py on real pictures in every kind of file, on curves, and what it exports."""
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from datamodules import CIFAR10DataModule
+from datamodules.cifar10 import normalize
+from lit_models import ResNet20
+
+ROOT = Path(__file__).parents[1]
+COUNT = 200
+
+
+def predict(folder: Path, *args: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "predict.py"), *args],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+def answers(folder: Path, *args: str) -> Any:
+    done = predict(folder, *args, "--json")
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path:
+    """A short run on the real images, its checkpoint in run/, and 200 test images as files of every kind."""
+    folder = tmp_path_factory.mktemp("predict")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "cifar.py"), "--data_root", str(cifar10_root.resolve()),
+         "--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "30", "--limit_val_batches", "0",
+         "--limit_test_batches", "1", "--run_dir", "run"],
+        cwd=folder, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    images = tensor(cifar10_root).numpy()
+    kinds: dict[str, Any] = {
+        "png": lambda image: image,
+        "webp": lambda image: image,  # lossless
+        "upscaled": lambda image: image.resize((128, 128), Image.Resampling.NEAREST),
+        "grey": lambda image: image.convert("L"),
+        "alpha": lambda image: image.convert("RGBA"),
+        "turned": lambda image: image.transpose(Image.Transpose.ROTATE_90),  # and EXIF says: turn back
+        "jpeg": lambda image: image,
+    }
+    for kind, change in kinds.items():
+        (folder / kind).mkdir()
+        for i, pixels in enumerate(images):
+            image = change(Image.fromarray(pixels))
+            if kind == "turned":
+                exif = Image.Exif()
+                exif[0x0112] = 6  # the picture's top is on the right: turn it by 90 degrees to the right
+                image.save(folder / kind / f"{i:03}.png", exif=exif)
+            elif kind == "webp":
+                image.save(folder / kind / f"{i:03}.webp", lossless=True)
+            elif kind == "jpeg":
+                image.save(folder / kind / f"{i:03}.jpeg", quality=98, subsampling=0)
+            else:
+                image.save(folder / kind / f"{i:03}.png")
+    return folder
+
+
+def tensor(cifar10_root: Path) -> torch.Tensor:
+    data = CIFAR10DataModule(cifar10_root, download=False)
+    data.prepare_data()
+    data.setup("test")
+    return data.test[0][:COUNT]
+
+
+def evaluated(folder: Path, images: torch.Tensor) -> torch.Tensor:
+    """(N, 10) probabilities as the run's own evaluation computes them."""
+    net = ResNet20()
+    state = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+    net.load_state_dict({name[4:]: value for name, value in state.items() if name.startswith("net.")})
+    with torch.inference_mode():
+        return net.eval()(normalize(images)).softmax(1)
+
+
+CKPT = ("--ckpt_path", "run/checkpoints/last.ckpt")
+
+
+@pytest.mark.parametrize("kind", ["png", "webp", "upscaled", "alpha", "turned"])
+def test_files_that_lose_nothing_give_the_evaluations_results(folder: Path, cifar10_root: Path, kind: str) -> None:
+    best = evaluated(folder, tensor(cifar10_root)).topk(3)
+    told = answers(folder, *CKPT, kind, "--sheet", f"{kind}-sheet.png")
+    assert [Path(answer["file"]).stem for answer in told] == [f"{i:03}" for i in range(COUNT)]
+    classes = CIFAR10DataModule().classes
+    for answer, values, indices in zip(told, best.values, best.indices, strict=True):
+        assert answer["probabilities"] == pytest.approx(values.tolist(), abs=1e-4)
+        assert answer["classes"][0] == classes[int(indices[0])] or values[0] - values[1] < 1e-4
+    with Image.open(folder / f"{kind}-sheet.png") as sheet:
+        assert sheet.format == "PNG" and min(sheet.size) > 500
+
+
+def test_grey_is_three_equal_colours_and_jpeg_is_near(folder: Path, cifar10_root: Path) -> None:
+    images = tensor(cifar10_root)
+    grey = torch.from_numpy(
+        np.stack([np.array(Image.fromarray(i).convert("L").convert("RGB")) for i in images.numpy()])
+    )
+    told = answers(folder, *CKPT, "grey/*.png")
+    for answer, row in zip(told, evaluated(folder, grey), strict=True):
+        assert answer["probabilities"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+    best = evaluated(folder, images).argmax(1).tolist()
+    classes = CIFAR10DataModule().classes
+    told = answers(folder, *CKPT, "jpeg")
+    assert sum(answer["classes"][0] == classes[b] for answer, b in zip(told, best, strict=True)) > 0.9 * COUNT
+
+
+def test_a_large_transparent_picture_and_other_modes(folder: Path) -> None:
+    (folder / "modes").mkdir()
+    wide = Image.new("RGBA", (300, 200), (0, 0, 0, 0))  # nothing but transparent: white
+    wide.save(folder / "modes" / "wide.png")
+    Image.new("RGB", (32, 32), "white").save(folder / "modes" / "white.png")
+    Image.fromarray(np.full((40, 40), 65535, dtype=np.uint16)).save(folder / "modes" / "sixteen_bits.png")
+    Image.new("P", (32, 32)).save(folder / "modes" / "palette.gif")
+    Image.new("CMYK", (50, 60)).save(folder / "modes" / "print.jpg")
+    Image.new("RGB", (5, 9), "white").save(folder / "modes" / "tiny.png")
+    told = {Path(answer["file"]).name: answer["probabilities"] for answer in answers(folder, *CKPT, "modes")}
+    assert len(told) == 6
+    for name in ("wide.png", "sixteen_bits.png", "tiny.png"):
+        assert told[name] == pytest.approx(told["white.png"], abs=1e-4)
+
+
+def test_the_table_and_broken_pictures(folder: Path) -> None:
+    (folder / "mixed").mkdir()
+    content = (folder / "png" / "000.png").read_bytes()
+    (folder / "mixed" / "good $name.png").write_bytes(content)
+    (folder / "mixed" / "half.png").write_bytes(content[: len(content) // 2])
+    (folder / "mixed" / "text.png").write_text("no picture")
+    done = predict(folder, *CKPT, "mixed", "nowhere.png")
+    assert done.returncode == 0, done.stderr
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("mixed/good $name.png") and line.count("%") == 3
+    for name in ("half.png", "text.png", "nowhere.png"):
+        assert f"{name}: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("args", "word"),
+    [
+        (("--ckpt_path", "nowhere.ckpt", "png"), "nowhere.ckpt"),
+        (("--ckpt_path", "png/000.png", "png"), "no network"),
+        ((*CKPT,), "picture files"),
+        ((*CKPT, "mixed*/half.pn?"), "none of these"),
+        ((*CKPT, "*.tga"), "*.tga"),
+        ((*CKPT, "--x", "1"), "picture classifier"),
+        ((*CKPT, "--export", "a.h5"), ".onnx or .pt2"),
+    ],
+)
+def test_mistakes_get_one_line(folder: Path, args: tuple[str, ...], word: str) -> None:
+    done = predict(folder, *args)
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("passed over")]
+    assert done.returncode == 2 and len(errors) == 1 and word in errors[0], done.stderr
+
+
+@pytest.mark.parametrize("file", ["net.onnx", "net.pt2"])
+def test_what_is_exported_computes_the_same(folder: Path, cifar10_root: Path, file: str) -> None:
+    done = predict(folder, *CKPT, "--export", file)
+    assert done.returncode == 0, done.stderr
+    images = tensor(cifar10_root)[:5]
+    pixels = (images.permute(0, 3, 1, 2) / 255).contiguous()
+    if file.endswith("onnx"):
+        import onnxruntime  # type: ignore[import-untyped]
+
+        session = onnxruntime.InferenceSession(str(folder / file), providers=["CPUExecutionProvider"])
+        logits = torch.from_numpy(session.run(None, {"images": pixels.numpy()})[0])
+    else:
+        logits = torch.export.load(folder / file).module()(pixels)
+    assert torch.allclose(logits.softmax(1), evaluated(folder, images), atol=1e-4)
+
+
+def test_public_weights_by_their_names(folder: Path) -> None:
+    """As akamaster/pytorch_resnet_cifar10 saves them: ``module.`` before each name, beside the best accuracy."""
+    torch.manual_seed(1)
+    net = ResNet20(he_init=True)
+    state = {f"module.{name}": value for name, value in net.state_dict().items()}
+    torch.save({"state_dict": state, "best_prec1": 91.73}, folder / "public.th")
+    told = answers(folder, "--ckpt_path", "public.th", "png/000.png", "png/001.png")
+    pixels = np.stack([np.array(Image.open(folder / "png" / f"00{i}.png")) for i in (0, 1)])
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    with torch.inference_mode():
+        expected = net.eval()((images - mean[:, None, None]) / std[:, None, None]).softmax(1)
+    for answer, row in zip(told, expected, strict=True):
+        assert answer["probabilities"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+@pytest.fixture(scope="module")
+def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("curve")
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "fit.py"), "--function", "3 * x + 100", "--noise_std", "0.1", "--lr",
+         "0.01", "0.02", "--epochs", "1500", "--run_dir", "run"],
+        cwd=folder, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def test_a_curves_values_at_numbers_and_at_a_column(curve: Path) -> None:
+    told = answers(curve, *CKPT, "--x", "0", "1", "2.5")
+    assert told["x"] == [0, 1, 2.5]
+    assert told["members"] == [{"lr": 0.01, "seed": 0}, {"lr": 0.02, "seed": 0}]
+    for x, row in zip(told["x"], told["y"], strict=True):
+        assert row == pytest.approx([3 * x + 100] * 2, abs=1)
+    with open(curve / "numbers.csv", "w", newline="") as file:
+        csv.writer(file).writerows([["name", "position"], ["a", 0], ["b", 1.0], ["c", 2.5]])
+    assert answers(curve, *CKPT, "--csv", "numbers.csv", "--column", "position")["y"] == told["y"]
+    done = predict(curve, *CKPT, "--csv", "numbers.csv", "--column", "name")
+    assert done.returncode == 2 and "line 2" in done.stderr and "Traceback" not in done.stderr
+    table = predict(curve, *CKPT, "--x", "-1").stdout.splitlines()
+    assert table[0].split("\t") == ["x", "lr 0.01 seed 0", "lr 0.02 seed 0"] and table[1].startswith("-1\t")
+
+
+@pytest.mark.parametrize("file", ["curve.onnx", "curve.pt2"])
+def test_a_curve_is_exported_too(curve: Path, file: str) -> None:
+    done = predict(curve, *CKPT, "--export", file)
+    assert done.returncode == 0, done.stderr
+    assert (curve / file).stat().st_size > 1000

@@ -1,0 +1,281 @@
+"""scripts/report.py: every number of the page is computed anew here from the runs' files."""
+
+import html
+import io
+import json
+import re
+import statistics
+import subprocess
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from matplotlib.image import imread
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.by import By
+
+from callbacks.classifier_answers import drop_sentences, gap_sentences, mean_and_interval, what_the_drop_did
+
+ROOT = Path(__file__).parents[1]
+CLASSIFIER = (
+    *("cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", "4", "--limit_train_batches", "6"),
+    *("--limit_val_batches", "3", "--limit_test_batches", "3", "--probe_train", "true"),
+)
+
+
+def script(folder: Path, name: str, *args: str) -> str:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / name), *args], cwd=folder, capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Runs of both exercises, two seeds of the classifier with and without the fall of its rate, and their report."""
+    folder = tmp_path_factory.mktemp("report")
+    epochs = ("--epochs", "10", "100", "1000", "3000")
+    script(folder, "fit.py", *epochs, "--lr", "0.1", "0.01", "--num_seeds", "8", "--run_dir", "rates")
+    script(folder, "fit.py", *epochs, "auto", "--function", "sin(x)", "--num_seeds", "3", "--run_dir", "own")
+    for lr in ("0.1", "0.01"):
+        script(folder, "fit.py", "--epochs", "1000", "--lr", lr, "--run_dir", f"alone_{lr}")
+    for seed in ("0", "1"):
+        flags = ("--seed", seed, "--milestones")
+        script(folder, *CLASSIFIER, *flags, "{2: 0.01}", "--run_dir", f"with_{seed}")
+        branch = f"with_{seed}/checkpoints/end_of_epoch1.ckpt"
+        script(folder, *CLASSIFIER, *flags, "{}", "--ckpt_path", branch, "--run_dir", f"without_{seed}")
+    told = script(folder, "report.py", *RUNS)
+    assert "report.html" in told
+    return folder
+
+
+RUNS = ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0", "with_1", "without_1")
+
+
+def summary(folder: Path, name: str) -> dict[str, Any]:
+    return json.loads((folder / name / "summary.json").read_text())
+
+
+class Page(HTMLParser):
+    """{section id: {"text": its text, "rows": its table's rows of cells}}"""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.sections: dict[str, dict[str, Any]] = {}
+        self.at: dict[str, Any] = {}
+        self.cell: list[str] | None = None
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        if tag == "section":
+            self.at = self.sections.setdefault(str(dict(attrs)["id"]), {"text": "", "rows": []})
+        elif tag == "tr":
+            self.at["rows"].append([])
+        elif tag in ("td", "th"):
+            self.at["rows"][-1].append("")
+            self.cell = self.at["rows"][-1]
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag in ("td", "th"):
+            self.cell = None
+
+    def handle_data(self, data: str) -> None:
+        if self.cell is not None:
+            self.cell[-1] += data
+        elif self.at:
+            self.at["text"] += data
+
+
+@pytest.fixture(scope="module")
+def page(folder: Path) -> dict[str, dict[str, Any]]:
+    return Page((folder / "report.html").read_text(encoding="utf-8")).sections
+
+
+def test_each_question_has_its_section(page: dict[str, Any]) -> None:
+    assert set(page) == {
+        *("epochs-rates", "rates-rates", "epochs-own", "settings-own", "curve", "drop", "gap", "how"),
+    }
+
+
+def test_more_epochs(page: dict[str, Any], folder: Path) -> None:
+    content = summary(folder, "rates")
+    assert len(page["epochs-rates"]["rows"]) == 1 + 8
+    for row, cells in zip(content["over_seeds"], page["epochs-rates"]["rows"][1:], strict=True):
+        # the medians of eight results, from the single results
+        results = [r for r in content["results"] if (r["lr"], r["epochs"]) == (row["lr"], row["epochs"])]
+        expected = [statistics.median(r[name] for r in results) for name in ("train_mse", "true_mse", "r2")]
+        assert cells[:2] == [f"{row['lr']:g}", f"{row['epochs']:,}"]
+        assert [float(cells[i]) for i in (2, 3, 5)] == pytest.approx(expected, rel=5e-3)
+    for part in content["more_training"]:
+        assert part["sentence"] in page["epochs-rates"]["text"]
+
+
+def test_learning_rates(page: dict[str, Any], folder: Path) -> None:
+    results = summary(folder, "rates")["results"]
+
+    def median(lr: float, epochs: int) -> float:
+        return statistics.median(r["true_mse"] for r in results if (r["lr"], r["epochs"]) == (lr, epochs))
+
+    counts = (10, 100, 1000, 3000)
+    target = 1.5 * min(median(lr, epochs) for lr in (0.1, 0.01) for epochs in counts)
+    for lr, cells in zip((0.1, 0.01), page["rates-rates"]["rows"][1:], strict=True):
+        best = min(counts, key=lambda epochs: median(lr, epochs))
+        assert float(cells[1]) == pytest.approx(median(lr, 1000), rel=5e-3)
+        assert float(cells[2]) == pytest.approx(median(lr, best), rel=5e-3) and cells[3] == f"{best:,}"
+        reached = [epochs for epochs in counts if median(lr, epochs) <= target]
+        assert cells[4] == (f"{reached[0]:,}" if reached else "never")
+        assert float(cells[5]) == pytest.approx(summary(folder, f"alone_{lr}")["seconds"]["train"], abs=0.006)
+
+
+def test_settings(page: dict[str, Any], folder: Path) -> None:
+    (choice,) = summary(folder, "own")["auto"]
+    (cells,) = page["settings-own"]["rows"][1:]
+    assert (
+        cells[0] == "0.01" and cells[1] == f"{choice['best_epochs']:,}" and cells[3] == f"{choice['held_out_epochs']:,}"
+    )
+    assert float(cells[2]) == pytest.approx(choice["best_true_mse"], rel=5e-3)
+    assert "sin(x)" in page["settings-own"]["text"]
+
+
+def test_the_curve(page: dict[str, Any], folder: Path) -> None:
+    runs = [summary(folder, f"with_{seed}") for seed in (0, 1)]
+    for epoch, cells in enumerate(page["curve"]["rows"][1:]):
+        assert cells[:2] == [str(epoch), "0.1" if epoch < 2 else "0.01"]
+        for name, cell in zip(("train_loss", "train_acc", "val_loss", "val_acc"), cells[2:], strict=True):
+            values = [run["epochs"][epoch][name] * (100 if name.endswith("acc") else 1) for run in runs]
+            mean, deviation = map(float, cell.removesuffix(" %").split(" ± "))
+            assert mean == pytest.approx(sum(values) / 2, abs=6e-3)
+            assert deviation == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=6e-3)
+    mean = sum(run["test_acc"] for run in runs) / 2
+    assert f"{mean:.2%} test accuracy" in page["curve"]["text"] and "SYNTHETIC" in page["curve"]["text"]
+
+
+def test_the_drop(page: dict[str, Any], folder: Path) -> None:
+    effects = []
+    for seed, cells in zip((0, 1), page["drop"]["rows"][1:], strict=True):
+        with_it, without = (
+            [e["val_acc"] for e in summary(folder, f"{n}_{seed}")["epochs"]] for n in ("with", "without")
+        )
+        assert with_it[:2] == without[:2]
+        expected = [with_it[2] - with_it[1], without[2] - without[1], with_it[2] - without[2], with_it[3] - without[3]]
+        assert [float(cell) for cell in cells[1:]] == pytest.approx([100 * e for e in expected], abs=6e-3)
+        effects.append(expected[2])
+    half = (
+        12.706 * abs(effects[0] - effects[1]) / 2
+    )  # Student's t for one degree of freedom, times the deviation / sqrt 2
+    shown = "is shown" if abs(sum(effects) / 2) > half else "is not shown"
+    assert shown in page["drop"]["text"]
+
+
+def test_the_gap(page: dict[str, Any], folder: Path) -> None:
+    for seed, cells in zip((0, 1), page["gap"]["rows"][1:], strict=True):
+        run = summary(folder, f"with_{seed}")
+        told = dict(zip(page["gap"]["rows"][0][1:], cells[1:], strict=True))
+        for name, value in (
+            ("running", run["epochs"][-1]["train_acc"]),
+            ("probe", run["epochs"][-1]["probe_acc"]),
+            ("test", run["test_acc"]),
+        ):
+            assert told[name] == f"{value:.2%}"
+
+
+def test_the_page_needs_no_network_and_tells_the_commands(folder: Path) -> None:
+    text = (folder / "report.html").read_text(encoding="utf-8")
+    assert not re.findall(r'(?:src|href|srcset)="(?!data:|#)', text) and "url(" not in text and "<script" not in text
+    for name in RUNS:
+        assert summary(folder, name)["command"] in html.unescape(text)
+
+
+def test_a_report_of_nothing(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "report.py"), "nowhere"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == 2 and "nowhere" in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "report.html").exists()
+
+
+# The answers
+
+
+def rows(*accuracies: float, lr: float = 0.01, straightness: float = 0.05) -> list[dict[str, Any]]:
+    """Five epochs at 0.1, the others at ``lr``."""
+    return [
+        {"epoch": i, "lr": 0.1 if i < 5 else lr, "val_acc": a, "path": 10.0 if i < 5 else 1.0,
+         "displacement": straightness * (10 if i < 5 else 1), "gradient": 1.0, "mean_gradient": 0.1}
+        for i, a in enumerate(accuracies)
+    ]  # fmt: skip
+
+
+def test_an_interval_of_students() -> None:
+    # 1, 2, 3: mean 2, deviation 1, and 4.303 / sqrt(3) = 2.484
+    shown = mean_and_interval([1, 2, 3])
+    assert (shown["mean"], shown["sd"]) == (2, 1) and shown["low"] == pytest.approx(2 - 2.484, abs=1e-3)
+    assert mean_and_interval([5])["low"] is None
+
+
+def test_what_the_drop_did_and_what_is_not_shown() -> None:
+    fell = [rows(0.5, 0.6, 0.7, 0.6, 0.7 + d, 0.8 + d, 0.81 + d) for d in (0, 0.01, 0.02)]
+    stayed = [rows(0.5, 0.6, 0.7, 0.6, 0.7 + d, 0.72 + d, 0.7 + d, lr=0.1) for d in (0, 0.01, 0.02)]
+    answer = what_the_drop_did(fell, stayed)
+    assert answer["change"]["mean"] == pytest.approx(0.1) and answer["effect"]["mean"] == pytest.approx(0.08)
+    assert answer["final_effect"]["mean"] == pytest.approx(0.11)
+    assert answer["before"]["scatter"] == pytest.approx(0.1025) and answer["after"]["scatter"] == pytest.approx(0.01)
+    text = " ".join(drop_sentences(answer, 400))
+    assert "raises accuracy is shown" in text and "a random one 5 %" in text and "noise" in text
+    for effects, verdict in (
+        ([0.08, -0.08, 0.01], "raises accuracy is not shown"),
+        ([-0.08, -0.081, -0.079], "lowers accuracy is shown"),
+        ([0.08], "One seed cannot"),
+    ):
+        stay = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8 - effect, 0.7, lr=0.1) for effect in effects]
+        same = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81) for _ in effects]
+        assert verdict in " ".join(drop_sentences(what_the_drop_did(same, stay), 400))
+    assert "not known" in " ".join(drop_sentences(what_the_drop_did(fell, []), 400))
+
+
+def test_the_gap_taken_apart_adds_up() -> None:
+    parts = {"running": 0.82, "batch_norm": 0.84, "augmented": 0.83, "probe": 0.86, "test": 0.81}
+    told = gap_sentences(parts)
+    steps = [float(line.split(" ")[0]) for line in told[1:]]
+    assert steps == [2.0, -1.0, 3.0, -5.0] and sum(steps) == pytest.approx(100 * (parts["test"] - parts["running"]))
+
+
+# The page in a browser
+
+
+@pytest.mark.browser
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_it_reads_well_on_a_phone_and_a_desktop_in_light_and_dark(
+    folder: Path, browser_binaries: tuple[str, str], tmp_path: Path, scheme: str, width: int
+) -> None:
+    chromium, chromedriver = browser_binaries
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+                     f"--user-data-dir={tmp_path}/profile"):  # fmt: skip
+        options.add_argument(argument)
+    browser = webdriver.Chrome(options=options, service=Service(executable_path=chromedriver))
+    try:
+        features = [{"name": "prefers-color-scheme", "value": scheme}]
+        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+        browser.get((folder / "report.html").as_uri())
+        assert browser.execute_script("return document.documentElement.scrollWidth") <= width  # nothing sticks out
+        images = browser.find_elements(By.TAG_NAME, "img")
+        assert len(images) >= 4
+        for image in images:
+            assert browser.execute_script("return arguments[0].naturalWidth", image) > 300
+        shown = browser.execute_script("return document.querySelector('img').currentSrc")
+        dark = browser.find_element(By.TAG_NAME, "source").get_attribute("srcset")
+        assert (shown == dark) == (scheme == "dark")
+        picture = imread(io.BytesIO(browser.get_screenshot_as_png()))[..., :3]
+        assert (picture.mean() > 0.6) == (scheme == "light")
+        browser.save_screenshot(str(folder / f"report-{scheme}-{width}.png"))
+    finally:
+        browser.quit()
