@@ -48,7 +48,7 @@ class CurveRecord(Callback):
         for epochs, measured in self.measured.items():
             for name, part in (("val/loss", "true_mse"), ("train/loss", "train_mse")):
                 if part in measured:
-                    median = measured[part].quantile(0.5).float().item()  # in float32, as Lightning logs
+                    median = measured[part].quantile(0.5).item()
                     for logger in trainer.loggers:
                         logger.log_metrics({name: median, "epoch": float(epochs)}, epochs)
 

@@ -1,5 +1,6 @@
 """The record of a classifier's training: a line an epoch, the figure, summary.json."""
 
+import json
 import statistics
 import sys
 import time
@@ -37,6 +38,17 @@ class EpochRecord(Callback):
         self.first_step: float | None = None
         self._start_of_epoch: float | None = None
         self._earlier = 0.0  # seconds of this epoch before an interruption
+
+    @classmethod
+    def read(cls, run_dir: Path) -> "EpochRecord":
+        """The record of a finished run, from its summary.json."""
+        summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
+        facts = {name: summary[name] for name in ("recipe", "data")}
+        record = cls(run_dir, facts, start=0.0, measured_on=summary["measured_on"])
+        record.epochs = summary["epochs"]
+        if summary["test_acc"] is not None:
+            record.test = {"acc": summary["test_acc"], "loss": summary["test_loss"]}
+        return record
 
     def state_dict(self) -> dict[str, Any]:
         inside = 0.0 if self._start_of_epoch is None else time.perf_counter() - self._start_of_epoch - self._pause
@@ -115,7 +127,9 @@ class EpochRecord(Callback):
         row |= {name.removeprefix("motion/"): value for name, value in motion.items()}
         self.epochs.append(row)
         validation = {n: value for n, value in metrics.items() if n.startswith(("val/", "probe/"))}
+        # The module logs its rate after this hook, in float32.
         training = {n: value for n, value in metrics.items() if n not in validation}
+        training["lr"] = torch.tensor(row["lr"]).item()
         self.logged.append({"step": trainer.global_step - 1, "validation": validation, "training": training})
         self._log_throughput(trainer, row, trainer.global_step - 1)
         self._start_of_epoch, self._earlier = None, 0.0
@@ -155,6 +169,7 @@ class EpochRecord(Callback):
         speeds = [row["images_per_second"] for row in self.epochs]
         summary = {
             **self.facts,
+            "measured_on": self.measured_on,
             "command": command_line(),
             "device": _device_name(pl_module.device),
             "parameters": sum(p.numel() for p in pl_module.net.parameters()),

@@ -1,11 +1,11 @@
 """How the weights move in an epoch: far, or to and fro."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector
 
 
 class Motion(Callback):
@@ -44,7 +44,7 @@ class Motion(Callback):
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
         gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in pl_module.parameters()]
-        gradient = parameters_to_vector(gradients)
+        gradient = _concatenate(gradients)
         self.sums["gradient"] = self.sums["gradient"] + gradient
         self.sums["squared"] = self.sums["squared"] + gradient.square().sum()
         self.sums["steps"] += 1
@@ -69,4 +69,8 @@ class Motion(Callback):
 
 
 def _vector(pl_module: LightningModule) -> Tensor:
-    return parameters_to_vector(pl_module.parameters()).detach()
+    return _concatenate(pl_module.parameters())
+
+
+def _concatenate(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat([part.detach().reshape(-1) for part in parts])  # in whatever memory format they are

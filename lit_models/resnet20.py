@@ -65,6 +65,4 @@ class ResNet20(nn.Module):
             RuntimeError: a layer is missing, unknown, or of another shape.
         """
         prefix = next((p for p in ("net.", "module.") if f"{p}conv1.weight" in weights), "")
-        self.load_state_dict(
-            {name.removeprefix(prefix): value for name, value in weights.items() if not name.startswith("metrics.")}
-        )
+        self.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})

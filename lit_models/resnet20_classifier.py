@@ -1,7 +1,7 @@
 """ResNet-20 trained as a ten-class classifier by SGD."""
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -59,10 +59,7 @@ class ResNet20Classifier(LightningModule):
                 )
             }
         )
-        # In checkpoints, so that an epoch resumed in its middle reports all of itself.
-        self.running: list[Any] = [self.metrics["train_loss"], self.metrics["train_acc"]]
-        for metric in self.running:
-            metric.persistent(True)
+        self.running: dict[str, Any] = {name: self.metrics[name] for name in ("train_loss", "train_acc")}
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalised images -> (N, 10) logits."""
@@ -94,23 +91,27 @@ class ResNet20Classifier(LightningModule):
         return loss, logits
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        # Each process has counted its own images; a checkpoint holds the sums over all of them,
-        if self.trainer.world_size > 1:
-            for key in self._running_keys(checkpoint):
-                checkpoint["state_dict"][key] = cast(Tensor, self.all_gather(checkpoint["state_dict"][key])).sum(0)
+        # So that an epoch resumed in its middle reports all of itself. Each process has counted its own images: the
+        # checkpoint has the counts of them all, (processes, ...),
+        checkpoint["running"] = {
+            f"{name}.{state}": self.all_gather(value) if self.trainer.world_size > 1 else value[None]
+            for name, metric in self.running.items()
+            for state, value in metric.metric_state.items()
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        if self.trainer.global_rank > 0:  # and one process takes them over.
-            for key in self._running_keys(checkpoint):
-                checkpoint["state_dict"][key] = torch.zeros_like(checkpoint["state_dict"][key])
-
-    @staticmethod
-    def _running_keys(checkpoint: dict[str, Any]) -> list[str]:
-        return [key for key in checkpoint["state_dict"] if key.startswith("metrics.train_")]
+        # and each takes its own again, or the first takes all when there are not as many processes any more.
+        for key, counts in checkpoint["running"].items():
+            name, state = key.split(".")
+            if len(counts) == self.trainer.world_size:
+                own = counts[self.trainer.global_rank]
+            else:
+                own = counts.sum(0) if self.trainer.global_rank == 0 else torch.zeros_like(counts[0])
+            setattr(self.running[name], state, own)
 
     def on_train_epoch_start(self) -> None:
         # A checkpoint of an epoch's end holds that epoch's values; Lightning leaves this hook out in mid-epoch.
-        for metric in self.running:
+        for metric in self.running.values():
             metric.reset()
 
     def on_train_epoch_end(self) -> None:

@@ -6,6 +6,7 @@ from scripts import START
 import math
 import os
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -32,6 +33,7 @@ from scripts.cli import (
     add_trainer_flags,
     build_trainer,
     check_fits,
+    is_rank_zero,
     main,
     make_parser,
     resolve_run_dir,
@@ -150,24 +152,31 @@ def run() -> None:
         cfg.max_epochs, cfg.max_steps = recipe.max_epochs, recipe.max_steps
     if cfg.num_seeds < 1:
         raise UserError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
-    if cfg.num_seeds > 1 and cfg.ckpt_path is not None:
-        raise UserError("--ckpt_path resumes one run: give its sub-folder as --run_dir, and leave out --num_seeds")
+    if cfg.num_seeds > 1 and cfg.ckpt_path not in (None, "last"):
+        raise UserError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' goes on with all")
     run_dir, checkpoint = resolve_run_dir(cfg, "runs/cifar")
-    records = {}
+    records: dict[int, EpochRecord] = {}
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
-        own = cfg.clone()
+        own, own_dir = cfg.clone(), run_dir
         own.seed, own.num_seeds = seed, 1
-        own_dir = run_dir / f"seed{seed}" if cfg.num_seeds > 1 else run_dir
-        data, trainer, model, records[seed] = build(own, recipe, own_dir, checkpoint)
+        if cfg.num_seeds > 1:
+            own_dir = run_dir / f"seed{seed}"
+            if (own_dir / "summary.json").exists():  # we go on with the seeds that are not finished
+                records[seed] = EpochRecord.read(own_dir)
+                continue
+            begun = any((own_dir / "checkpoints").glob("*.ckpt"))
+            checkpoint = Checkpoint.newest(own_dir / "checkpoints") if begun else None
+        start = time.perf_counter() if records else START
+        data, trainer, model, records[seed] = build(own, recipe, own_dir, checkpoint, start)
         check_fits(checkpoint, model)
-        if own_dir != run_dir and seed == cfg.seed:
+        if own_dir != run_dir:
             start_run(parser, cfg, run_dir)
         start_run(parser, own, own_dir)
         trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
         if not cfg.fast_dev_run:
             trainer.test(model, data, verbose=False)
         records[seed].finish(trainer, model)
-    if not trainer.is_global_zero:
+    if not is_rank_zero():
         return
     if len(records) > 1:
         finish_seeds(run_dir, records, START)
@@ -178,7 +187,7 @@ def run() -> None:
 
 
 def build(
-    cfg: Namespace, recipe: Recipe, run_dir: Path, checkpoint: Checkpoint | None
+    cfg: Namespace, recipe: Recipe, run_dir: Path, checkpoint: Checkpoint | None, start: float
 ) -> tuple[CIFAR10DataModule, Trainer, ResNet20Classifier, EpochRecord]:
     """Data, Trainer, model and record of one run; the data are found and checked, nothing is written yet."""
     batch_size = recipe.batch_size if cfg.batch_size is None else cfg.batch_size
@@ -203,7 +212,7 @@ def build(
     except ValueError as error:
         raise UserError(str(error)) from error
     measured_on = "held-out" if cfg.val_size else "test"
-    record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, START, measured_on)
+    record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, start, measured_on)
     if recipe.image_sizes and cfg.max_epochs in (None, -1) and cfg.max_steps == -1:
         raise UserError(f"--recipe {cfg.recipe} must know its end beforehand: give --max_epochs or --max_steps")
     if cfg.recipe == "fast" and not cfg.val_size and not cfg.probe_train and cfg.limit_val_batches is None:

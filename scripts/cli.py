@@ -73,12 +73,12 @@ class Checkpoint:
             try:
                 found.append(cls.read(path))
             except UserError as error:
-                if _is_rank_zero():
+                if is_rank_zero():
                     print(f"Passed over: {error}", file=sys.stderr)
         if not found:
             return cls.read(last)
         newest = max(reversed(found), key=lambda checkpoint: checkpoint.next_step)
-        if newest.path != last and _is_rank_zero():
+        if newest.path != last and is_rank_zero():
             print(f"Going on from {newest.path}, the newest whole checkpoint", file=sys.stderr)
         return newest
 
@@ -115,6 +115,9 @@ def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
 
 def main(run: Callable[[], None]) -> NoReturn:
     """Runs a script; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback."""
+    if sys.getfilesystemencoding().lower() != "utf-8":  # no name of a file could be told to TensorBoard
+        os.environ["PYTHONUTF8"] = "1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # lines are live in a pipe or a file too
     try:
@@ -134,12 +137,13 @@ def main(run: Callable[[], None]) -> NoReturn:
     sys.exit(0)
 
 
-def _is_rank_zero() -> bool:
+def is_rank_zero() -> bool:
+    """Whether this is the process that speaks and writes; the others of a run are silent."""
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
 def _fail(error: object, code: int = 2) -> NoReturn:
-    if _is_rank_zero():
+    if is_rank_zero():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
     sys.exit(code)
 
@@ -179,7 +183,7 @@ def quiet() -> None:
 
 
 def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | None]:
-    """The run directory, not yet made, and the checkpoint to resume from.
+    """The run directory, not yet made, and the checkpoint to resume from; each of several seeds has its own.
 
     Raises:
         UserError: the directory holds a run that is not being resumed, or there is no such checkpoint.
@@ -193,14 +197,17 @@ def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | No
         )
     run_dir = Path(cfg.run_dir)
     folder = run_dir / "checkpoints"
-    if cfg.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and list(folder.glob("*.ckpt")):
+    checkpoints, seeds = any(folder.glob("*.ckpt")), any(run_dir.glob("seed*"))
+    if cfg.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (checkpoints or seeds):
         cfg.ckpt_path = "last"  # SLURM starts a job that it put back into the queue by the same command line
     checkpoint = None
-    if cfg.ckpt_path is not None:
-        checkpoint = Checkpoint.newest(folder) if cfg.ckpt_path == "last" else Checkpoint.read(Path(cfg.ckpt_path))
-    resumes_here = checkpoint is not None and run_dir.resolve() in checkpoint.path.resolve().parents
-    holds_a_run = (run_dir / "summary.json").exists() or any(folder.glob("*.ckpt"))
-    if _is_rank_zero() and holds_a_run and not resumes_here:
+    if cfg.ckpt_path == "last":
+        checkpoint = None if seeds else Checkpoint.newest(folder)
+    elif cfg.ckpt_path is not None:
+        checkpoint = Checkpoint.read(Path(cfg.ckpt_path))
+    goes_on = cfg.ckpt_path == "last" or (checkpoint and run_dir.resolve() in checkpoint.path.resolve().parents)
+    holds_a_run = (run_dir / "summary.json").exists() or checkpoints or seeds
+    if is_rank_zero() and holds_a_run and not goes_on:
         raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
     return run_dir, checkpoint
 
@@ -214,6 +221,8 @@ def claim(run_dir: Path) -> None:
 
     Raises UserError where another process has it.
     """
+    if any(Path(lock.lock_file) == run_dir / ".lock" for lock in _claims):
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / ".lock")
     try:

@@ -202,6 +202,15 @@ def test_several_seeds_and_a_probe(folder):
         assert values[0] != values[1] and [run[name] for run in top["runs"]] == values
         assert top[f"{name}_mean"] == pytest.approx(sum(values) / 2)
         assert top[f"{name}_std"] == pytest.approx(abs(values[0] - values[1]) / 2**0.5)  # one degree of freedom
+    shutil.copytree(folder / "seeds", folder / "half", ignore=shutil.ignore_patterns(".lock"))
+    shutil.rmtree(folder / "half" / "seed1")  # as if killed before
+    (folder / "half" / "summary.json").unlink()
+    refused = cifar(folder, *SETTINGS, *short, "--num_seeds", "2", "--probe_train", "true", "--run_dir", "half")
+    assert_is_mistake(refused, "holds a run already")
+    flags = ("--num_seeds", "2", "--probe_train", "true", "--run_dir", "half", "--ckpt_path", "last")
+    succeed(folder, *SETTINGS, *short, *flags)
+    assert_same_run(folder / "half" / "seed1", folder / "seeds" / "seed1")
+    assert summary(folder / "half")["test_acc_mean"] == top["test_acc_mean"]
     for run in runs:
         (epoch,) = run["epochs"]
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0

@@ -13,8 +13,10 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 KILLS = int(os.environ.get("KILLS", "3"))
+EPOCHS = 4 + KILLS // 4
+CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
 CIFAR = (
-    *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", str(4 + KILLS // 4)),
+    *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", str(EPOCHS)),
     *("--milestones", "{2: 0.05}", "--batch_size", "16", "--limit_train_batches", "12", "--limit_val_batches", "20"),
     *("--limit_test_batches", "5", "--save_every_n_steps", "1"),
 )
@@ -52,8 +54,8 @@ def age(path: Path) -> int:
 
 
 def kill_at_some_moment(process: subprocess.Popen, folder: Path, dice: random.Random) -> bool:
-    """Waits for one to three more checkpoints and up to a third of a second; False if the run ended before that."""
-    for _ in range(dice.randint(1, 3)):
+    """Waits for some more checkpoints and up to a third of a second; False if the run ended before that."""
+    for _ in range(dice.randint(1, 2 * CHECKPOINTS // (KILLS + 1))):
         before = age(checkpoint(folder))
         while age(checkpoint(folder)) == before:
             if process.poll() is not None:

@@ -45,7 +45,8 @@ PICTURES = {
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorboard")
-    for script, args in (("fit.py", FIT), ("cifar.py", CIFAR)):
+    interrupted = ("cifar.py", (*CIFAR, "--max_epochs", "2"))  # and resumed: no point twice, none missing
+    for script, args in (("fit.py", FIT), interrupted, ("cifar.py", (*CIFAR, "--ckpt_path", "last"))):
         subprocess.run([sys.executable, SCRIPTS / script, *args], cwd=folder, check=True, timeout=300)
     return folder / "runs"
 
