@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.epoch_record import WARM_UP
+from callbacks.atomic import write_json
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 from scripts.cli import keep_freed_memory
@@ -115,19 +116,62 @@ class BareNetwork:
         F.cross_entropy(self.net(self.images), self.labels).backward()
         self.optimizer.step()
 
-    def images_per_second(self, steps: int) -> float:
-        return len(self.labels) / median_seconds(self.step, steps, self.device)
+
+class BareSteps(Callback):
+    """Takes turns with the training that it is part of: after each ``block`` batches as many bare steps of each kind.
+
+    Whatever else disturbs the machine, or is slow in this process, weighs on all of them alike. Writes
+    {"trainer", "bare", "bare_compiled"}, medians of the seconds of a step, as JSON to ``out``.
+    """
+
+    def __init__(self, out: str, block: int = 10) -> None:
+        self.out, self.block = Path(out), block
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.networks = {
+            name: BareNetwork(pl_module.device, 128, compile=name == "bare_compiled")
+            for name in ("bare", "bare_compiled")
+        }
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("trainer", *self.networks)}
+        self._last: float | None = None
+        for network in self.networks.values():
+            for _ in range(5):
+                network.step()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        now = finished(pl_module.device)
+        if self._last is not None and batch_idx > self.block:
+            self.seconds["trainer"].append(now - self._last)  # all of a step: fetch, augment, learn, log
+        self._last = now
+        if (batch_idx + 1) % self.block == 0:
+            for name, network in self.networks.items():
+                network.step()  # its memory has left the caches
+                for _ in range(self.block):
+                    start = finished(pl_module.device)
+                    network.step()
+                    self.seconds[name].append(finished(pl_module.device) - start)
+            self._last = None  # and so has the training's: its next step is not counted
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        write_json(self.out, {name: statistics.median(seconds) for name, seconds in self.seconds.items()})
+
+
+def finished(device: torch.device) -> float:
+    """The time, once the device has nothing left to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def median_seconds(call: Any, times: int, device: torch.device) -> float:
     """Median over ``times`` calls, after 5 to warm up."""
     seconds = []
     for _ in range(times + 5):
-        start = time.perf_counter()
+        start = finished(device)
         call()
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(finished(device) - start)
     return statistics.median(seconds[5:])
 
 
@@ -141,17 +185,13 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds; in each round everything runs once. The plain script knows only the CPU."""
     keep_freed_memory()
     device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
-    bare = {name: BareNetwork(device, 128, compile=name == "bare_compiled") for name in ("bare_compiled", "bare")}
     data = CIFAR10DataModule(args.data_root)
     data.prepare_data()
     data.setup("fit")
     data.train = (data.train[0].to(device), data.train[1].to(device))
     batches = iter(data.train_dataloader())
-    # The others are medians over single steps. A run's images_per_second is a median over its epochs, each a mean over
-    # all batches but the first WARM_UP: short epochs, so that a disturbance of the machine weighs alike in both.
-    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--limit_val_batches", "0"]
-    flags += ["--max_epochs", str(-(-args.steps // 10)), "--limit_train_batches", str(WARM_UP + 10)]
-    flags += ["--milestones", "{}", "--limit_test_batches", "1"]
+    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
+    flags += ["--limit_val_batches", "0", "--limit_test_batches", "1", "--limit_train_batches"]
     rounds = []
     for _ in range(args.repeats):
         row = {}
@@ -159,13 +199,14 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
             for workers in ("0", "2"):
                 parts = ("--data_root", args.data_root, "--steps", str(args.steps), "--workers", workers)
                 row[f"plain_{workers}_workers"] = plain(args.plain, *parts)[1]["images_per_second"]
-        summary = ours("cifar.py", *flags)[1]
-        row["trainer"] = summary["images_per_second"]
-        for name, network in bare.items():
-            row[name] = network.images_per_second(args.steps)
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "seconds.json"
+            turns = json.dumps([{"class_path": "scripts.bench.BareSteps", "init_args": {"out": str(out)}}])
+            ours("cifar.py", *flags, str(args.steps + 20), "--callbacks", turns)
+            row |= {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
         seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
         row["data_alone"] = 128 / seconds
-        row["seconds_to_first_step"] = summary["seconds"]["to_first_step"]
+        row["seconds_to_first_step"] = ours("cifar.py", *flags, "1")[1]["seconds"]["to_first_step"]
         rounds.append(row)
 
     def ratio(a: str, *others: str) -> float:
@@ -173,7 +214,7 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
 
     result = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
     first_step = result.pop("seconds_to_first_step")
-    flops = bare["bare"].flops_per_image
+    flops = BareNetwork(device, 128, compile=False).flops_per_image
     peak = matmul_flops(device)
     plains = [name for name in result if name.startswith("plain")]
     return {

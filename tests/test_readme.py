@@ -58,17 +58,12 @@ def test_a_command_on_finished_runs(line: str, finished: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/cifar/mine, runs/fit/mine, and pictures of one's own."""
     folder = tmp_path_factory.mktemp("readme")
+    few = SHORT["cifar.py"].split()[2:]
     for name, flags in (
-        ("cifar", "--data synthetic --max_epochs 2 --milestones {1:0.01} " + SHORT["cifar.py"].split(" ", 2)[2]),
-        ("fit", "--epochs 10 20"),
+        ("cifar", ["--data", "synthetic", "--max_epochs", "2", "--milestones", "{1: 0.01}", *few]),
+        ("fit", ["--epochs", "10", "20"]),
     ):
-        command = [
-            sys.executable,
-            str(ROOT / "scripts" / f"{name}.py"),
-            *flags.split(),
-            "--run_dir",
-            f"runs/{name}/mine",
-        ]
+        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags, "--run_dir", f"runs/{name}/mine"]
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr
     (folder / "holiday").mkdir()
