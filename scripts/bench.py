@@ -158,6 +158,20 @@ class BareSteps(Callback):
         write_json(self.out, {name: statistics.median(seconds) for name, seconds in self.seconds.items()})
 
 
+# cifar.py with BareSteps among its callbacks; the first argument is where they write
+TURNS = """
+import sys
+import scripts.cifar as cifar
+from scripts.bench import BareSteps
+
+out, build = sys.argv.pop(1), cifar.build_trainer
+cifar.build_trainer = lambda cfg, run_dir, checkpoint, seed, callbacks, *others: build(
+    cfg, run_dir, checkpoint, seed, [*callbacks, BareSteps(out)], *others
+)
+cifar.main(cifar.run)
+"""
+
+
 def finished(device: torch.device) -> float:
     """The time, once the device has nothing left to do."""
     if device.type == "cuda":
@@ -201,8 +215,8 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
                 row[f"plain_{workers}_workers"] = plain(args.plain, *parts)[1]["images_per_second"]
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "seconds.json"
-            turns = json.dumps([{"class_path": "scripts.bench.BareSteps", "init_args": {"out": str(out)}}])
-            ours("cifar.py", *flags, str(args.steps + 20), "--callbacks", turns)
+            run_dir = str(Path(folder) / "run")
+            timed([sys.executable, "-c", TURNS, str(out), *flags, str(args.steps + 20), "--run_dir", run_dir])
             row |= {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
         seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
         row["data_alone"] = 128 / seconds

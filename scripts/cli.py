@@ -219,7 +219,8 @@ _claims: list[FileLock] = []  # held until the process ends, or is killed
 def claim(run_dir: Path) -> None:
     """Makes ``run_dir`` this process's own, and removes what a killed one left half written.
 
-    Raises UserError where another process has it.
+    Raises UserError where another process has it. A resumed run gives TensorBoard all its points once more, so the old
+    event files go.
     """
     if any(Path(lock.lock_file) == run_dir / ".lock" for lock in _claims):
         return
@@ -232,7 +233,7 @@ def claim(run_dir: Path) -> None:
     except NotImplementedError:  # a file system without locks
         return
     _claims.append(lock)
-    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp")):
+    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), *run_dir.glob("events.out.tfevents.*")):
         left.unlink(missing_ok=True)
 
 
@@ -263,10 +264,9 @@ def build_trainer(
     seed_everything(seed, workers=True)
     arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
     if arguments["logger"] in (None, True):
-        purge_step = 0 if checkpoint else None  # the records log what a checkpoint knows once more
         arguments["logger"] = [
             CSVLogger(run_dir, name="", version=""),
-            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=purge_step),
+            TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
         ]
     checkpoints: list[Callback] = []
     if arguments["enable_checkpointing"] is not False:

@@ -173,7 +173,9 @@ def test_the_command_the_versions_and_the_machine_are_told(address):
 
 def test_runs_can_be_sorted_by_accuracy(address):
     request = urllib.request.Request(
-        f"{address}data/plugin/hparams/experiment", json.dumps({"experimentName": ""}).encode(), method="POST"
+        f"{address}data/plugin/hparams/experiment",
+        json.dumps({"experimentName": ""}).encode(),
+        {"Content-Type": "application/json"},
     )
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
         experiment = json.load(response)
