@@ -171,6 +171,7 @@ def quiet() -> None:
         ".*GPU available but not used.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*sync_dist=True.*",
+        ".*torch.jit.trace.* is deprecated.*",
         ".*overridden `on_before_batch_transfer`.*",
     ):
         warnings.filterwarnings("ignore", message)
