@@ -198,17 +198,18 @@ def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | No
         )
     run_dir = Path(cfg.run_dir)
     folder = run_dir / "checkpoints"
-    checkpoints, seeds = any(folder.glob("*.ckpt")), any(run_dir.glob("seed*"))
-    if cfg.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and (checkpoints or seeds):
+    begun = (run_dir / "config.yaml").exists()
+    if cfg.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun:
         cfg.ckpt_path = "last"  # SLURM starts a job that it put back into the queue by the same command line
     checkpoint = None
     if cfg.ckpt_path == "last":
-        checkpoint = None if seeds else Checkpoint.newest(folder)
+        # A run that was stopped before its first checkpoint goes on at its beginning.
+        if any(folder.glob("*.ckpt")) or not begun:
+            checkpoint = Checkpoint.newest(folder)
     elif cfg.ckpt_path is not None:
         checkpoint = Checkpoint.read(Path(cfg.ckpt_path))
     goes_on = cfg.ckpt_path == "last" or (checkpoint and run_dir.resolve() in checkpoint.path.resolve().parents)
-    holds_a_run = (run_dir / "summary.json").exists() or checkpoints or seeds
-    if is_rank_zero() and holds_a_run and not goes_on:
+    if is_rank_zero() and begun and not goes_on:
         raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
     return run_dir, checkpoint
 

@@ -155,13 +155,12 @@ def test_a_finished_run_is_not_overwritten(finished: Path) -> None:
     assert {path: path.read_bytes() for path in finished.rglob("*") if path.is_file()} == before
 
 
-def test_a_run_killed_before_its_first_checkpoint_may_start_anew(tmp_path: Path) -> None:
-    process = start(tmp_path, *CIFAR, "--run_dir", "run")
-    wait_for(tmp_path / "run" / "config.yaml", process)
-    process.kill()
-    process.communicate()
-    if not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
-        succeed(tmp_path, *CIFAR, "--run_dir", "run")
+def test_a_run_killed_before_its_first_checkpoint_goes_on_at_its_beginning(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_bytes((finished / "run" / "config.yaml").read_bytes())
+    assert_mistake(run(tmp_path, *CIFAR, "--run_dir", "run"), "holds a run already")
+    succeed(tmp_path, *CIFAR, "--run_dir", "run", "--ckpt_path", "last")
+    assert_same(tmp_path / "run", finished / "run")
 
 
 def test_resuming_with_other_settings_is_said(finished: Path, tmp_path: Path) -> None:
