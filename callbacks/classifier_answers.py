@@ -48,7 +48,6 @@ def what_the_drop_did(with_drop: Sequence[Rows], without: Sequence[Rows]) -> dic
         answer["change_without"] = mean_and_interval([b[at]["val_acc"] - b[at - 1]["val_acc"] for _, b in pairs])
         answer["effect"] = mean_and_interval([a[at]["val_acc"] - b[at]["val_acc"] for a, b in pairs])
         answer["final_effect"] = mean_and_interval([a[-1]["val_acc"] - b[-1]["val_acc"] for a, b in pairs])
-        answer["stayed"] = _wandering([b[at:] for _, b in pairs])
     return answer
 
 
@@ -57,7 +56,7 @@ def _wandering(parts: Sequence[Rows]) -> dict[str, float | None]:
 
     "scatter" is the mean size of that change. "straightness" is the distance that an epoch covers over the length of
     its path, and "signal" the length of its mean gradient over that of its batches' gradients: both 1 for a walk in a
-    straight line, both near 1 / sqrt(steps) for a random one. "step" is the mean length of a path.
+    straight line, both near 1 / sqrt(steps) for a random one. "path" is the mean length of a path.
     """
     steps = [abs(b["val_acc"] - a["val_acc"]) for rows in parts for a, b in zip(rows, rows[1:], strict=False)]
     moved = [row for rows in parts for row in rows if row.get("path")]

@@ -14,7 +14,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.atomic import write_json
 from callbacks.figures import publish, training_figure
-from callbacks.run_page import command_line
+from callbacks.run_page import command_line, tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 
@@ -137,10 +137,8 @@ class EpochRecord(Callback):
 
     @rank_zero_only
     def _log_throughput(self, trainer: Trainer, row: dict[str, Any], step: int) -> None:
-        loggers: list[Any] = trainer.loggers
-        for logger in loggers:
-            if hasattr(logger.experiment, "add_scalar"):  # not into metrics.csv, which a seed repeats bit for bit
-                logger.experiment.add_scalar("images_per_second", row["images_per_second"], step)
+        for writer in tensorboard_writers(trainer.loggers):  # not into metrics.csv, which a seed repeats bit for bit
+            writer.add_scalar("images_per_second", row["images_per_second"], step)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}

@@ -12,8 +12,9 @@ from matplotlib.ticker import LogFormatter, MaxNLocator
 from PIL import Image
 
 from callbacks.atomic import write_atomically
+from callbacks.classifier_answers import Rows
+from callbacks.run_page import tensorboard_writers
 
-Rows = Sequence[Mapping[str, Any]]  # the epochs of a run, as in its summary.json
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d95f02", "#1b9e77", "#7a7a7a"
 COLOURS = ("#1f6fb4", "#d95f02", "#1b9e77", "#7b4ab5", "#b5a000", "#c2185b", "#5d4037", "#000000")
 
@@ -27,14 +28,18 @@ class PlainNumbers(LogFormatter):
 
 def publish(figure: Figure, name: str, run_dir: Path, loggers: Iterable[Any]) -> None:
     """Writes ``name``.png into ``run_dir`` and shows the same picture in TensorBoard."""
+    pixels = pixels_of(figure)
+    write_atomically(run_dir / f"{name}.png", lambda file: Image.fromarray(pixels).save(file, "png"))
+    for writer in tensorboard_writers(loggers):
+        writer.add_image(name, pixels, dataformats="HWC")
+        writer.flush()  # training is over, and nobody else will
+
+
+def pixels_of(figure: Figure) -> np.ndarray:
+    """(H, W, 3) uint8: the figure as drawn."""
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
-    pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-    write_atomically(run_dir / f"{name}.png", lambda file: Image.fromarray(pixels).save(file, "png"))
-    for logger in loggers:
-        if hasattr(logger.experiment, "add_image"):
-            logger.experiment.add_image(name, pixels, dataformats="HWC")
-            logger.experiment.flush()  # training is over, and nobody else will
+    return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
 def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], measured_on: str) -> Figure:
@@ -183,23 +188,31 @@ def _line_with_band(axes: Axes, x: np.ndarray, values: np.ndarray, colour: str, 
         )
 
 
-def contact_sheet(pictures: Sequence[np.ndarray], answers: Sequence[Mapping[str, Any]]) -> np.ndarray:
-    """(H, W, 3) uint8: each (32, 32, 3) picture over its file's name and best classes; at most the first 100."""
-    pictures, answers = pictures[:100], answers[:100]
-    columns = min(len(pictures), 5)
+def pictures_figure(
+    pictures: Sequence[np.ndarray], titles: Sequence[str], cell: tuple[float, float], columns: int = 5
+) -> Figure:
+    """(H, W, 3) pictures side by side, each under its title; ``cell`` is the width and height of one, in inches."""
+    columns = min(len(pictures), columns)
     rows = -(-len(pictures) // columns)
-    figure = Figure(figsize=(2.4 * columns, 2.9 * rows), dpi=100, layout="constrained")
-    for axes in (grid := figure.subplots(rows, columns, squeeze=False)).flat:
+    figure = Figure(figsize=(cell[0] * columns, cell[1] * rows + 0.4), dpi=110, layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat:
         axes.set_axis_off()
-    for axes, picture, answer in zip(grid.flat, pictures, answers, strict=False):
+    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
         axes.imshow(picture, interpolation="nearest")
+        axes.set_title(title, fontsize=8)
+    return figure
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], answers: Sequence[Mapping[str, Any]]) -> Figure:
+    """Each picture under its file's name and best classes; at most the first 100."""
+    titles = []
+    for answer in answers[:100]:
         name = Path(answer["file"]).name
         lines = [name if len(name) <= 24 else "..." + name[-21:]]
         lines += [f"{c} {p:.0%}" for c, p in zip(answer["classes"], answer["probabilities"], strict=True)]
-        axes.set_title("\n".join(lines).replace("$", r"\$"), fontsize=8)
-    canvas = FigureCanvasAgg(figure)
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+        titles.append("\n".join(lines).replace("$", r"\$"))
+    return pictures_figure(pictures[:100], titles, (2.4, 2.9))
 
 
 def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -220,30 +233,17 @@ def confusion_figure(counts: np.ndarray, classes: Sequence[str]) -> Figure:
     return figure
 
 
-def mistakes_figure(pictures: np.ndarray, titles: Sequence[str]) -> Figure:
-    """(N, H, W, 3) pictures from 0 to 1, each under what was answered and what it is."""
-    columns = min(len(titles), 5)
-    rows = -(-len(titles) // columns)
-    figure = Figure(figsize=(1.9 * columns, 2.3 * rows + 0.4), dpi=110, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False)
-    for axes in grid.flat:
-        axes.set_axis_off()
-    for axes, picture, title in zip(grid.flat, pictures, titles, strict=False):
-        axes.imshow(picture, interpolation="nearest")
-        axes.set_title(title, fontsize=8)
+def mistakes_figure(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
+    """(H, W, 3) pictures from 0 to 1, each under what was answered and what it is."""
+    figure = pictures_figure(pictures, titles, (1.9, 2.3))
     figure.suptitle("the mistakes that the network is surest of")
     return figure
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
     """(N, H, W, 3) weights of the first convolution, zero grey, all on one scale."""
-    columns = min(len(filters), 8)
-    rows = -(-len(filters) // columns)
-    figure = Figure(figsize=(columns, rows + 0.4), dpi=110, layout="constrained")
     scaled = 0.5 + filters / (2 * np.abs(filters).max() or 1)
-    for axes, weights in zip(figure.subplots(rows, columns, squeeze=False).flat, scaled, strict=False):
-        axes.set_axis_off()
-        axes.imshow(weights, interpolation="nearest")
+    figure = pictures_figure(list(scaled), [""] * len(scaled), (1, 1), columns=8)
     figure.suptitle("filters of the first layer", fontsize=10)
     return figure
 

@@ -4,7 +4,7 @@ import os
 import platform
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
 from typing import Any
 
@@ -32,11 +32,7 @@ class RunPage(Callback):
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        loggers: list[Any] = trainer.loggers
-        for logger in loggers:
-            writer = logger.experiment
-            if not hasattr(writer, "add_custom_scalars"):
-                continue
+        for writer in tensorboard_writers(trainer.loggers):
             # TensorBoard takes each tag for a regular expression: "lr" alone would match every tag that begins so.
             lines = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in self.charts.items()}
             writer.add_custom_scalars({"at a glance": lines})
@@ -47,6 +43,11 @@ class RunPage(Callback):
             for title, text in about(pl_module.device).items():
                 writer.add_text(title, text)
             writer.flush()
+
+
+def tensorboard_writers(loggers: Iterable[Any]) -> list[Any]:
+    """The SummaryWriters among the loggers' experiments."""
+    return [logger.experiment for logger in loggers if hasattr(logger.experiment, "add_custom_scalars")]
 
 
 def command_line() -> str:

@@ -9,6 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from callbacks.figures import confusion_figure, filters_figure, mistakes_figure, publish
+from callbacks.run_page import tensorboard_writers
 
 MISTAKES = 20
 
@@ -57,13 +58,10 @@ class TestedImages(Callback):
         pixels = (images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         titles = [f"{classes[wrong[i]]} {sure[i]:.1%}\nis: {classes[right[i]]}" for i in order.tolist()]
         if titles:
-            publish(mistakes_figure(pixels, titles), "mistakes", self.run_dir, trainer.loggers)
+            publish(mistakes_figure(list(pixels), titles), "mistakes", self.run_dir, trainer.loggers)
 
         filters: Tensor = pl_module.state_dict()["net.conv1.weight"].float().cpu()
         publish(filters_figure(filters.permute(0, 2, 3, 1).numpy()), "filters", self.run_dir, trainer.loggers)
-        loggers: list[Any] = trainer.loggers
-        for logger in loggers:
-            writer = logger.experiment
-            if hasattr(writer, "add_graph"):
-                writer.add_graph(pl_module.net, torch.zeros_like(images[:1], device=pl_module.device))
-                writer.flush()
+        for writer in tensorboard_writers(trainer.loggers):
+            writer.add_graph(pl_module.net, torch.zeros_like(images[:1], device=pl_module.device))
+            writer.flush()

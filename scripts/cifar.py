@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -45,64 +45,41 @@ from scripts.cli import (
 class Recipe:
     """How to train. The learning rate steps at the milestones or, with ``warm_up``, goes through one cycle."""
 
-    max_epochs: int | None
-    max_steps: int
-    batch_size: int
     lr: float
-    milestones: dict[int, float]
-    milestones_in: Literal["epoch", "step"]
-    warm_up: float | None  # the part of the training in which the rate rises to ``lr``, to fall to 0 in the rest
-    momentum: float
-    nesterov: bool
     weight_decay: dict[int, float]  # from this number of epochs on: the longer the training, the less of it
-    he_init: bool
-    image_sizes: dict[float, int]  # from this part of the training on: pixels a side of the training images
+    max_epochs: int | None = None
+    max_steps: int = -1
+    batch_size: int = 128
+    milestones: dict[int, float] = field(default_factory=dict)
+    milestones_in: Literal["epoch", "step"] = "epoch"
+    warm_up: float | None = None  # the part of the training in which the rate rises to ``lr``, to fall to 0 in the rest
+    momentum: float = 0.0
+    nesterov: bool = False
+    he_init: bool = False
+    image_sizes: dict[float, int] = field(default_factory=dict)  # from this part on: pixels a side of training images
 
 
 RECIPES = {
-    # the lab's exercise: SGD, 0.1 for five epochs, then 0.01 for five
-    "lab": Recipe(
-        max_epochs=10,
-        max_steps=-1,
-        batch_size=128,
-        lr=0.1,
-        milestones={5: 0.01},
-        milestones_in="epoch",
-        warm_up=None,
-        momentum=0.0,
-        nesterov=False,
-        weight_decay={0: 5e-4},
-        he_init=False,
-        image_sizes={},
-    ),
+    # the lab's exercise: plain SGD, 0.1 for five epochs, then 0.01 for five
+    "lab": Recipe(lr=0.1, weight_decay={0: 5e-4}, max_epochs=10, milestones={5: 0.01}),
     # He et al. 2015, section 4.2: 8.75 % test error after 64,000 iterations, about 164 epochs
     "paper": Recipe(
-        max_epochs=None,
-        max_steps=64_000,
-        batch_size=128,
         lr=0.1,
+        weight_decay={0: 1e-4},
+        max_steps=64_000,
         milestones={32_000: 0.01, 48_000: 0.001},
         milestones_in="step",
-        warm_up=None,
         momentum=0.9,
-        nesterov=False,
-        weight_decay={0: 1e-4},
         he_init=True,
-        image_sizes={},
     ),
     # ours: the least time to a given accuracy; what each part is worth is in docs/fast.md
     "fast": Recipe(
-        max_epochs=60,
-        max_steps=-1,
-        batch_size=128,
         lr=0.2,
-        milestones={},
-        milestones_in="epoch",
+        weight_decay={0: 1e-3, 20: 5e-4},
+        max_epochs=60,
         warm_up=0.2,
         momentum=0.9,
         nesterov=True,
-        weight_decay={0: 1e-3, 20: 5e-4},
-        he_init=False,
         image_sizes={0.0: 20, 0.65: 24, 0.85: 32},
     ),
 }
@@ -226,7 +203,7 @@ def build(
     page = RunPage(CHARTS, settings, ["test/acc", "test/loss"])
     callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
     callbacks += [page, TestedImages(run_dir)]
-    trainer = build_trainer(cfg, run_dir, checkpoint, cfg.seed, callbacks, EpochBar(), save_last)
+    trainer = build_trainer(cfg, run_dir, cfg.seed, callbacks, EpochBar(), save_last)
     data.prepare_data()
     epochs = num_steps(data, trainer) / data.batches_per_epoch
     weight_decay = [decay for start, decay in sorted(recipe.weight_decay.items()) if start <= epochs][-1]

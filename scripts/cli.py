@@ -248,7 +248,6 @@ def check_fits(checkpoint: Checkpoint | None, model: LightningModule) -> None:
 def build_trainer(
     cfg: Namespace,
     run_dir: Path,
-    checkpoint: Checkpoint | None,
     seed: int,
     callbacks: list[Callback],
     bar: Callback,

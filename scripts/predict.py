@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from callbacks.atomic import write_atomically
-from callbacks.figures import contact_sheet
+from callbacks.figures import contact_sheet, pixels_of
 from datamodules.cifar10 import CLASSES
 from datamodules.pictures import PictureError, find_pictures, read_picture
 from lit_models import FunctionRegressor, ResNet20
@@ -136,7 +136,7 @@ def tell_pictures(network: PictureClassifier, names: list[str], sheet: Path, as_
         for answer in answers:
             told = (f"{n:>10} {p:6.1%}" for n, p in zip(answer["classes"], answer["probabilities"], strict=True))
             print(f"{answer['file']:<{width}}  {'  '.join(told)}")
-    pixels = contact_sheet([p.numpy() for p in pictures.values()], answers)
+    pixels = pixels_of(contact_sheet([p.numpy() for p in pictures.values()], answers))
     write_atomically(sheet, lambda file: Image.fromarray(pixels).save(file, "png"))
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
 

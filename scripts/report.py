@@ -313,18 +313,18 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> Secti
 
 
 def gap_section(runs: Sequence[Run], data_root: str) -> Section:
-    measured = [gap_parts(r, data_root) for r in runs]
+    data = CIFAR10DataModule(data_root, download=False, dataset=runs[0].summary["data"])
+    data.prepare_data()
+    data.setup("fit")
+    measured = [gap_parts(r, data) for r in runs]
     parts = {name: sum(m[name] for m in measured) / len(measured) for name in measured[0]}
     header = ["run", *measured[0]]
     table = [[r.path.name, *(f"{value:.2%}" for value in m.values())] for r, m in zip(runs, measured, strict=True)]
     return Section("gap", "How do train and test accuracy relate?", gap_sentences(parts), [], [header, *table])
 
 
-def gap_parts(run: Run, data_root: str) -> dict[str, float]:
+def gap_parts(run: Run, data: CIFAR10DataModule) -> dict[str, float]:
     """Accuracies of a run's end, as ``gap_sentences`` takes them; three are measured here, from its checkpoint."""
-    data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"])
-    data.prepare_data()
-    data.setup("fit")
     images, labels = (part[:PROBE_SIZE] for part in data.train)
     net = ResNet20().to(memory_format=torch.channels_last)
     net.load_weights(torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
