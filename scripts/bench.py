@@ -165,8 +165,8 @@ import scripts.cifar as cifar
 from scripts.bench import BareSteps
 
 out, build = sys.argv.pop(1), cifar.build_trainer
-cifar.build_trainer = lambda cfg, run_dir, seed, callbacks, *others: build(
-    cfg, run_dir, seed, [*callbacks, BareSteps(out)], *others
+cifar.build_trainer = lambda parser, cfg, run_dir, callbacks, *others: build(
+    parser, cfg, run_dir, [*callbacks, BareSteps(out)], *others
 )
 cifar.main(cifar.run)
 """

@@ -29,6 +29,7 @@ from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cli import (
     Checkpoint,
+    Parser,
     UserError,
     add_trainer_flags,
     build_trainer,
@@ -144,7 +145,7 @@ def run() -> None:
             begun = any((own_dir / "checkpoints").glob("*.ckpt"))
             checkpoint = Checkpoint.newest(own_dir / "checkpoints") if begun else None
         start = time.perf_counter() if records else START
-        data, trainer, model, records[seed] = build(own, recipe, own_dir, checkpoint, start)
+        data, trainer, model, records[seed] = build(parser, own, recipe, own_dir, checkpoint, start)
         check_fits(checkpoint, model)
         if own_dir != run_dir:
             start_run(parser, cfg, run_dir)
@@ -164,7 +165,7 @@ def run() -> None:
 
 
 def build(
-    cfg: Namespace, recipe: Recipe, run_dir: Path, checkpoint: Checkpoint | None, start: float
+    parser: Parser, cfg: Namespace, recipe: Recipe, run_dir: Path, checkpoint: Checkpoint | None, start: float
 ) -> tuple[CIFAR10DataModule, Trainer, ResNet20Classifier, EpochRecord]:
     """Data, Trainer, model and record of one run; the data are found and checked, nothing is written yet."""
     batch_size = recipe.batch_size if cfg.batch_size is None else cfg.batch_size
@@ -203,9 +204,9 @@ def build(
     page = RunPage(CHARTS, settings, ["test/acc", "test/loss"])
     callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
     callbacks += [page, TestedImages(run_dir)]
-    trainer = build_trainer(cfg, run_dir, cfg.seed, callbacks, EpochBar(), save_last)
+    trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last)
     data.prepare_data()
-    epochs = num_steps(data, trainer) / data.batches_per_epoch
+    epochs = num_steps(data, trainer) / data.batches_per_epoch  # whole ones, whatever --limit_train_batches leaves
     weight_decay = [decay for start, decay in sorted(recipe.weight_decay.items()) if start <= epochs][-1]
     model = ResNet20Classifier(
         recipe.lr,
@@ -221,7 +222,9 @@ def build(
 def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
     """Optimizer steps of the whole training; infinite where only ``--max_time`` ends it."""
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    return min(epochs * data.batches_per_epoch, trainer.max_steps if trainer.max_steps > 0 else math.inf)
+    batches, limit = data.batches_per_epoch, trainer.limit_train_batches
+    batches = min(batches, limit) if isinstance(limit, int) else batches * limit
+    return min(epochs * batches, trainer.max_steps if trainer.max_steps > 0 else math.inf)
 
 
 def repays_compilation(cfg: Namespace, recipe: Recipe, data: CIFAR10DataModule, trainer: Trainer) -> bool:

@@ -246,40 +246,46 @@ def check_fits(checkpoint: Checkpoint | None, model: LightningModule) -> None:
 
 
 def build_trainer(
+    parser: Parser,
     cfg: Namespace,
     run_dir: Path,
-    seed: int,
     callbacks: list[Callback],
     bar: Callback,
     save_last: SaveLast,
 ) -> Trainer:
-    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added."""
+    """A Trainer from its flags, with the loggers, checkpoints and interrupt handling of a run added.
+
+    Raises UserError for flags that do not go together, or name what is not installed.
+    """
     if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
-    if not 0 <= seed < 2**32:
-        raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
+    if not 0 <= cfg.seed < 2**32:
+        raise UserError(f"--seed is {cfg.seed}; it must be from 0 to {2**32 - 1}")
     if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
         raise UserError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
     quiet()
     keep_freed_memory()
-    seed_everything(seed, workers=True)
-    arguments = {name: cfg[name] for name in inspect.signature(Trainer).parameters}
-    if arguments["logger"] in (None, True):
+    seed_everything(cfg.seed, workers=True)
+    try:
+        given = parser.instantiate(cfg)  # callbacks, loggers, ... that were named by their classes
+    except (ImportError, ValueError) as error:
+        raise UserError(str(error)) from error
+    arguments = {name: given[name] for name in inspect.signature(Trainer).parameters}
+    if arguments["logger"] is not False:
         arguments["logger"] = [
             CSVLogger(run_dir, name="", version=""),
             TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False),
+            *_listed(arguments["logger"] if arguments["logger"] is not True else None),
         ]
     checkpoints: list[Callback] = []
     if arguments["enable_checkpointing"] is not False:
         checkpoints = [save_last, SaveOnInterrupt(save_last.path)]
-    extra = arguments["callbacks"] or []
-    arguments["callbacks"] = [*callbacks, *(extra if isinstance(extra, list) else [extra]), *checkpoints]
+    arguments["callbacks"] = [*callbacks, *_listed(arguments["callbacks"]), *checkpoints]
     if arguments["enable_progress_bar"] is not False and sys.stdout.isatty():
         arguments["callbacks"].append(bar)
     else:
         arguments["enable_progress_bar"] = False
-    plugins = arguments["plugins"] or []
-    arguments["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+    arguments["plugins"] = [*_listed(arguments["plugins"]), AtomicCheckpointIO()]
     arguments["default_root_dir"] = arguments["default_root_dir"] or str(run_dir)
     if arguments["enable_model_summary"] is None:
         arguments["enable_model_summary"] = False
@@ -287,6 +293,11 @@ def build_trainer(
         return Trainer(**arguments)
     except ValueError as error:
         raise UserError(str(error)) from error
+
+
+def _listed(value: Any) -> list[Any]:
+    """What Lightning takes as one thing, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
 # what may change in the middle of a run without making another run of it

@@ -89,7 +89,7 @@ def run() -> None:
     settings |= {"num_samples": cfg.num_samples, "noise_std": cfg.noise_std, "num_seeds": cfg.num_seeds}
     page = RunPage({"median error": ["train/loss", "val/loss"]}, settings, ["train/loss", "val/loss"])
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
-    trainer = build_trainer(flags, run_dir, cfg.seed, [record, page], TrajectoryBar(), save_last)
+    trainer = build_trainer(parser, flags, run_dir, [record, page], TrajectoryBar(), save_last)
     check_fits(checkpoint, model)
     if checkpoint and checkpoint.next_step > max(epochs + horizon):
         done = checkpoint.next_step - 1

@@ -20,7 +20,7 @@ from datamodules import CIFAR10DataModule
 from scripts.cifar import RECIPES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-BATCHES = ("--limit_train_batches", "12", "--limit_val_batches", "2", "--limit_test_batches", "2")
+BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "8")
 SETTINGS = ("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2: 0.01}", "--accelerator", "cpu", *BATCHES)
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
@@ -92,7 +92,7 @@ def test_summary_is_complete(run):
     }
     assert (content["recipe"], content["data"], content["device"]) == ("lab", "synthetic", "cpu")
     assert content["parameters"] == 269_722
-    assert (content["train_batches"], content["val_batches"]) == (12, 2)
+    assert (content["train_batches"], content["val_batches"]) == (12, 8)
     assert 0 <= content["test_acc"] <= 1 and content["test_loss"] > 0
     assert content["test_acc"] * 256 == pytest.approx(round(content["test_acc"] * 256), abs=1e-3)
     assert content["images_per_second"] > 0 and content["peak_memory_mb"] > 0
@@ -273,6 +273,20 @@ def test_what_would_have_happened_without_the_step(folder, run):
     assert without[:2] == with_it[:2] and without[2]["val_loss"] != with_it[2]["val_loss"]
 
 
+def test_a_users_own_callback_and_logger(folder):
+    own = ("--callbacks+=LearningRateMonitor", "--callbacks.logging_interval", "step", "--log_every_n_steps", "1")
+    own += ("--logger", "CSVLogger", "--logger.save_dir", "theirs", "--logger.version", "0")
+    succeed(folder, *SETTINGS, *own, "--max_epochs", "1", "--run_dir", "owned")
+    for path in (folder / "owned", folder / "theirs" / "lightning_logs" / "version_0"):
+        with open(path / "metrics.csv", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [float(row["lr-SGD"]) for row in rows if row["lr-SGD"]] == [0.1] * 12
+        assert sum(bool(row["val/acc"]) for row in rows) == 1
+    succeed(folder, "--config", "owned/config.yaml", "--max_epochs", "2", "--run_dir", "owned", "--ckpt_path", "last")
+    absent = cifar(folder, *SETTINGS, "--logger", "WandbLogger", "--run_dir", "absent")
+    assert_is_mistake(absent, "wandb")
+
+
 def test_an_epoch_that_was_not_measured_says_so(folder):
     """The third step ends training inside the second epoch, which has no validation."""
     settings = ("--data", "synthetic", "--accelerator", "cpu", "--limit_val_batches", "2", "--limit_test_batches", "2")
@@ -297,7 +311,7 @@ def test_two_processes_make_one_run_and_count_each_image_once(folder):
 
 def test_the_losses_of_two_processes_follow_those_of_one(folder):
     settings = ("--data", "synthetic", "--max_epochs", "4", "--limit_val_batches", "0", "--limit_test_batches", "1")
-    settings += ("--limit_train_batches", "20", "--accelerator", "cpu", "--seed", "5")
+    settings += ("--limit_train_batches", "20", "--batch_size", "64", "--accelerator", "cpu", "--seed", "5")
     succeed(folder, *settings, "--run_dir", "alone")
     succeed(folder, *settings, "--run_dir", "in-two", "--devices", "2", "--strategy", "ddp")
     one, two = ([epoch["train_loss"] for epoch in summary(folder / name)["epochs"]] for name in ("alone", "in-two"))
@@ -313,7 +327,7 @@ def test_two_machines_under_torchrun(folder):
     launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
     launch += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     flags = ("--data", "synthetic", "--accelerator", "cpu", "--num_nodes", "2", "--devices", "1", "--strategy", "ddp")
-    flags += ("--max_epochs", "1", "--limit_train_batches", "3", "--run_dir", "machines")
+    flags += ("--max_epochs", "1", "--limit_train_batches", "3", "--limit_val_batches", "1", "--run_dir", "machines")
     machines = [
         subprocess.Popen(
             [*launch, "--node_rank", str(rank), str(SCRIPTS / "cifar.py"), *flags],
@@ -389,7 +403,7 @@ def test_real_images(folder, cifar10_root):
     succeed(folder, *data, *BATCHES, "--max_epochs", "1", "--accelerator", "cpu", "--run_dir", "real")
     content = summary(folder / "real")
     assert content["data"] == "cifar10"
-    assert (content["train_batches"], content["val_batches"]) == (12, 2)
+    assert (content["train_batches"], content["val_batches"]) == (12, 8)
     assert 0 < content["epochs"][0]["train_acc"] < 1
 
 

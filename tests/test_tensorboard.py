@@ -23,7 +23,7 @@ SCRIPTS = Path(__file__).parents[1] / "scripts"
 FIT = ("--epochs", "100", "--num_samples", "50", "--run_dir", "runs/fit/curve")
 CIFAR = (
     *("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2: 0.01}", "--accelerator", "cpu"),
-    *("--limit_train_batches", "4", "--limit_val_batches", "2", "--limit_test_batches", "2"),
+    *("--limit_train_batches", "8", "--limit_val_batches", "4", "--limit_test_batches", "4", "--batch_size", "32"),
     *("--run_dir", "runs/cifar/images"),
 )
 CHROMIUM = (
@@ -100,15 +100,34 @@ def browser(browser_binaries, tmp_path_factory):
     driver.quit()
 
 
+def shows_a_line(chart):
+    """Lines have a hue, all else is grey."""
+    rgb = imread(io.BytesIO(chart.screenshot_as_png))[..., :3]
+    return (rgb.max(-1) - rgb.min(-1) > 0.1).sum() > 100
+
+
 def drawn_lines(browser):
-    """{tag: whether its chart shows a line} of the cards on the page: lines have a hue, all else is grey."""
+    """{tag: whether its chart shows a line} of the cards on the page."""
     found = {}
     for card in browser.find_elements(By.CSS_SELECTOR, "scalar-card"):
         tag = card.find_element(By.CSS_SELECTOR, ".tag").get_attribute("title")
-        chart = card.find_element(By.CSS_SELECTOR, "line-chart .series-view")
-        rgb = imread(io.BytesIO(chart.screenshot_as_png))[..., :3]
-        found[tag] = (rgb.max(-1) - rgb.min(-1) > 0.1).sum() > 100
+        found[tag] = shows_a_line(card.find_element(By.CSS_SELECTOR, "line-chart .series-view"))
     return found
+
+
+# [[title, chart], ...] of the custom scalars' page, which keeps them in shadow trees
+CUSTOM_CHARTS = """
+function* walk(root) {
+    for (const element of root.querySelectorAll("*")) {
+        yield element;
+        if (element.shadowRoot) yield* walk(element.shadowRoot);
+    }
+}
+const inside = (card, tag) => [...walk(card.shadowRoot || card)].find((e) => e.tagName === tag);
+return [...walk(document)]
+    .filter((e) => e.tagName === "TF-CUSTOM-SCALAR-MULTI-LINE-CHART-CARD")
+    .map((card) => [inside(card, "TF-CARD-HEADING").displayName, inside(card, "VZ-LINE-CHART2")]);
+"""
 
 
 @pytest.mark.browser
@@ -120,6 +139,19 @@ def test_a_browser_shows_the_curves(browser, address, tmp_path):
     page = browser.find_element(By.TAG_NAME, "body").text
     assert "fit/curve" in page and "cifar/images" in page
     assert browser.save_screenshot(str(tmp_path / "tensorboard.png"))
+
+
+@pytest.mark.browser
+def test_a_browser_shows_what_belongs_together_in_one_chart(browser, address, tmp_path):
+    browser.get(f"{address}#custom_scalars")
+    wait = WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException])
+    titles = ("accuracy", "loss", "learning rate", "images per second", "median error")
+
+    def lines(browser):
+        return {title: shows_a_line(chart) for title, chart in browser.execute_script(CUSTOM_CHARTS)}
+
+    wait.until(lambda browser: lines(browser) == dict.fromkeys(titles, True))
+    assert browser.save_screenshot(str(tmp_path / "custom_scalars.png"))
 
 
 @pytest.mark.parametrize("run", NAMES)
