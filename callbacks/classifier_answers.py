@@ -31,22 +31,30 @@ def what_the_drop_did(with_drop: Sequence[Rows], without: Sequence[Rows]) -> dic
 
     Accuracies are validation accuracies, fractions of 1. "change" is the difference between the first epoch after the
     fall and the last before it, "effect" and "final_effect" are with the fall minus without it, in the first epoch
-    after and in the last. Of "before" and "after" see ``_wandering``. Empty ``without``: no effects.
+    after and in the last; "change_loss" and "effect_loss" are the same of the loss, in nats. Of "before", "after" and
+    "after_without" see ``_wandering``. Empty ``without``: no effects.
     """
     at = epoch_of_drop(with_drop[0])
     assert at is not None, "these runs have no fall of the learning rate"
+
+    def change(rows: Rows, name: str = "val_acc") -> float:
+        return rows[at][name] - rows[at - 1][name]
+
     answer: dict[str, Any] = {
         "epoch": with_drop[0][at]["epoch"],
         "lr_before": with_drop[0][at - 1]["lr"],
         "lr_after": with_drop[0][at]["lr"],
-        "change": mean_and_interval([rows[at]["val_acc"] - rows[at - 1]["val_acc"] for rows in with_drop]),
+        "change": mean_and_interval([change(rows) for rows in with_drop]),
+        "change_loss": mean_and_interval([change(rows, "val_loss") for rows in with_drop]),
         "before": _wandering([rows[:at] for rows in with_drop]),
         "after": _wandering([rows[at:] for rows in with_drop]),
     }
     pairs = list(zip(with_drop, without, strict=False))
     if pairs:
-        answer["change_without"] = mean_and_interval([b[at]["val_acc"] - b[at - 1]["val_acc"] for _, b in pairs])
+        answer["change_without"] = mean_and_interval([change(b) for _, b in pairs])
         answer["effect"] = mean_and_interval([a[at]["val_acc"] - b[at]["val_acc"] for a, b in pairs])
+        answer["effect_loss"] = mean_and_interval([a[at]["val_loss"] - b[at]["val_loss"] for a, b in pairs])
+        answer["after_without"] = _wandering([b[at:] for _, b in pairs])
         answer["final_effect"] = mean_and_interval([a[-1]["val_acc"] - b[-1]["val_acc"] for a, b in pairs])
     return answer
 
@@ -77,22 +85,25 @@ def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int) -> list[str]
     change, fall = answer["change"], f"{answer['lr_before']:g} to {answer['lr_after']:g}"
     told = [
         f"When the learning rate falls from {fall} (epoch {answer['epoch']}), validation accuracy changes by "
-        f"{_points(change)} within one epoch."
+        f"{_points(change)} within one epoch, and the loss by {answer['change_loss']['mean']:+.3f}."
     ]
     if "effect" in answer:
         effect, final = answer["effect"], answer["final_effect"]
         told.append(
             f"The same runs continued at {answer['lr_before']:g} from the same weights change by "
             f"{_points(answer['change_without'])} in that epoch. The fall itself is worth {_points(effect)} at once, "
-            f"and {_points(final)} at the end. {_verdict(effect)}"
+            f"and {_points(final)} at the end; in the loss {answer['effect_loss']['mean']:+.3f} at once. "
+            f"{_verdict(effect)}"
         )
     else:
         told.append("No run was continued without the fall, so how much of this is the fall's doing is not known.")
     before, after = answer["before"], answer["after"]
-    if before["scatter"] is not None and after["scatter"] is not None:
+    without = answer.get("after_without", before)
+    if without["scatter"] is not None and after["scatter"] is not None:
+        where = "without it, in the same epochs" if "after_without" in answer else "before it"
         told.append(
-            f"From one epoch to the next the accuracy moved by {100 * before['scatter']:.2f} points on average before, "
-            f"and by {100 * after['scatter']:.2f} after it."
+            f"From one epoch to the next the accuracy moves by {100 * after['scatter']:.2f} points on average after "
+            f"the fall, and by {100 * without['scatter']:.2f} {where}."
         )
     if before["straightness"] is not None and after["straightness"] is not None:
         told.append(

@@ -282,3 +282,43 @@ def drop_figure(with_drop: Sequence[Rows], without: Sequence[Rows]) -> Figure:
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     return figure
+
+
+def rates_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """True error against the learning rate, a line for each of up to six numbers of epochs.
+
+    Args:
+        rows: as in summary.json's "over_seeds": medians over the seeds; one that diverged is left out.
+    """
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    counts = sorted({row["epochs"] for row in rows})
+    for count, colour in zip(counts[:: -(-len(counts) // 6)], COLOURS, strict=False):
+        known = [(row["lr"], row["true_mse"]["median"]) for row in rows if row["epochs"] == count]
+        known = sorted((lr, error) for lr, error in known if error is not None)
+        axes.plot(*zip(*known, strict=True) if known else ([], []), "o-", color=colour, label=f"{count:,} epochs")
+    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="true error, median over the seeds")
+    axes.xaxis.set_major_formatter(PlainNumbers())
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=9)
+    return figure
+
+
+def gap_figure(parts: Mapping[str, float]) -> Figure:
+    """Accuracies as bars, from the running training accuracy to the test accuracy; ``parts`` as in gap_sentences."""
+    labels = {
+        "running": "running, over\nthe last epoch",
+        "batch_norm": "its end's weights,\ntrain mode",
+        "augmented": "eval mode",
+        "probe": "not augmented",
+        "test": "test images",
+    }
+    figure = Figure(figsize=(8, 4), layout="constrained")
+    axes = figure.subplots()
+    values = [100 * parts[name] for name in labels]
+    bars = axes.bar(list(labels.values()), values, color=[BLUE] * 4 + [ORANGE])
+    axes.bar_label(bars, fmt="%.1f")
+    margin = max(1.0, max(values) - min(values))
+    axes.set(ylabel="accuracy [%]", ylim=(max(0, min(values) - margin), max(values) + margin))
+    axes.grid(alpha=0.3, axis="y")
+    return figure

@@ -6,6 +6,7 @@ import shlex
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,10 @@ def tensorboard_writers(loggers: Iterable[Any]) -> list[Any]:
 
 def command_line() -> str:
     """The command of this process, to be typed again."""
-    return shlex.join(["python", *sys.argv])
+    script, here = Path(sys.argv[0]), Path.cwd()
+    return shlex.join(
+        ["python", str(script.relative_to(here) if script.is_relative_to(here) else script), *sys.argv[1:]]
+    )
 
 
 def about(device: torch.device) -> dict[str, str]:

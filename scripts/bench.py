@@ -26,15 +26,16 @@ from torch.utils.flop_counter import FlopCounterMode
 from callbacks.atomic import write_json
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
+from scripts.cifar import gains_by_compilation
 from scripts.cli import keep_freed_memory
 
 SCRIPTS = Path(__file__).parent
 
 
-def timed(command: list[str]) -> tuple[float, str]:
+def timed(command: list[str], **env: str) -> tuple[float, str]:
     """Wall-clock seconds of a whole process, and what it printed."""
     start = time.perf_counter()
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | env)
     if done.returncode:
         sys.exit(f"{' '.join(command)} failed:\n{done.stderr}")
     return time.perf_counter() - start, done.stdout
@@ -46,11 +47,11 @@ def plain(script: str, *flags: str) -> tuple[float, dict[str, Any]]:
     return process, json.loads(out.splitlines()[-1])
 
 
-def ours(script: str, *flags: str) -> tuple[float, dict[str, Any]]:
+def ours(script: str, *flags: str, **env: str) -> tuple[float, dict[str, Any]]:
     """Wall-clock seconds of a script of this project with everything on, and its summary.json."""
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
-        process, _ = timed([sys.executable, str(SCRIPTS / script), "--run_dir", str(run_dir), *flags])
+        process, _ = timed([sys.executable, str(SCRIPTS / script), "--run_dir", str(run_dir), *flags], **env)
         return process, json.loads((run_dir / "summary.json").read_text())
 
 
@@ -204,7 +205,9 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     data.setup("fit")
     data.train = (data.train[0].to(device), data.train[1].to(device))
     batches = iter(data.train_dataloader())
+    compile = gains_by_compilation(device)  # as a whole run does by default
     flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
+    flags += ["--compile", str(compile).lower()]
     flags += ["--limit_val_batches", "0", "--limit_test_batches", "1", "--limit_train_batches"]
     rounds = []
     for _ in range(args.repeats):
@@ -220,25 +223,29 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
             row |= {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
         seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
         row["data_alone"] = 128 / seconds
-        row["seconds_to_first_step"] = ours("cifar.py", *flags, "1")[1]["seconds"]["to_first_step"]
         rounds.append(row)
 
     def ratio(a: str, *others: str) -> float:
         return statistics.median(r[a] / max(r[b] for b in others) for r in rounds)
 
     result = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    first_step = result.pop("seconds_to_first_step")
+    with tempfile.TemporaryDirectory() as cache:  # of compiled code: empty, then full
+        first_steps = [
+            ours("cifar.py", *flags, "1", TORCHINDUCTOR_CACHE_DIR=cache)[1]["seconds"]["to_first_step"] for _ in "ab"
+        ]
     flops = BareNetwork(device, 128, compile=False).flops_per_image
     peak = matmul_flops(device)
     plains = [name for name in result if name.startswith("plain")]
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "repeats": args.repeats,
+        "compiled": compile,
         "images_per_second": result,
         "trainer_over_better_plain": ratio("trainer", *plains) if plains else None,
         "trainer_over_bare_compiled": ratio("trainer", "bare_compiled"),
         "trainer_over_bare": ratio("trainer", "bare"),
-        "seconds_to_first_step": first_step,
+        "seconds_to_first_step_cold": first_steps[0],
+        "seconds_to_first_step_warm": first_steps[1],
         "flops_per_image": flops,
         "matmul_flops_per_second": peak,
         "trainer_fraction_of_peak": result["trainer"] * flops / peak,

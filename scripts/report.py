@@ -28,7 +28,7 @@ from callbacks.classifier_answers import (
     mean_and_interval,
     what_the_drop_did,
 )
-from callbacks.figures import drop_figure, quartiles_figure, training_figure
+from callbacks.figures import drop_figure, gap_figure, quartiles_figure, rates_figure, training_figure
 from callbacks.run_page import about
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import PROBE_SIZE, crop_and_flip, normalize
@@ -203,11 +203,12 @@ def rates_section(run: Run, alone: Mapping[float, Run]) -> Section:
                 else "too noisy to say that an epoch costs the same at every rate, as its arithmetic does."
             )
         )
+    figure = drawn(lambda: rates_figure(rows), "true error against the learning rate, for each number of epochs")
     return Section(
         f"rates-{run.path.name}",
         f"What does the learning rate do? f(x) = {run.summary['function']}",
         answer,
-        [],
+        [figure],
         [header, *table],
     )
 
@@ -221,43 +222,69 @@ def settings_section(run: Run) -> Section:
         for row in run.summary["auto"]
     ]  # fmt: skip
     best = min(run.summary["auto"], key=lambda row: finite(row["best_true_mse"]))
-    answer = [
+    if best["best_true_mse"] is None:
+        answer = ["With every setting that was tried the training diverged."]
+    else:
+        answer = settings_answer(best)
+    figures = []
+    if (run.path / "curves.png").is_file():
+        address = png_address((run.path / "curves.png").read_bytes())
+        figures.append((address, address, "the curves that were learnt"))
+    return Section(
+        f"settings-{run.path.name}",
+        f"Which settings fit best? f(x) = {run.summary['function']}",
+        answer,
+        figures,
+        [header, *table],
+    )
+
+
+def settings_answer(best: Mapping[str, Any]) -> list[str]:
+    return [
         f"The best setting found is learning rate {best['lr']:g} and {best['best_epochs']:,} epochs, with a true error "
         f"of {number(best['best_true_mse'])}.",
         f"Who does not know f and stops by a held-out noisy sample takes {best['held_out_epochs']:,} epochs and gets "
         f"{number(best['held_out_true_mse'])}, {best['held_out_true_mse'] / best['best_true_mse']:.2f} times that.",
     ]
-    return Section(
-        f"settings-{run.path.name}",
-        f"Which settings fit best? f(x) = {run.summary['function']}",
-        answer,
-        [],
-        [header, *table],
-    )
 
 
 # Exercise 2
 
 
 def classifier_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
-    """The runs of one recipe on one dataset whose rate falls, and beside each the run that left it before the fall."""
+    """Of each recipe its seeds together; a run that left another one before its rate fell is told beside that one."""
     classifiers = [r for r in runs if not r.is_curve and r.summary["epochs"]]
-    with_drop = [r for r in classifiers if epoch_of_drop(r.summary["epochs"]) is not None]
-    if not with_drop:
-        return []
-    first = with_drop[0]
-    with_drop = [r for r in with_drop if settings_of(r) == settings_of(first)]
-    others = [r for r in classifiers if r not in with_drop]
-    pairs = [(a, b) for a in with_drop for b in others if is_branch(a.summary["epochs"], b.summary["epochs"])]
-    sections = [curve_section(with_drop), drop_section(with_drop, pairs)]
-    if "probe_acc" in first.summary["epochs"][-1]:
-        sections.append(gap_section(with_drop, data_root))
+    groups: dict[Any, list[Run]] = {}
+    for run in classifiers:
+        groups.setdefault(settings_of(run), []).append(run)
+    with_drop = [run for group in groups.values() if falls_once(group[0]) for run in group]
+    pairs = [(a, b) for a in with_drop for b in classifiers if is_branch(a.summary["epochs"], b.summary["epochs"])]
+    sections: list[Section] = []
+    for group in groups.values():
+        if any(b in group for _, b in pairs):
+            continue
+        suffix = f"-{len(sections)}" if sections else ""
+        sections.append(curve_section(group, "curve" + suffix))
+        if group[0] in with_drop:
+            sections.append(drop_section(group, [(a, b) for a, b in pairs if a in group], "drop" + suffix))
+        if "probe_acc" in group[0].summary["epochs"][-1]:
+            sections.append(gap_section(group, data_root, "gap" + suffix))
     return sections
+
+
+def falls_once(run: Run) -> bool:
+    """Whether the learning rate is one number, then a smaller one, and each epoch was measured."""
+    rows = run.summary["epochs"]
+    at = epoch_of_drop(rows)
+    if at is None or any(row["val_acc"] is None for row in rows):
+        return False
+    return {row["lr"] for row in rows[:at]} == {rows[0]["lr"]} and {row["lr"] for row in rows[at:]} == {rows[at]["lr"]}
 
 
 def settings_of(run: Run) -> tuple[Any, ...]:
     epochs = run.summary["epochs"]
-    return (run.summary["recipe"], run.summary["data"], run.summary["train_batches"], [row["lr"] for row in epochs])
+    names = ("recipe", "data", "measured_on", "train_batches")
+    return (*(run.summary[name] for name in names), tuple(row["lr"] for row in epochs))
 
 
 def is_branch(rows: Rows, other: Rows) -> bool:
@@ -267,7 +294,7 @@ def is_branch(rows: Rows, other: Rows) -> bool:
     return same and len(rows) == len(other) and {row["lr"] for row in other} == {rows[0]["lr"]}
 
 
-def curve_section(runs: Sequence[Run]) -> Section:
+def curve_section(runs: Sequence[Run], id: str) -> Section:
     epochs = [r.summary["epochs"] for r in runs]
     header = [
         "epoch",
@@ -282,19 +309,23 @@ def curve_section(runs: Sequence[Run]) -> Section:
         [str(rows[0]["epoch"]), f"{rows[0]['lr']:g}", *(spread([r[n] for r in rows], n.endswith("acc")) for n in names)]
         for rows in zip(*epochs, strict=True)
     ]
-    final = mean_and_interval([r.summary["test_acc"] for r in runs])
-    deviation = "" if final["sd"] is None else f", standard deviation {final['sd']:.2%} over {len(runs)} seeds"
     data = "CIFAR-10" if runs[0].summary["data"] == "cifar10" else "the SYNTHETIC stand-in for CIFAR-10"
-    answer = [f"Recipe {runs[0].summary['recipe']} on {data} ends at {final['mean']:.2%} test accuracy{deviation}."]
+    recipe, tested = runs[0].summary["recipe"], [r.summary["test_acc"] for r in runs]
+    if None in tested:
+        answer = [f"Recipe {recipe} on {data} was not tested."]
+    else:
+        final = mean_and_interval(tested)
+        deviation = "" if final["sd"] is None else f", standard deviation {final['sd']:.2%} over {len(runs)} seeds"
+        answer = [f"Recipe {recipe} on {data} ends at {final['mean']:.2%} test accuracy{deviation}."]
     if runs[0].summary["train_batches"] < 300:
         answer.append(
             f"Each epoch had only {runs[0].summary['train_batches']} batches: a demonstration, not the exercise."
         )
-    figure = drawn(lambda: training_figure(epochs, [r.summary["test_acc"] for r in runs], "test"), "accuracy and loss")
-    return Section("curve", "What does the recipe do, epoch by epoch?", answer, [figure], [header, *table])
+    figure = drawn(lambda: training_figure(epochs, tested, runs[0].summary["measured_on"]), "accuracy and loss")
+    return Section(id, f"What does recipe {recipe} do, epoch by epoch?", answer, [figure], [header, *table])
 
 
-def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> Section:
+def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], id: str) -> Section:
     rows = [a.summary["epochs"] for a, _ in pairs] or [r.summary["epochs"] for r in runs]
     without = [b.summary["epochs"] for _, b in pairs]
     answer = what_the_drop_did(rows, without)
@@ -307,12 +338,10 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]]) -> Secti
     ]
     figure = drawn(lambda: drop_figure(rows, without), "validation accuracy with and without the fall of the rate")
     question = "What happens to accuracy when the learning rate falls, and why?"
-    return Section(
-        "drop", question, drop_sentences(answer, runs[0].summary["train_batches"]), [figure], [header, *table]
-    )
+    return Section(id, question, drop_sentences(answer, runs[0].summary["train_batches"]), [figure], [header, *table])
 
 
-def gap_section(runs: Sequence[Run], data_root: str) -> Section:
+def gap_section(runs: Sequence[Run], data_root: str, id: str) -> Section:
     data = CIFAR10DataModule(data_root, download=False, dataset=runs[0].summary["data"])
     data.prepare_data()
     data.setup("fit")
@@ -320,7 +349,8 @@ def gap_section(runs: Sequence[Run], data_root: str) -> Section:
     parts = {name: sum(m[name] for m in measured) / len(measured) for name in measured[0]}
     header = ["run", *measured[0]]
     table = [[r.path.name, *(f"{value:.2%}" for value in m.values())] for r, m in zip(runs, measured, strict=True)]
-    return Section("gap", "How do train and test accuracy relate?", gap_sentences(parts), [], [header, *table])
+    figure = drawn(lambda: gap_figure(parts), "from the running training accuracy to the test accuracy, step by step")
+    return Section(id, "How do train and test accuracy relate?", gap_sentences(parts), [figure], [header, *table])
 
 
 def gap_parts(run: Run, data: CIFAR10DataModule) -> dict[str, float]:
@@ -361,8 +391,12 @@ def drawn(make: Callable[[], Figure], text: str) -> tuple[str, str, str]:
         with matplotlib.style.context(style), matplotlib.rc_context({"savefig.transparent": True}):
             file = io.BytesIO()
             make().savefig(file, format="png", dpi=110)
-        addresses.append("data:image/png;base64," + base64.b64encode(file.getvalue()).decode())
+        addresses.append(png_address(file.getvalue()))
     return addresses[0], addresses[1], text
+
+
+def png_address(png: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def finite(value: float | None) -> float:

@@ -297,6 +297,16 @@ def test_an_epoch_that_was_not_measured_says_so(folder):
     assert second["train_acc"] is not None and summary(folder / "partial")["test_acc"] is not None
 
 
+def test_without_a_compiler(folder, run):
+    """It is not needed, and who asks for it is told that it is missing."""
+    env = environment() | {"PATH": "/nowhere"}
+    for flags, code in ((("--compile", "true"), 2), ((), 0)):
+        few = ("--max_epochs", "1", "--limit_train_batches", "1", "--run_dir", f"no_compiler_{code}")
+        done = subprocess.run(command(*SETTINGS, *few, *flags), cwd=folder, env=env, capture_output=True, text=True)
+        assert done.returncode == code, done.stderr
+        assert ("g++" in done.stderr) == (code == 2)
+
+
 def test_two_processes_make_one_run_and_count_each_image_once(folder):
     batches = ("--max_epochs", "1", "--limit_train_batches", "3", "--batch_size", "128", "--val_size", "1001")
     processes = ("--accelerator", "cpu", "--devices", "2", "--strategy", "ddp")

@@ -1,6 +1,7 @@
 """What a person sees on a terminal while a script runs."""
 
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -23,7 +24,8 @@ def screen(folder: Path, script: str, *args: str) -> list[str]:
     if pid == 0:
         fcntl.ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
         os.chdir(folder)
-        os.execv(sys.executable, [sys.executable, str(SCRIPTS / script), *args])
+        command = [sys.executable, str(SCRIPTS / script), *args]
+        os.execve(sys.executable, command, os.environ | {"NO_COLOR": "1"})
     drawn = b""
     try:
         while block := os.read(terminal, 65536):
@@ -31,6 +33,7 @@ def screen(folder: Path, script: str, *args: str) -> list[str]:
     except OSError:  # how Linux says that the program has closed its terminal
         pass
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    assert not re.search(rb"\x1b\[[\d;]*m", drawn), "NO_COLOR was asked for"
     return drawn.decode().replace("\r", "\n").splitlines()
 
 

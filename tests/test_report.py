@@ -56,8 +56,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 RUNS = ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0", "with_1", "without_1")
 
 
+@pytest.fixture(scope="module", params=["made here", "in docs"])
+def reported(request: pytest.FixtureRequest) -> Path:
+    """A folder with runs' summaries and their report.html; the one in docs/ is of whole runs on CIFAR-10."""
+    return ROOT / "docs" / "report" if request.param == "in docs" else request.getfixturevalue("folder")
+
+
 def summary(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name / "summary.json").read_text())
+
+
+def seeds(folder: Path) -> list[str]:
+    return sorted(path.name.removeprefix("with_") for path in folder.glob("with_*"))
 
 
 class Page(HTMLParser):
@@ -91,22 +101,23 @@ class Page(HTMLParser):
 
 
 @pytest.fixture(scope="module")
-def page(folder: Path) -> dict[str, dict[str, Any]]:
-    return Page((folder / "report.html").read_text(encoding="utf-8")).sections
+def page(reported: Path) -> dict[str, dict[str, Any]]:
+    return Page((reported / "report.html").read_text(encoding="utf-8")).sections
 
 
 def test_each_question_has_its_section(page: dict[str, Any]) -> None:
-    assert set(page) == {
+    assert set(page) >= {
         *("epochs-rates", "rates-rates", "epochs-own", "settings-own", "curve", "drop", "gap", "how"),
     }
 
 
-def test_more_epochs(page: dict[str, Any], folder: Path) -> None:
-    content = summary(folder, "rates")
-    assert len(page["epochs-rates"]["rows"]) == 1 + 8
+def test_more_epochs(page: dict[str, Any], reported: Path) -> None:
+    content = summary(reported, "rates")
+    assert len(page["epochs-rates"]["rows"]) == 1 + len({(r["lr"], r["epochs"]) for r in content["results"]})
     for row, cells in zip(content["over_seeds"], page["epochs-rates"]["rows"][1:], strict=True):
         # the medians of eight results, from the single results
         results = [r for r in content["results"] if (r["lr"], r["epochs"]) == (row["lr"], row["epochs"])]
+        assert len(results) == 8
         expected = [statistics.median(r[name] for r in results) for name in ("train_mse", "true_mse", "r2")]
         assert cells[:2] == [f"{row['lr']:g}", f"{row['epochs']:,}"]
         assert [float(cells[i]) for i in (2, 3, 5)] == pytest.approx(expected, rel=5e-3)
@@ -114,66 +125,67 @@ def test_more_epochs(page: dict[str, Any], folder: Path) -> None:
         assert part["sentence"] in page["epochs-rates"]["text"]
 
 
-def test_learning_rates(page: dict[str, Any], folder: Path) -> None:
-    results = summary(folder, "rates")["results"]
+def test_learning_rates(page: dict[str, Any], reported: Path) -> None:
+    results = summary(reported, "rates")["results"]
+    counts, rates = (list(dict.fromkeys(r[name] for r in results)) for name in ("epochs", "lr"))
 
     def median(lr: float, epochs: int) -> float:
         return statistics.median(r["true_mse"] for r in results if (r["lr"], r["epochs"]) == (lr, epochs))
 
-    counts = (10, 100, 1000, 3000)
-    target = 1.5 * min(median(lr, epochs) for lr in (0.1, 0.01) for epochs in counts)
-    for lr, cells in zip((0.1, 0.01), page["rates-rates"]["rows"][1:], strict=True):
+    target = 1.5 * min(median(lr, epochs) for lr in rates for epochs in counts)
+    for lr, cells in zip(rates, page["rates-rates"]["rows"][1:], strict=True):
         best = min(counts, key=lambda epochs: median(lr, epochs))
+        assert cells[0] == f"{lr:g}"
         assert float(cells[1]) == pytest.approx(median(lr, 1000), rel=5e-3)
         assert float(cells[2]) == pytest.approx(median(lr, best), rel=5e-3) and cells[3] == f"{best:,}"
         reached = [epochs for epochs in counts if median(lr, epochs) <= target]
         assert cells[4] == (f"{reached[0]:,}" if reached else "never")
-        assert float(cells[5]) == pytest.approx(summary(folder, f"alone_{lr}")["seconds"]["train"], abs=0.006)
+        assert float(cells[5]) == pytest.approx(summary(reported, f"alone_{lr:g}")["seconds"]["train"], abs=0.006)
 
 
-def test_settings(page: dict[str, Any], folder: Path) -> None:
-    (choice,) = summary(folder, "own")["auto"]
-    (cells,) = page["settings-own"]["rows"][1:]
-    assert (
-        cells[0] == "0.01" and cells[1] == f"{choice['best_epochs']:,}" and cells[3] == f"{choice['held_out_epochs']:,}"
-    )
-    assert float(cells[2]) == pytest.approx(choice["best_true_mse"], rel=5e-3)
-    assert "sin(x)" in page["settings-own"]["text"]
+def test_settings(page: dict[str, Any], reported: Path) -> None:
+    content = summary(reported, "own")
+    for choice, cells in zip(content["auto"], page["settings-own"]["rows"][1:], strict=True):
+        assert cells[0] == f"{choice['lr']:g}"
+        assert (cells[1], cells[3]) == (f"{choice['best_epochs']:,}", f"{choice['held_out_epochs']:,}")
+        assert float(cells[2]) == pytest.approx(choice["best_true_mse"], rel=5e-3)
+    assert content["function"] in page["settings-own"]["text"]
 
 
-def test_the_curve(page: dict[str, Any], folder: Path) -> None:
-    runs = [summary(folder, f"with_{seed}") for seed in (0, 1)]
+def test_the_curve(page: dict[str, Any], reported: Path) -> None:
+    runs = [summary(reported, f"with_{seed}") for seed in seeds(reported)]
     for epoch, cells in enumerate(page["curve"]["rows"][1:]):
-        assert cells[:2] == [str(epoch), "0.1" if epoch < 2 else "0.01"]
+        assert cells[:2] == [str(epoch), f"{runs[0]['epochs'][epoch]['lr']:g}"]
         for name, cell in zip(("train_loss", "train_acc", "val_loss", "val_acc"), cells[2:], strict=True):
             values = [run["epochs"][epoch][name] * (100 if name.endswith("acc") else 1) for run in runs]
             mean, deviation = map(float, cell.removesuffix(" %").split(" ± "))
-            assert mean == pytest.approx(sum(values) / 2, abs=6e-3)
-            assert deviation == pytest.approx(abs(values[0] - values[1]) / 2**0.5, abs=6e-3)
-    mean = sum(run["test_acc"] for run in runs) / 2
-    assert f"{mean:.2%} test accuracy" in page["curve"]["text"] and "SYNTHETIC" in page["curve"]["text"]
+            assert mean == pytest.approx(statistics.mean(values), abs=6e-3)
+            assert deviation == pytest.approx(statistics.stdev(values), abs=6e-3)
+    mean = statistics.mean(run["test_acc"] for run in runs)
+    assert f"{mean:.2%} test accuracy" in page["curve"]["text"]
+    assert ("SYNTHETIC" in page["curve"]["text"]) == (runs[0]["data"] == "synthetic")
 
 
-def test_the_drop(page: dict[str, Any], folder: Path) -> None:
+def test_the_drop(page: dict[str, Any], reported: Path) -> None:
     effects = []
-    for seed, cells in zip((0, 1), page["drop"]["rows"][1:], strict=True):
-        with_it, without = (
-            [e["val_acc"] for e in summary(folder, f"{n}_{seed}")["epochs"]] for n in ("with", "without")
-        )
-        assert with_it[:2] == without[:2]
-        expected = [with_it[2] - with_it[1], without[2] - without[1], with_it[2] - without[2], with_it[3] - without[3]]
+    for seed, cells in zip(seeds(reported), page["drop"]["rows"][1:], strict=True):
+        runs = [summary(reported, f"{name}_{seed}")["epochs"] for name in ("with", "without")]
+        at = [row["lr"] for row in runs[0]].index(0.01)
+        with_it, without = ([row["val_acc"] for row in rows] for rows in runs)
+        assert with_it[:at] == without[:at]
+        expected = [with_it[at] - with_it[at - 1], without[at] - without[at - 1]]
+        expected += [with_it[at] - without[at], with_it[-1] - without[-1]]
         assert [float(cell) for cell in cells[1:]] == pytest.approx([100 * e for e in expected], abs=6e-3)
         effects.append(expected[2])
-    half = (
-        12.706 * abs(effects[0] - effects[1]) / 2
-    )  # Student's t for one degree of freedom, times the deviation / sqrt 2
-    shown = "is shown" if abs(sum(effects) / 2) > half else "is not shown"
+    t = {2: 12.706, 3: 4.303}[len(effects)]  # Student's for one and two degrees of freedom
+    half = t * statistics.stdev(effects) / len(effects) ** 0.5
+    shown = "is shown" if abs(statistics.mean(effects)) > half else "is not shown"
     assert shown in page["drop"]["text"]
 
 
-def test_the_gap(page: dict[str, Any], folder: Path) -> None:
-    for seed, cells in zip((0, 1), page["gap"]["rows"][1:], strict=True):
-        run = summary(folder, f"with_{seed}")
+def test_the_gap(page: dict[str, Any], reported: Path) -> None:
+    for seed, cells in zip(seeds(reported), page["gap"]["rows"][1:], strict=True):
+        run = summary(reported, f"with_{seed}")
         told = dict(zip(page["gap"]["rows"][0][1:], cells[1:], strict=True))
         for name, value in (
             ("running", run["epochs"][-1]["train_acc"]),
@@ -183,11 +195,11 @@ def test_the_gap(page: dict[str, Any], folder: Path) -> None:
             assert told[name] == f"{value:.2%}"
 
 
-def test_the_page_needs_no_network_and_tells_the_commands(folder: Path) -> None:
-    text = (folder / "report.html").read_text(encoding="utf-8")
+def test_the_page_needs_no_network_and_tells_the_commands(reported: Path) -> None:
+    text = (reported / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href|srcset)="(?!data:|#)', text) and "url(" not in text and "<script" not in text
-    for name in RUNS:
-        assert summary(folder, name)["command"] in html.unescape(text)
+    for path in reported.glob("*/summary.json"):
+        assert summary(reported, path.parent.name)["command"] in html.unescape(text)
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
@@ -204,7 +216,7 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
 def rows(*accuracies: float, lr: float = 0.01, straightness: float = 0.05) -> list[dict[str, Any]]:
     """Five epochs at 0.1, the others at ``lr``."""
     return [
-        {"epoch": i, "lr": 0.1 if i < 5 else lr, "val_acc": a, "path": 10.0 if i < 5 else 1.0,
+        {"epoch": i, "lr": 0.1 if i < 5 else lr, "val_acc": a, "val_loss": 1 - a, "path": 10.0 if i < 5 else 1.0,
          "displacement": straightness * (10 if i < 5 else 1), "gradient": 1.0, "mean_gradient": 0.1}
         for i, a in enumerate(accuracies)
     ]  # fmt: skip
@@ -223,6 +235,9 @@ def test_what_the_drop_did_and_what_is_not_shown() -> None:
     answer = what_the_drop_did(fell, stayed)
     assert answer["change"]["mean"] == pytest.approx(0.1) and answer["effect"]["mean"] == pytest.approx(0.08)
     assert answer["final_effect"]["mean"] == pytest.approx(0.11)
+    assert answer["change_loss"]["mean"] == pytest.approx(-0.1)
+    assert answer["effect_loss"]["mean"] == pytest.approx(-0.08)
+    assert answer["after_without"]["scatter"] == pytest.approx(0.02)
     assert answer["before"]["scatter"] == pytest.approx(0.1025) and answer["after"]["scatter"] == pytest.approx(0.01)
     text = " ".join(drop_sentences(answer, 400))
     assert "raises accuracy is shown" in text and "a random one 5 %" in text and "noise" in text
