@@ -107,9 +107,17 @@ def make_parser(description: str) -> Parser:
     return parser
 
 
+_PARTS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
+
+
 def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
     """Every argument of Lightning's Trainer under its own name, with ``defaults`` instead of Lightning's."""
-    parser.add_class_arguments(Trainer)
+    parser.add_class_arguments(Trainer, skip=set(_PARTS))
+    for name in _PARTS:
+        # By Lightning's own Union[int, float], whose order Python may turn round, "1" would be 1.0, which is all.
+        default = inspect.signature(Trainer).parameters[name].default
+        text = "only so many batches, or with a decimal point (0.5) that part of them"
+        parser.add_argument(f"--{name}", type=int | float | None, default=default, help=text)
     parser.set_defaults({"enable_autolog_hparams": False, **defaults})  # RunPage logs them, beside the results
 
 

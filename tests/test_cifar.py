@@ -287,6 +287,14 @@ def test_a_users_own_callback_and_logger(folder):
     assert_is_mistake(absent, "wandb")
 
 
+def test_one_batch_is_one_batch_and_a_fraction_is_a_part(folder):
+    few = ("--limit_train_batches", "1", "--limit_val_batches", "0.1", "--limit_test_batches", "1")
+    succeed(folder, *SETTINGS, *few, "--batch_size", "64", "--max_epochs", "1", "--run_dir", "parts")
+    content = summary(folder / "parts")
+    assert (content["train_batches"], content["val_batches"]) == (1, 3)  # of 32
+    assert content["test_acc"] * 64 == pytest.approx(round(content["test_acc"] * 64), abs=1e-3)
+
+
 def test_an_epoch_that_was_not_measured_says_so(folder):
     """The third step ends training inside the second epoch, which has no validation."""
     settings = ("--data", "synthetic", "--accelerator", "cpu", "--limit_val_batches", "2", "--limit_test_batches", "2")
@@ -327,7 +335,7 @@ def test_the_losses_of_two_processes_follow_those_of_one(folder):
     one, two = ([epoch["train_loss"] for epoch in summary(folder / name)["epochs"]] for name in ("alone", "in-two"))
     # Not equal: each process normalises by the mean and deviation of its own half of a batch.
     assert two == pytest.approx(one, rel=0.1)
-    assert one[-1] < 0.8 * one[0]
+    assert one[-1] < 0.9 * one[0]
 
 
 def test_two_machines_under_torchrun(folder):
