@@ -3,15 +3,17 @@
 from scripts import START
 
 # isort: split
+import ast
 import math
 import os
 import shutil
 import sys
 import sysconfig
 import time
+from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
@@ -96,6 +98,22 @@ CHARTS = {
 }
 
 
+class LRSteps:
+    """Parses ``{epoch: lr}``, as text or from a config file; YAML's blank after the colon may be left out."""
+
+    def __call__(self, value: Any) -> dict[int, float]:
+        try:
+            steps = ast.literal_eval(value) if isinstance(value, str) else value
+            return {int(epoch): float(lr) for epoch, lr in steps.items()}
+        except (ValueError, SyntaxError, TypeError, AttributeError):
+            raise ArgumentTypeError(
+                f"{value} is no {{epoch: lr}}: write for example '{{5: 0.01}}', or '{{}}'"
+            ) from None
+
+    def __str__(self) -> str:  # in --help
+        return "{epoch: lr}"
+
+
 def run() -> None:
     parser = make_parser(__doc__)
     add = parser.add_argument
@@ -121,7 +139,7 @@ def run() -> None:
         default="auto",
         help="torch.compile the network; auto: where a long run repays it",
     )
-    add("--milestones", type=dict[int, float] | None, help="LR steps {epoch: lr}; default the recipe's")
+    add("--milestones", type=LRSteps(), help="LR steps, as in '{5: 0.01}'; default the recipe's")
     add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
     add("--probe_train", type=bool, default=False, help="each epoch also measures 5,000 fixed training images")
     add_trainer_flags(parser, num_sanity_val_steps=0)

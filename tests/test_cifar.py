@@ -21,7 +21,7 @@ from scripts.cifar import RECIPES
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "8")
-SETTINGS = ("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2: 0.01}", "--accelerator", "cpu", *BATCHES)
+SETTINGS = ("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2:0.01}", "--accelerator", "cpu", *BATCHES)
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
 FIT_FLAGS = "function x_min x_max num_samples noise_std epochs lr num_seeds hidden".split()
@@ -449,6 +449,7 @@ MISTAKES = {
     "empty batch": (["--data", "synthetic", "--batch_size", "0"], "batch_size"),
     "all held out": (["--data", "synthetic", "--val_size", "10000"], "val_size"),
     "bad milestones": (["--data", "synthetic", "--milestones", "{five: fast}"], "milestones"),
+    "no milestones": (["--data", "synthetic", "--milestones", "5"], "{5: 0.01}"),
     "unknown recipe": (["--data", "synthetic", "--recipe", "nonsense"], "recipe"),
     "no GPU": (["--data", "synthetic", "--accelerator", "gpu"], "GPU"),
 }
