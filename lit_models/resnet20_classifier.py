@@ -29,8 +29,8 @@ class ResNet20Classifier(LightningModule):
         nesterov: Nesterov's form of the momentum.
         weight_decay: L2 penalty on all parameters, as ``torch.optim.SGD`` adds it.
         he_init: He initialisation instead of PyTorch's default.
-        compile: train through ``torch.compile``. Evaluation and an epoch's last, smaller batch go the uncompiled way,
-            since each new shape or mode would cost a compilation of its own.
+        compile: train through ``torch.compile``. Evaluation and an epoch's last batch, which may be smaller, go the
+            uncompiled way, since each new shape or mode would cost a compilation of its own.
     """
 
     def __init__(
@@ -47,7 +47,6 @@ class ResNet20Classifier(LightningModule):
         # Convolutions run fastest on every device when the channels of a pixel lie side by side.
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
         self.compiled = torch.compile(self.net.forward, dynamic=False) if compile else None
-        self.full_batch = 0
         self.metrics: Any = nn.ModuleDict(
             {
                 f"{stage}_{name}": metric
@@ -66,22 +65,18 @@ class ResNet20Classifier(LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step("train", batch)[0]
+        is_last = batch_idx + 1 == self.trainer.num_training_batches
+        return self._step("train", batch, self.net if is_last or self.compiled is None else self.compiled)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._step("probe" if dataloader_idx else "val", batch)
+        self._step("probe" if dataloader_idx else "val", batch, self.net)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the (N, 10) logits."""
-        return self._step("test", batch)[1]
+        return self._step("test", batch, self.net)[1]
 
-    def _step(self, stage: str, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _step(self, stage: str, batch: Batch, net: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
         images, labels = batch
-        net: Callable[[Tensor], Tensor] = self.net
-        if self.compiled is not None and stage == "train":
-            self.full_batch = max(self.full_batch, len(labels))
-            if len(labels) == self.full_batch:
-                net = self.compiled
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
         for name, value in (("loss", (loss.detach(), len(labels))), ("acc", (logits.detach(), labels))):

@@ -305,6 +305,17 @@ def test_an_epoch_that_was_not_measured_says_so(folder):
     assert second["train_acc"] is not None and summary(folder / "partial")["test_acc"] is not None
 
 
+def test_a_compiled_run_goes_on_as_the_same_run(folder):
+    compiled = ("--compile", "true", "--limit_train_batches", "4", "--run_dir")
+    succeed(folder, *SETTINGS, *compiled, "compiled", "--max_epochs", "2")
+    succeed(folder, *SETTINGS, *compiled, "compiled_in_two", "--max_epochs", "1")
+    succeed(folder, *SETTINGS, *compiled, "compiled_in_two", "--max_epochs", "2", "--ckpt_path", "last")
+    assert_same_run(folder / "compiled_in_two", folder / "compiled")
+    succeed(folder, *SETTINGS, "--limit_train_batches", "4", "--max_epochs", "2", "--run_dir", "eager")
+    losses = [summary(folder / name)["epochs"][0]["train_loss"] for name in ("compiled", "eager")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.01)  # other roundings, which early training makes larger
+
+
 def test_without_a_compiler(folder, run):
     """It is not needed, and who asks for it is told that it is missing."""
     env = environment() | {"PATH": "/nowhere"}
