@@ -23,13 +23,10 @@ class RunPage(Callback):
     Args:
         charts: {title: tags that share the chart}.
         settings: the hyperparameters, by which TensorBoard's HParams page sorts the runs.
-        results: tags of the results that it shows beside them.
     """
 
-    def __init__(
-        self, charts: Mapping[str, Sequence[str]], settings: Mapping[str, Any], results: Sequence[str]
-    ) -> None:
-        self.charts, self.settings, self.results = charts, settings, results
+    def __init__(self, charts: Mapping[str, Sequence[str]], settings: Mapping[str, Any]) -> None:
+        self.charts, self.settings = charts, settings
 
     @rank_zero_only
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -38,8 +35,9 @@ class RunPage(Callback):
             lines = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in self.charts.items()}
             writer.add_custom_scalars({"at a glance": lines})
             known = {name: _plain(value) for name, value in self.settings.items()}
-            # The metrics' values come from the run's scalars; here they are only named.
-            for part in hparams(known, dict.fromkeys(self.results, 0.0)):
+            # The first part would tell which metrics to show, but TensorBoard takes that of one run for all of them:
+            # without it, it shows the scalars of every run.
+            for part in hparams(known, {})[1:]:
                 writer.file_writer.add_summary(part)
             for title, text in about(pl_module.device).items():
                 writer.add_text(title, text)

@@ -223,7 +223,7 @@ def build(
     settings = {"recipe": cfg.recipe, "seed": cfg.seed, "batch_size": batch_size, "lr": recipe.lr}
     settings |= {"max_epochs": cfg.max_epochs, "max_steps": cfg.max_steps, "milestones": cfg.milestones}
     settings |= {"val_size": cfg.val_size, "precision": cfg.precision or "32-true", "data": cfg.data}
-    page = RunPage(CHARTS, settings, ["test/acc", "test/loss"])
+    page = RunPage(CHARTS, settings)
     callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
     callbacks += [page, TestedImages(run_dir)]
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last)

@@ -87,7 +87,7 @@ def run() -> None:
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
     settings = {"function": cfg.function, "lr": lrs, "epochs": cfg.epochs, "hidden": cfg.hidden, "seed": cfg.seed}
     settings |= {"num_samples": cfg.num_samples, "noise_std": cfg.noise_std, "num_seeds": cfg.num_seeds}
-    page = RunPage({"median error": ["train/loss", "val/loss"]}, settings, ["train/loss", "val/loss"])
+    page = RunPage({"median error": ["train/loss", "val/loss"]}, settings)
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
     trainer = build_trainer(parser, flags, run_dir, [record, page], TrajectoryBar(), save_last)
     check_fits(checkpoint, model)

@@ -212,8 +212,8 @@ def test_runs_can_be_sorted_by_accuracy(address):
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=30) as response:
         experiment = json.load(response)
     metrics = {metric["name"]["tag"] for metric in experiment["metricInfos"]}
-    assert {"test/acc", "test/loss"} <= metrics
-    assert {"recipe", "lr", "seed"} <= {info["name"] for info in experiment["hparamInfos"]}
+    assert {"test/acc", "test/loss", "val/loss"} <= metrics
+    assert {"recipe", "lr", "seed", "function", "hidden"} <= {info["name"] for info in experiment["hparamInfos"]}
 
 
 def test_the_network_is_drawn(address):
