@@ -65,8 +65,10 @@ class ResNet20Classifier(LightningModule):
         return self.net(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        is_last = batch_idx + 1 == self.trainer.num_training_batches
-        return self._step("train", batch, self.net if is_last or self.compiled is None else self.compiled)[0]
+        net: Callable[[Tensor], Tensor] = self.net
+        if self.compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
+            net = self.compiled
+        return self._step("train", batch, net)[0]
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         self._step("probe" if dataloader_idx else "val", batch, self.net)
