@@ -13,7 +13,7 @@ import time
 from argparse import ArgumentTypeError
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from jsonargparse import Namespace
@@ -45,13 +45,15 @@ from scripts.cli import (
     start_run,
 )
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True)
 class Recipe:
     """How to train. The learning rate steps at the milestones or, with ``warm_up``, goes through one cycle."""
 
     lr: float
-    weight_decay: dict[int, float]  # from this number of epochs on: the longer the training, the less of it
+    weight_decay: dict[int, float]  # for trainings of this number of epochs on
     max_epochs: int | None = None
     max_steps: int = -1
     batch_size: int = 128
@@ -61,7 +63,8 @@ class Recipe:
     momentum: float = 0.0
     nesterov: bool = False
     he_init: bool = False
-    image_sizes: dict[float, int] = field(default_factory=dict)  # from this part on: pixels a side of training images
+    # for trainings of this number of epochs on: {from this part of the training on: pixels a side of its images}
+    image_sizes: dict[int, dict[float, int]] = field(default_factory=lambda: {0: {}})
 
 
 RECIPES = {
@@ -85,7 +88,7 @@ RECIPES = {
         warm_up=0.2,
         momentum=0.9,
         nesterov=True,
-        image_sizes={0.0: 20, 0.65: 24, 0.85: 32},
+        image_sizes={0: {0.0: 20, 0.65: 24, 0.85: 32}, 20: {0.0: 20, 0.55: 24, 0.75: 32}},
     ),
 }
 
@@ -198,7 +201,6 @@ def build(
             cfg.download,
             cfg.data,
             cfg.probe_train,
-            recipe.image_sizes,
         )
         schedule: Callback
         if cfg.milestones is not None:
@@ -211,7 +213,7 @@ def build(
         raise UserError(str(error)) from error
     measured_on = "held-out" if cfg.val_size else "test"
     record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, start, measured_on)
-    if recipe.image_sizes and cfg.max_epochs in (None, -1) and cfg.max_steps == -1:
+    if recipe.warm_up is not None and cfg.max_epochs in (None, -1) and cfg.max_steps == -1:
         raise UserError(f"--recipe {cfg.recipe} must know its end beforehand: give --max_epochs or --max_steps")
     if cfg.recipe == "fast" and not cfg.val_size and not cfg.probe_train and cfg.limit_val_batches is None:
         cfg = cfg.clone()
@@ -229,16 +231,21 @@ def build(
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last)
     data.prepare_data()
     epochs = num_steps(data, trainer) / data.batches_per_epoch  # whole ones, whatever --limit_train_batches leaves
-    weight_decay = [decay for start, decay in sorted(recipe.weight_decay.items()) if start <= epochs][-1]
+    data.image_sizes = for_length(recipe.image_sizes, epochs)
     model = ResNet20Classifier(
         recipe.lr,
         recipe.momentum,
         recipe.nesterov,
-        weight_decay,
+        for_length(recipe.weight_decay, epochs),
         recipe.he_init,
-        compile=repays_compilation(cfg, recipe, data, trainer),
+        compile=repays_compilation(cfg, data, trainer),
     )
     return data, trainer, model, record
+
+
+def for_length(values: dict[int, T], epochs: float) -> T:
+    """The value for a training of so many epochs."""
+    return values[max(start for start in values if start <= epochs)]
 
 
 def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
@@ -249,7 +256,7 @@ def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
     return min(epochs * batches, trainer.max_steps if trainer.max_steps > 0 else math.inf)
 
 
-def repays_compilation(cfg: Namespace, recipe: Recipe, data: CIFAR10DataModule, trainer: Trainer) -> bool:
+def repays_compilation(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
     """What ``--compile`` says, or for "auto" whether the run is long enough and the machine gains by it.
 
     Each size of the images is compiled for itself, in 25 to 50 s the first time on two CPU cores, in 5 s later.
@@ -257,7 +264,7 @@ def repays_compilation(cfg: Namespace, recipe: Recipe, data: CIFAR10DataModule, 
     if cfg.compile != "auto":
         return bool(cfg.compile)
     torch._dynamo.config.suppress_errors = True  # a compiler that fails after all costs speed, not the run
-    steps = num_steps(data, trainer) / max(1, len(recipe.image_sizes))
+    steps = num_steps(data, trainer) / max(1, len(data.image_sizes))
     return steps >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
 
 
