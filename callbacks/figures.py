@@ -305,7 +305,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def gap_figure(parts: Mapping[str, float]) -> Figure:
-    """Accuracies as bars, from the running training accuracy to the test accuracy; ``parts`` as in gap_sentences."""
+    """Accuracies from the running training accuracy to the test accuracy, step by step; ``parts`` as gap_sentences'."""
     labels = {
         "running": "running, over\nthe last epoch",
         "batch_norm": "its end's weights,\ntrain mode",
@@ -316,9 +316,12 @@ def gap_figure(parts: Mapping[str, float]) -> Figure:
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     values = [100 * parts[name] for name in labels]
-    bars = axes.bar(list(labels.values()), values, color=[BLUE] * 4 + [ORANGE])
-    axes.bar_label(bars, fmt="%.1f")
+    # Points, not bars: the axis does not begin at zero, and the eye takes bars by their lengths.
+    axes.plot(list(labels.values()), values, color=BLUE, alpha=0.4)
+    axes.scatter(list(labels.values()), values, s=80, color=[BLUE] * 4 + [ORANGE], zorder=2)
+    for place, value in enumerate(values):
+        axes.annotate(f"{value:.1f}", (place, value), (0, 10), textcoords="offset points", ha="center")
     margin = max(1.0, max(values) - min(values))
-    axes.set(ylabel="accuracy [%]", ylim=(max(0, min(values) - margin), max(values) + margin))
+    axes.set(ylabel="accuracy [%]", ylim=(max(0, min(values) - margin), max(values) + margin), xlim=(-0.4, 4.4))
     axes.grid(alpha=0.3, axis="y")
     return figure

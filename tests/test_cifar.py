@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import shutil
 import signal
@@ -17,7 +18,7 @@ import torch
 
 from callbacks import LRStep
 from datamodules import CIFAR10DataModule
-from scripts.cifar import RECIPES
+from scripts.cifar import RECIPES, for_length
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "8")
@@ -260,6 +261,16 @@ def test_the_fast_recipe(folder):
     assert "held-out" not in held_out and summary(folder / "fast_held_out")["epochs"][4]["val_acc"] is not None
     assert_is_mistake(cifar(folder, *settings[:4], "--max_epochs", "-1", "--run_dir", "endless"), "max_epochs")
     assert not (folder / "endless").exists()
+
+
+def test_long_trainings_by_the_fast_recipe_have_less_decay_and_more_large_images():
+    fast = RECIPES["fast"]
+    assert [for_length(fast.weight_decay, epochs) for epochs in (0.1, 19.9, 20, 60, math.inf)] == [1e-3] * 2 + [
+        5e-4
+    ] * 3
+    short, long = (for_length(fast.image_sizes, epochs) for epochs in (5, 60))
+    assert list(short.values()) == list(long.values()) == [20, 24, 32]
+    assert [round(100 * start) for start in (*short, *long)] == [0, 65, 85, 0, 55, 75]
 
 
 def test_what_would_have_happened_without_the_step(folder, run):
