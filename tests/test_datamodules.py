@@ -151,9 +151,11 @@ def test_the_padding_is_black_before_normalisation(cifar: CIFAR10DataModule) -> 
 # Order and augmentation. The labels are the numbers of the images here, and an image is one pixel.
 
 
-def batches(seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, num: int = 50_000) -> TrainBatches:
+def batches(
+    seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, num: int = 50_000, max_shift: int = 4
+) -> TrainBatches:
     ids = torch.arange(num)
-    loader = TrainBatches((ids % 256).to(torch.uint8).view(-1, 1, 1, 1), ids, 128, seed, rank, world)
+    loader = TrainBatches((ids % 256).to(torch.uint8).view(-1, 1, 1, 1), ids, 128, seed, rank, world, max_shift)
     loader.set_epoch(epoch)
     return loader
 
@@ -253,6 +255,12 @@ def test_shifts_are_uniform_on_81_places_and_flips_are_fair_and_independent() ->
     assert_uniform(flip.long(), 2)
     assert_uniform(place * 2 + flip, 162)  # the flip is independent of the place
     assert_uniform(place[:-1:2] * 81 + place[1::2], 81 * 81)  # and an image's place of its neighbour's
+
+
+def test_shifts_may_be_smaller() -> None:
+    _, _, shift, _ = whole_epoch(batches(max_shift=2))
+    assert shift.min() == 2 and shift.max() == 6  # (4, 4) is the image itself
+    assert_uniform((shift[:, 0] - 2) * 5 + shift[:, 1] - 2, 25)
 
 
 def test_each_image_of_a_batch_has_its_own_crop() -> None:
