@@ -62,10 +62,8 @@ class TrainBatches:
     same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image.
     """
 
-    def __init__(
-        self, images: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int, max_shift: int
-    ) -> None:
-        self.images, self.labels, self.batch_size, self.max_shift = images, labels, batch_size, max_shift
+    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+        self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
         self.epoch = 0
         self.start = 0  # the batch to begin with, after a resume inside an epoch
@@ -82,7 +80,7 @@ class TrainBatches:
         N, device = len(self.labels), self.images.device
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(N, generator=generator).to(device)
-        shift = PADDING + torch.randint(-self.max_shift, self.max_shift + 1, (N, 2), generator=generator).to(device)
+        shift = torch.randint(2 * PADDING + 1, (N, 2), generator=generator).to(device)
         flip = torch.randint(2, (N,), generator=generator).bool().to(device)
         start, self.start = self.start, 0
         for batch in range(start, len(self)):
@@ -138,7 +136,6 @@ class CIFAR10DataModule(LightningDataModule):
         probe: add a second validation loader: the first 5,000 training images, unaugmented.
         dataset: ``cifar10``, or ``synthetic``: 10,000 and 2,000 drawn images that need no files.
         image_sizes: {from this fraction of the training's steps: pixels a side} of the training images; otherwise 32.
-        max_shift: pixels that a training image is moved at most, down, up, right or left; 4 in the paper.
 
     Raises:
         DataError: from ``prepare_data``: the data are absent, or not the official ones, or cannot be fetched.
@@ -156,10 +153,8 @@ class CIFAR10DataModule(LightningDataModule):
         dataset: Literal["cifar10", "synthetic"] = "cifar10",
         probe: bool = False,
         image_sizes: Mapping[float, int] | None = None,
-        max_shift: int = PADDING,
     ) -> None:
         super().__init__()
-        self.max_shift = max_shift
         self.image_sizes = dict(sorted((image_sizes or {}).items()))
         self.data_root, self.batch_size, self.val_size = Path(data_root), batch_size, val_size
         self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
@@ -215,7 +210,7 @@ class CIFAR10DataModule(LightningDataModule):
                 f"a batch of --batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
                 f"of {world_size} processes an image: choose another --batch_size or --val_size"
             )
-        return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process, self.max_shift)
+        return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process)
 
     def val_dataloader(self) -> list[EvalBatches]:
         images, labels = self.train if self.val_size else self.test
