@@ -84,7 +84,7 @@ RECIPES = {
     "fast": Recipe(
         lr=0.2,
         weight_decay={0: 1e-3, 20: 5e-4},
-        max_epochs=60,
+        max_epochs=48,
         warm_up=0.2,
         momentum=0.9,
         nesterov=True,
