@@ -317,7 +317,7 @@ def gap_figure(parts: Mapping[str, float]) -> Figure:
     axes = figure.subplots()
     values = [100 * parts[name] for name in labels]
     # Points, not bars: the axis does not begin at zero, and the eye takes bars by their lengths.
-    axes.plot(list(labels.values()), values, color=BLUE, alpha=0.4)
+    axes.plot(list(labels.values()), values, color=BLUE, alpha=0.7)
     axes.scatter(list(labels.values()), values, s=80, color=[BLUE] * 4 + [ORANGE], zorder=2)
     for place, value in enumerate(values):
         axes.annotate(f"{value:.1f}", (place, value), (0, 10), textcoords="offset points", ha="center")
