@@ -1,7 +1,7 @@
 """CIFAR-10 (or the synthetic stand-in) as one uint8 tensor; batches by index, augmentation on the Trainer's device."""
 
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -125,7 +125,8 @@ class CIFAR10DataModule(LightningDataModule):
 
     Gives batches of (N, 3, 32, 32) float32 normalised images and (N,) int64 labels on the Trainer's device. Validation
     is on the test split, or with ``val_size`` on that many last training images, which are then not trained on.
-    With ``image_sizes`` the training images are smaller for a part of the training, and so is the time that they take.
+    ``image_sizes``, set before training, is {from this fraction of its steps on: pixels a side} of the training images,
+    in this order; smaller ones take less time.
 
     Args:
         data_root: the folder that holds ``cifar-10-batches-py``.
@@ -135,7 +136,6 @@ class CIFAR10DataModule(LightningDataModule):
         download: fetch the data when absent.
         probe: add a second validation loader: the first 5,000 training images, unaugmented.
         dataset: ``cifar10``, or ``synthetic``: 10,000 and 2,000 drawn images that need no files.
-        image_sizes: {from this fraction of the training's steps: pixels a side} of the training images; otherwise 32.
 
     Raises:
         DataError: from ``prepare_data``: the data are absent, or not the official ones, or cannot be fetched.
@@ -152,10 +152,9 @@ class CIFAR10DataModule(LightningDataModule):
         download: bool = True,
         dataset: Literal["cifar10", "synthetic"] = "cifar10",
         probe: bool = False,
-        image_sizes: Mapping[float, int] | None = None,
     ) -> None:
         super().__init__()
-        self.image_sizes = dict(sorted((image_sizes or {}).items()))
+        self.image_sizes: dict[float, int] = {}
         self.data_root, self.batch_size, self.val_size = Path(data_root), batch_size, val_size
         self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
         self._prepared = False  # Lightning calls prepare_data again for fit and for test
