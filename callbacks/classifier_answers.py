@@ -1,5 +1,6 @@
 """What runs of the classifier say about the fall of the learning rate, and about train against test accuracy."""
 
+import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -7,8 +8,11 @@ from typing import Any
 
 Rows = Sequence[Mapping[str, Any]]  # the epochs of a run, as in its summary.json
 
-# two-sided 95 % points of Student's t, by degrees of freedom
-_T95 = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
+# two-sided 95 % points of Student's t for 1, 2, ... degrees of freedom
+_T95 = (
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+    2.120, 2.110, 2.101, 2.093, 2.086, 2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+)  # fmt: skip
 
 
 def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
@@ -17,7 +21,7 @@ def mean_and_interval(values: Sequence[float]) -> dict[str, Any]:
     if n == 1:
         return {"values": list(values), "mean": mean, "sd": None, "low": None, "high": None}
     sd = statistics.stdev(values)
-    half = _T95.get(n - 1, 1.96) * sd / math.sqrt(n)
+    half = _T95[min(n - 1, len(_T95)) - 1] * sd / math.sqrt(n)
     return {"values": list(values), "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
@@ -29,10 +33,10 @@ def epoch_of_drop(rows: Rows) -> int | None:
 def what_the_drop_did(with_drop: Sequence[Rows], without: Sequence[Rows]) -> dict[str, Any]:
     """Compares runs, paired by seed, that are the same up to the fall of the learning rate.
 
-    Accuracies are validation accuracies, fractions of 1. "change" is the difference between the first epoch after the
-    fall and the last before it, "effect" and "final_effect" are with the fall minus without it, in the first epoch
-    after and in the last; "change_loss" and "effect_loss" are the same of the loss, in nats. Of "before", "after" and
-    "after_without" see ``_wandering``. Empty ``without``: no effects.
+    Accuracies are those of each epoch's validation, fractions of 1. "change" is the difference between the first epoch
+    after the fall and the last before it, "effect" and "final_effect" are with the fall minus without it, in the first
+    epoch after and in the last; "change_loss" and "effect_loss" are the same of the loss, in nats. Of "before", "after"
+    and "after_without" see ``_wandering``. Empty ``without``: no effects.
     """
     at = epoch_of_drop(with_drop[0])
     assert at is not None, "these runs have no fall of the learning rate"
@@ -60,31 +64,36 @@ def what_the_drop_did(with_drop: Sequence[Rows], without: Sequence[Rows]) -> dic
 
 
 def _wandering(parts: Sequence[Rows]) -> dict[str, float | None]:
-    """Means over epochs and runs: how much accuracy changes from one epoch to the next, and how the weights move.
+    """Means over runs: how much accuracy wanders about its trend, and over epochs too: how the weights move.
 
-    "scatter" is the mean size of that change. "straightness" is the distance that an epoch covers over the length of
-    its path, and "signal" the length of its mean gradient over that of its batches' gradients: both 1 for a walk in a
-    straight line, both near 1 / sqrt(steps) for a random one. "path" is the mean length of a path.
+    "scatter" is the standard deviation of an epoch's accuracy about the straight line through the run's epochs; None
+    with fewer than three. "straightness" is the distance that an epoch covers over the length of its path: 1 for a walk
+    in a straight line, near 1 / sqrt(steps) for independent random steps, less where steps undo each other. "path" is
+    the mean length of a path.
     """
-    steps = [abs(b["val_acc"] - a["val_acc"]) for rows in parts for a, b in zip(rows, rows[1:], strict=False)]
     moved = [row for rows in parts for row in rows if row.get("path")]
 
     def mean(values: Sequence[float]) -> float | None:
         return statistics.mean(values) if values else None
 
     return {
-        "scatter": mean(steps),
+        "scatter": mean([_about_its_line([row["val_acc"] for row in rows]) for rows in parts if len(rows) > 2]),
         "straightness": mean([row["displacement"] / row["path"] for row in moved]),
-        "signal": mean([row["mean_gradient"] / row["gradient"] for row in moved]),
         "path": mean([row["path"] for row in moved]),
     }
 
 
-def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int) -> list[str]:
-    """The answer in plain sentences; what the data do not support is said to be so."""
+def _about_its_line(values: Sequence[float]) -> float:
+    """The standard deviation, with n - 2 degrees of freedom, of what a straight line through the values leaves."""
+    slope, intercept = statistics.linear_regression(range(len(values)), values)
+    return math.sqrt(sum((y - intercept - slope * x) ** 2 for x, y in enumerate(values)) / (len(values) - 2))
+
+
+def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int, measured_on: str = "test") -> list[str]:
+    """The answer in plain sentences, ``measured_on`` test or held-out images; what is not shown is said to be so."""
     change, fall = answer["change"], f"{answer['lr_before']:g} to {answer['lr_after']:g}"
     told = [
-        f"When the learning rate falls from {fall} (epoch {answer['epoch']}), validation accuracy changes by "
+        f"When the learning rate falls from {fall} (epoch {answer['epoch']}), {measured_on} accuracy changes by "
         f"{_points(change)} within one epoch, and the loss by {answer['change_loss']['mean']:+.3f}."
     ]
     if "effect" in answer:
@@ -93,7 +102,7 @@ def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int) -> list[str]
             f"The same runs continued at {answer['lr_before']:g} from the same weights change by "
             f"{_points(answer['change_without'])} in that epoch. The fall itself is worth {_points(effect)} at once, "
             f"and {_points(final)} at the end; in the loss {answer['effect_loss']['mean']:+.3f} at once. "
-            f"{_verdict(effect)}"
+            f"{_verdict('At once', effect)} {_verdict('At the end', final)}"
         )
     else:
         told.append("No run was continued without the fall, so how much of this is the fall's doing is not known.")
@@ -102,48 +111,65 @@ def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int) -> list[str]
     if without["scatter"] is not None and after["scatter"] is not None:
         where = "without it, in the same epochs" if "after_without" in answer else "before it"
         told.append(
-            f"From one epoch to the next the accuracy moves by {100 * after['scatter']:.2f} points on average after "
-            f"the fall, and by {100 * without['scatter']:.2f} {where}."
+            f"About its trend the accuracy scatters from epoch to epoch with a standard deviation of "
+            f"{100 * after['scatter']:.2f} points after the fall, and of {100 * without['scatter']:.2f} {where}."
         )
-    if before["straightness"] is not None and after["straightness"] is not None:
+    if before["straightness"] is None or after["straightness"] is None:
+        told.append("Why was not measured: --probe_train true records how the weights move.")
+        return told
+    random = 1 / math.sqrt(steps_per_epoch)
+    told.append(
+        f"Why: in an epoch of {steps_per_epoch} steps at {answer['lr_before']:g} the weights walk a path of length "
+        f"{before['path']:.3g} and end {100 * before['straightness']:.1f} % of that away from where they began; a "
+        f"straight walk would give 100 %, one of independent random steps {100 * random:.1f} %. "
+        + (
+            "So the steps undo each other: the weights move to and fro. "
+            if before["straightness"] < random
+            else "So the weights move mostly to and fro. "
+            if before["straightness"] < 0.5
+            else "So the weights move mostly onwards. "
+        )
+        + f"At {answer['lr_after']:g} the path is {after['path']:.3g} long, its end "
+        f"{100 * after['straightness']:.1f} % of that away."
+    )
+    if before["straightness"] < 0.5 and change["mean"] > 0:
         told.append(
-            f"Why: in an epoch of {steps_per_epoch} steps at {answer['lr_before']:g} the weights walk a path of length "
-            f"{before['path']:.3g} and end {100 * before['straightness']:.0f} % of that away from where they began; a "
-            f"straight walk would give 100 %, a random one {100 / math.sqrt(steps_per_epoch):.0f} %. The mean gradient "
-            f"of an epoch is {100 * before['signal']:.0f} % as long as a batch's: "
-            + ("most of each step is noise of the batch. " if before["signal"] < 0.5 else "the batches largely agree. ")
-            + f"At {answer['lr_after']:g} the path is {after['path']:.3g} long."
+            "That fits the picture of a valley: at the larger rate the weights jump to and fro across it, and shorter "
+            "steps let them sink into it. It is a picture that these numbers agree with, not a proof; whether the "
+            "batches' noise or the steepness of the valley keeps the weights jumping they do not tell."
         )
-        if before["signal"] < 0.5 and after["path"] < before["path"]:
-            told.append(
-                "That fits the picture of a noisy descent: at the larger rate the weights jump to and fro across the "
-                "valley that they have found, and shorter steps let them sink into it. It is a picture that these "
-                "numbers agree with, not a proof."
-            )
     return told
 
 
-def gap_sentences(parts: Mapping[str, float]) -> list[str]:
+# the accuracies between the running training accuracy and the test accuracy, and what leads to each
+GAP = {
+    "running": "",
+    "batch_norm": "the end's weights instead of those of the whole epoch, on this part of the images",
+    "augmented": "running averages instead of the batch's own in batch normalisation",
+    "probe": "images as they are instead of cropped and flipped",
+    "test": "new images instead of those of the training (generalisation)",
+}
+
+
+def gap_sentences(runs: Sequence[Mapping[str, float]]) -> list[str]:
     """Takes the gap between the running training accuracy and the test accuracy apart.
 
     Args:
-        parts: accuracies at the end of a run: "running" over the last epoch; on the fixed part of the training images
-            "batch_norm" (augmented, batch statistics), "augmented" (augmented, eval mode) and "probe" (plain, eval
-            mode); and "test".
+        runs: of each run the accuracies at its end: "running" over the last epoch; on the fixed part of the training
+            images "batch_norm" (augmented, batch statistics), "augmented" (augmented, eval mode) and "probe" (plain,
+            eval mode); and "test". The second and third may be missing.
     """
-    steps = [
-        ("learning during the epoch (the end's weights are better than the epoch's average)", "running", "batch_norm"),
-        ("batch statistics against running averages in batch normalisation", "batch_norm", "augmented"),
-        ("augmentation (cropped and flipped images are harder)", "augmented", "probe"),
-        ("generalisation (images seen in training against new ones)", "probe", "test"),
-    ]
+    names = list(GAP)
+    mean = {name: statistics.mean(run[name] for run in runs) for name in GAP if all(name in run for run in runs)}
     told = [
-        f"The running training accuracy of the last epoch is {parts['running']:.1%}, the test accuracy "
-        f"{parts['test']:.1%}; on the fixed training images, plain and in eval mode, it is {parts['probe']:.1%}. "
+        f"The running training accuracy of the last epoch is {mean['running']:.1%}, the test accuracy "
+        f"{mean['test']:.1%}; on the fixed training images, plain and in eval mode, it is {mean['probe']:.1%}. "
         "On the way from the first to the second:"
     ]
-    for what, start, end in steps:
-        told.append(f"{100 * (parts[end] - parts[start]):+.1f} points: {what}.")
+    for start, end in itertools.pairwise(mean):
+        parts = names[names.index(start) + 1 : names.index(end) + 1]
+        change = mean_and_interval([run[end] - run[start] for run in runs])
+        told.append(f"{_points(change)}: {', and '.join(GAP[name] for name in parts)}.")
     return told
 
 
@@ -157,11 +183,11 @@ def _points(value: Mapping[str, Any]) -> str:
     )
 
 
-def _verdict(effect: Mapping[str, Any]) -> str:
+def _verdict(when: str, effect: Mapping[str, Any]) -> str:
     if effect["low"] is None:
-        return "One seed cannot tell this from chance."
+        return f"{when}: one seed cannot tell this from chance."
     if effect["low"] > 0:
-        return "That the fall raises accuracy is shown."
+        return f"{when}: that the fall raises accuracy is shown."
     if effect["high"] < 0:
-        return "That the fall lowers accuracy is shown."
-    return "That the fall raises accuracy is not shown by these runs."
+        return f"{when}: that the fall lowers accuracy is shown."
+    return f"{when}: that the fall raises accuracy is not shown by these runs."

@@ -45,13 +45,13 @@ def does_more_training_hurt(epochs: np.ndarray, true_mse: np.ndarray) -> dict[st
 
     For each seed the best epoch is the one that the *other* seeds would choose, so that picking the minimum of a noisy
     curve does not by itself look like harm. Returns the ratio's median over seeds, an interval for it, and a verdict:
-    "hurts", "helps" (still improving at the end), "no evidence", "one seed", or "diverged".
+    "hurts", "helps" (least at the end), "no evidence", "one seed", or "diverged" (at least one seed did).
     """
     S = true_mse.shape[1]
     best = best_epochs(epochs, true_mse)
     answer: dict[str, Any] = {"best_epochs": best, "last_epochs": int(epochs[-1])}
     if not np.isfinite(true_mse).all():
-        return answer | {"verdict": "diverged"}
+        return answer | {"verdict": "diverged", "diverged": int((~np.isfinite(true_mse)).any(0).sum())}
     still_falling = best == epochs[-1]
     if S == 1:
         if still_falling:
@@ -72,35 +72,40 @@ def sentence(lr: float, answer: dict[str, Any], num_seeds: int) -> str:
     best, last = f"{answer['best_epochs']:,}", f"{answer['last_epochs']:,}"
     start = f"Learning rate {lr:g}: "
     if answer["verdict"] == "diverged":
-        return start + "it diverged, so nothing can be said."
+        return start + f"{answer['diverged']} of {num_seeds} seeds diverged, so nothing is said of more training."
     if answer["verdict"] == "one seed":
         return start + (
             f"the true error is least at {best} epochs; at {last} it is {answer['ratio']:.2f} times that "
             "(one seed gives no interval: --num_seeds 8 does)."
         )
     if answer["verdict"] == "helps":
-        return start + f"the true error still falls at {last} epochs: no sign of a bell shape up to there."
+        return (
+            start + f"the true error is least at {last} epochs, the most that were measured: no bell shape up to there."
+        )
     numbers = (
         f"the true error at {last} epochs is {answer['ratio']:.2f} times that at {best} (median of {num_seeds} seeds, "
         f"{answer['coverage']:.0%} interval {answer['low']:.2f} to {answer['high']:.2f})"
     )
     if answer["verdict"] == "hurts":
-        return start + numbers + ": more training hurts, and the bell-shaped optimum is confirmed."
+        return start + numbers + ": past its best, more training hurts."
     return start + numbers + ": that more training hurts is not shown."
 
 
 def held_out_choice(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.ndarray) -> dict[str, Any]:
     """The best epoch by true error, and by a held-out noisy sample, which is what one has when f is unknown.
 
-    Both arrays are (T, S); choices are made on medians over the seeds.
+    Both arrays are (T, S). The best epoch is that of the median over the seeds. A held-out sample chooses for its own
+    seed alone, as it would for who has only that one: the medians of what the seeds choose, and of their true errors
+    there, are told.
     """
-    best, chosen = best_epochs(epochs, true_mse), best_epochs(epochs, held_out_mse)
-    median = medians(true_mse)
+    best, median = best_epochs(epochs, true_mse), medians(true_mse)
+    chosen = np.where(np.isfinite(held_out_mse), held_out_mse, math.inf).argmin(0)
+    true_there = np.take_along_axis(true_mse, chosen[None], axis=0)
     return {
         "best_epochs": best,
         "best_true_mse": float(median[epochs == best][0]),
-        "held_out_epochs": chosen,
-        "held_out_true_mse": float(median[epochs == chosen][0]),
+        "held_out_epochs": int(np.quantile(epochs[chosen], 0.5, method="nearest")),
+        "held_out_true_mse": float(medians(true_there)[0]),
     }
 
 

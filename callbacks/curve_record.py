@@ -125,8 +125,9 @@ class CurveRecord(Callback):
             worse = choice["held_out_true_mse"] / choice["best_true_mse"]
             print(
                 f"Learning rate {lr:g}: the true error is least, {choice['best_true_mse']:.4g}, at "
-                f"{choice['best_epochs']:,} epochs; a held-out noisy sample chooses {choice['held_out_epochs']:,}, "
-                f"where it is {choice['held_out_true_mse']:.4g}, {worse:.2f} times that"
+                f"{choice['best_epochs']:,} epochs; a held-out noisy sample chooses {choice['held_out_epochs']:,}"
+                f"{', in the median over the seeds' if S > 1 else ''}, and gets {choice['held_out_true_mse']:.4g}, "
+                f"{worse:.2f} times that"
             )
         summary = {
             "function": data.function,

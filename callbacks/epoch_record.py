@@ -24,7 +24,7 @@ class EpochRecord(Callback):
 
     Args:
         run_dir: where the files go.
-        facts: what the summary says first: recipe and data.
+        facts: what the summary says first: recipe, data and batch size.
         measured_on: what validation measures, for the figure: "test" or "held-out".
         start: ``time.perf_counter()`` at the start of the process, for the total time.
     """
@@ -43,7 +43,7 @@ class EpochRecord(Callback):
     def read(cls, run_dir: Path) -> "EpochRecord":
         """The record of a finished run, from its summary.json."""
         summary = json.loads((run_dir / "summary.json").read_text(encoding="utf-8"))
-        facts = {name: summary[name] for name in ("recipe", "data")}
+        facts = {name: summary[name] for name in ("recipe", "data", "batch_size") if name in summary}
         record = cls(run_dir, facts, start=0.0, measured_on=summary["measured_on"])
         record.epochs = summary["epochs"]
         if summary["test_acc"] is not None:

@@ -51,7 +51,8 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         measured_on: what the runs validated on, "test" or "held-out".
     """
     figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
-    rows = runs[0]
+    length = min(map(len, runs))  # seeds that a time limit ended have more epochs or fewer
+    rows = runs[0][:length]
     numbers = [row["epoch"] for row in rows]
     changes = [(b["epoch"] - 0.5, b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
     if len(changes) > 3:  # a rate that changes all the time is no event
@@ -67,8 +68,8 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         for part, colour, legend in parts:
             key = f"{part}_{name}"
             if any(row.get(key) is not None for row in rows):
-                values = np.array([[row[key] for row in run] for run in runs], dtype=float)
-                mean, deviation = values.mean(0), values.std(0)
+                values = np.array([[run[i].get(key) for i in range(length)] for run in runs], dtype=float)
+                mean, deviation = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
                 axes.plot(numbers, mean, "o-", color=colour, label=legend, markersize=4)
                 axes.fill_between(numbers, mean - deviation, mean + deviation, color=colour, alpha=0.2, linewidth=0)
         for at, lr in changes:
@@ -277,7 +278,7 @@ def drop_figure(with_drop: Sequence[Rows], without: Sequence[Rows]) -> Figure:
         for i, rows in enumerate(runs):
             line = ([row["epoch"] for row in rows], [row["val_acc"] for row in rows])
             axes.plot(*line, "o-", color=colour, markersize=4, alpha=0.8, label=label if i == 0 else None)
-    axes.set(xlabel="epoch, counted from 0", ylabel="validation accuracy")
+    axes.set(xlabel="epoch, counted from 0", ylabel="accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
@@ -305,7 +306,7 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def gap_figure(parts: Mapping[str, float]) -> Figure:
-    """Accuracies from the running training accuracy to the test accuracy, step by step; ``parts`` as gap_sentences'."""
+    """From the running training accuracy to the test accuracy, step by step; ``parts`` as gap_sentences' of one run."""
     labels = {
         "running": "running, over\nthe last epoch",
         "batch_norm": "its end's weights,\ntrain mode",
@@ -315,13 +316,14 @@ def gap_figure(parts: Mapping[str, float]) -> Figure:
     }
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    values = [100 * parts[name] for name in labels]
+    shown, values = [labels[name] for name in parts], [100 * value for value in parts.values()]
     # Points, not bars: the axis does not begin at zero, and the eye takes bars by their lengths.
-    axes.plot(list(labels.values()), values, color=BLUE, alpha=0.7)
-    axes.scatter(list(labels.values()), values, s=80, color=[BLUE] * 4 + [ORANGE], zorder=2)
+    axes.plot(shown, values, color=BLUE, alpha=0.7)
+    axes.scatter(shown, values, s=80, color=[BLUE] * (len(shown) - 1) + [ORANGE], zorder=2)
     for place, value in enumerate(values):
         axes.annotate(f"{value:.1f}", (place, value), (0, 10), textcoords="offset points", ha="center")
     margin = max(1.0, max(values) - min(values))
-    axes.set(ylabel="accuracy [%]", ylim=(max(0, min(values) - margin), max(values) + margin), xlim=(-0.4, 4.4))
+    axes.set(ylabel="accuracy [%]", ylim=(max(0, min(values) - margin), max(values) + margin))
+    axes.set_xlim(-0.4, len(shown) - 0.6)
     axes.grid(alpha=0.3, axis="y")
     return figure

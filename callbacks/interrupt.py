@@ -18,10 +18,11 @@ class SaveOnInterrupt(Callback):
     During validation it leaves ``path`` as SaveLast has put it there, before the epoch's last batch, since half a
     validation cannot be resumed. A second signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the
     same and puts the job back into the queue, exit code 0; Lightning's own handler would save in the middle of a step.
+    ``run_dir`` is what the user is told to give to go on; of one of several seeds it is the folder of all.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, run_dir: str | Path) -> None:
+        self.path, self.run_dir = path, run_dir
         self.signum = 0
         self._previous: dict[int, Any] = {}
 
@@ -60,7 +61,7 @@ class SaveOnInterrupt(Callback):
             trainer.save_checkpoint(self.path)
         requeue = self.signum not in (0, signal.SIGINT, signal.SIGTERM)
         if trainer.is_global_zero:
-            print(f"\nInterrupted. To go on: add --run_dir {self.path.parent.parent} --ckpt_path last", flush=True)
+            print(f"\nInterrupted. To go on: add --run_dir {self.run_dir} --ckpt_path last", flush=True)
             if requeue:
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         raise SystemExit(0 if requeue else 128 + (self.signum or signal.SIGTERM))

@@ -16,7 +16,8 @@ class Motion(Callback):
       equal length in one direction it is the path; in independent random directions it is path / sqrt(n).
     - ``motion/gradient``: the root mean square length of the batches' gradients.
     - ``motion/mean_gradient``: the length of their mean over the epoch, in which the noise of n batches has shrunk by
-      sqrt(n). Far below ``motion/gradient``, nearly all of a step is noise.
+      sqrt(n). Far below ``motion/gradient``, the steps' directions cancel; without momentum this says of the gradients
+      what displacement and path say of the weights.
 
     It costs about a copy of the parameters a step, and its sums are in checkpoints.
     """
@@ -29,6 +30,10 @@ class Motion(Callback):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums = state
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self.sums:  # resumed inside an epoch from a checkpoint that knows nothing of motion
+            self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         weights = _vector(pl_module)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.loggers import TensorBoardLogger
 from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard.summary import hparams
 
@@ -45,8 +46,8 @@ class RunPage(Callback):
 
 
 def tensorboard_writers(loggers: Iterable[Any]) -> list[Any]:
-    """The SummaryWriters among the loggers' experiments."""
-    return [logger.experiment for logger in loggers if hasattr(logger.experiment, "add_custom_scalars")]
+    """The SummaryWriters of the loggers that have one."""
+    return [logger.experiment for logger in loggers if isinstance(logger, TensorBoardLogger)]
 
 
 def command_line() -> str:

@@ -232,11 +232,11 @@ class CIFAR10DataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels, *augmentation = batch
-        if not augmentation:
-            return normalize(images), labels
-        images = normalize(crop_and_flip(images, *augmentation))
-        if self.image_sizes and self.trainer is not None:
+        images = normalize(crop_and_flip(images, *augmentation) if augmentation else images)
+        if augmentation and self.image_sizes and self.trainer is not None:
             done = self.trainer.global_step / self.trainer.estimated_stepping_batches
             sizes = [size for start, size in self.image_sizes.items() if start <= done]
             images = shrink(images, sizes[-1]) if sizes else images
+        if self.trainer is not None:  # bf16-true, 64-true: Lightning has converted the batch when it was still uint8
+            images = images.to(self.trainer.lightning_module.dtype)
         return images, labels

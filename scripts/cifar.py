@@ -162,9 +162,10 @@ def run() -> None:
         own.seed, own.num_seeds = seed, 1
         if cfg.num_seeds > 1:
             own_dir = run_dir / f"seed{seed}"
-            if (own_dir / "summary.json").exists():  # we go on with the seeds that are not finished
+            if (own_dir / "summary.json").exists():
                 records[seed] = EpochRecord.read(own_dir)
-                continue
+                if len(records[seed].epochs) >= (cfg.max_epochs or 0):
+                    continue  # we go on with the seeds that are not finished, or asked for more epochs
             begun = any((own_dir / "checkpoints").glob("*.ckpt"))
             checkpoint = Checkpoint.newest(own_dir / "checkpoints") if begun else None
         start = time.perf_counter() if records else START
@@ -212,7 +213,8 @@ def build(
     except ValueError as error:
         raise UserError(str(error)) from error
     measured_on = "held-out" if cfg.val_size else "test"
-    record = EpochRecord(run_dir, {"recipe": cfg.recipe, "data": cfg.data}, start, measured_on)
+    facts = {"recipe": cfg.recipe, "data": cfg.data, "batch_size": batch_size}
+    record = EpochRecord(run_dir, facts, start, measured_on)
     if recipe.warm_up is not None and cfg.max_epochs in (None, -1) and cfg.max_steps == -1:
         raise UserError(f"--recipe {cfg.recipe} must know its end beforehand: give --max_epochs or --max_steps")
     if cfg.recipe == "fast" and not cfg.val_size and not cfg.probe_train and cfg.limit_val_batches is None:
@@ -229,6 +231,9 @@ def build(
     callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
     callbacks += [page, TestedImages(run_dir)]
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last)
+    interval, batches = trainer.val_check_interval, data.batches_per_epoch
+    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+        raise UserError(f"--val_check_interval is {interval}, but an epoch has {batches} batches: give at most that")
     data.prepare_data()
     epochs = num_steps(data, trainer) / data.batches_per_epoch  # whole ones, whatever --limit_train_batches leaves
     data.image_sizes = for_length(recipe.image_sizes, epochs)

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
+import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import ArgumentParser, Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer, seed_everything
@@ -207,19 +208,27 @@ def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | No
     run_dir = Path(cfg.run_dir)
     folder = run_dir / "checkpoints"
     begun = (run_dir / "config.yaml").exists()
-    if cfg.ckpt_path is None and os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun:
+    if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun:
         cfg.ckpt_path = "last"  # SLURM starts a job that it put back into the queue by the same command line
     checkpoint = None
     if cfg.ckpt_path == "last":
-        # A run that was stopped before its first checkpoint goes on at its beginning.
+        # A run that was stopped before its first checkpoint goes on at its beginning, perhaps another run's checkpoint.
         if any(folder.glob("*.ckpt")) or not begun:
             checkpoint = Checkpoint.newest(folder)
+        elif origin := began_from(run_dir):
+            checkpoint = Checkpoint.read(Path(origin))
     elif cfg.ckpt_path is not None:
         checkpoint = Checkpoint.read(Path(cfg.ckpt_path))
     goes_on = cfg.ckpt_path == "last" or (checkpoint and run_dir.resolve() in checkpoint.path.resolve().parents)
     if is_rank_zero() and begun and not goes_on:
         raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
     return run_dir, checkpoint
+
+
+def began_from(run_dir: Path) -> str | None:
+    """The checkpoint of another run with which the run in ``run_dir`` began, if it did."""
+    text = (run_dir / "config.yaml").read_text(encoding="utf-8")
+    return (yaml.safe_load(text) or {}).get("ckpt_path")
 
 
 _claims: list[FileLock] = []  # held until the process ends, or is killed
@@ -265,7 +274,8 @@ def build_trainer(
 
     Raises UserError for flags that do not go together, or name what is not installed.
     """
-    if cfg.accelerator in ("gpu", "cuda") and not torch.cuda.is_available():
+    mps = cfg.accelerator == "gpu" and torch.backends.mps.is_available()
+    if cfg.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or mps):
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
     if not 0 <= cfg.seed < 2**32:
         raise UserError(f"--seed is {cfg.seed}; it must be from 0 to {2**32 - 1}")
@@ -287,7 +297,7 @@ def build_trainer(
         ]
     checkpoints: list[Callback] = []
     if arguments["enable_checkpointing"] is not False:
-        checkpoints = [save_last, SaveOnInterrupt(save_last.path)]
+        checkpoints = [save_last, SaveOnInterrupt(save_last.path, cfg.run_dir)]
     arguments["callbacks"] = [*callbacks, *_listed(arguments["callbacks"]), *checkpoints]
     if arguments["enable_progress_bar"] is not False and sys.stdout.isatty():
         arguments["callbacks"].append(bar)
@@ -298,9 +308,13 @@ def build_trainer(
     if arguments["enable_model_summary"] is None:
         arguments["enable_model_summary"] = False
     try:
-        return Trainer(**arguments)
-    except ValueError as error:
+        trainer = Trainer(**arguments)
+    except (ImportError, ValueError) as error:
         raise UserError(str(error)) from error
+    # Trained up to a number of steps, Lightning 2.6 takes a checkpoint of an epoch's end for one inside the epoch, ends
+    # it once more, and shuffles all later epochs otherwise. Only what a resume does depends on this.
+    trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+    return trainer
 
 
 def _listed(value: Any) -> list[Any]:
@@ -324,6 +338,8 @@ _MAY_CHANGE = (
 def start_run(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
     """Claims ``run_dir`` and writes config.yaml, the first file of a run: all settings but where the run goes.
 
+    A checkpoint is one of the settings where the run begins with one of another run, not where it is resumed.
+
     Says so when a run goes on with other settings than it began with.
     """
     claim(run_dir)
@@ -331,6 +347,10 @@ def start_run(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
     for key in ("config", "run_dir", "ckpt_path"):
         settings.pop(key, None)
     path = run_dir / "config.yaml"
+    if cfg.ckpt_path not in (None, "last") and run_dir.resolve() not in Path(cfg.ckpt_path).resolve().parents:
+        settings.ckpt_path = str(Path(cfg.ckpt_path).resolve())
+    elif path.exists() and (origin := began_from(run_dir)):
+        settings.ckpt_path = origin
     if path.exists():
         before = parser.parse_path(path, defaults=True)
         changed = [

@@ -310,3 +310,7 @@ def test_what_a_held_out_sample_chooses() -> None:
         "held_out_epochs": 100,
         "held_out_true_mse": 2,
     }
+    # Each seed by its own held-out points: 1, 10 and 100 epochs, true errors 4, 1 and 2.
+    true, held_out = np.array([[4.0] * 3, [1] * 3, [2] * 3]), np.array([[1.0, 3, 3], [2, 1, 2], [3, 2, 1]])
+    choice = held_out_choice(np.array([1, 10, 100]), true, held_out)
+    assert (choice["held_out_epochs"], choice["held_out_true_mse"]) == (10, 2)

@@ -216,6 +216,10 @@ def test_several_seeds_and_a_probe(folder):
         (epoch,) = run["epochs"]
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0
         assert 0 < epoch["displacement"] <= epoch["path"] and 0 < epoch["mean_gradient"] <= epoch["gradient"]
+    # More epochs, for both seeds, and another seed; of the epochs only the second and third are measured.
+    more = ("--limit_train_batches", "3", "--max_epochs", "3", "--check_val_every_n_epoch", "2", "--num_seeds", "3")
+    succeed(folder, *SETTINGS, *more, "--probe_train", "true", "--run_dir", "half", "--ckpt_path", "last")
+    assert [len(run["epochs"]) for run in summary(folder / "half")["runs"]] == [3, 3, 3]
 
 
 def test_the_papers_recipe(folder):
@@ -314,6 +318,44 @@ def test_an_epoch_that_was_not_measured_says_so(folder):
     assert first["val_acc"] is not None and first["val_loss"] is not None
     assert second["val_acc"] is second["val_loss"] is None
     assert second["train_acc"] is not None and summary(folder / "partial")["test_acc"] is not None
+
+
+def test_a_run_of_so_many_steps_goes_on_from_an_epochs_end_as_the_same_run(folder):
+    """12 of the 313 batches an epoch: what begins anew are the epoch's order and the place in it."""
+    steps = ("--recipe", "paper", "--data", "synthetic", "--accelerator", "cpu", *BATCHES)
+    succeed(folder, *steps, "--max_steps", "36", "--run_dir", "steps")
+    succeed(folder, *steps, "--max_steps", "12", "--run_dir", "steps_in_two")
+    succeed(folder, *steps, "--max_steps", "36", "--run_dir", "steps_in_two", "--ckpt_path", "last")
+    assert_same_run(folder / "steps_in_two", folder / "steps")
+
+
+def test_lightnings_precisions_and_clipping(folder):
+    few = ("--max_epochs", "1", "--limit_train_batches", "2", "--limit_val_batches", "1", "--limit_test_batches", "1")
+    for name, flags in {
+        "bf16-true": ("--precision", "bf16-true"),
+        "64-true": ("--precision", "64-true"),
+        "clipped": ("--precision", "bf16-mixed", "--gradient_clip_val", "1"),
+    }.items():
+        succeed(folder, *SETTINGS, *few, *flags, "--run_dir", name)
+        assert 0 < summary(folder / name)["epochs"][0]["train_loss"] < 10
+    assert {value.dtype for value in weights(folder / "64-true").values() if value.is_floating_point()} >= {
+        torch.float64
+    }
+    succeed(folder, *SETTINGS, "--fast_dev_run", "true", "--run_dir", "dev")
+    assert_is_mistake(cifar(folder, *SETTINGS, "--val_check_interval", "500", "--run_dir", "late"), "313")
+    assert not (folder / "late").exists()
+
+
+def test_a_branch_that_was_killed_before_its_first_checkpoint_goes_on_from_where_it_began(folder, run):
+    origin = run[1] / "checkpoints" / "end_of_epoch1.ckpt"
+    (folder / "killed_branch").mkdir()
+    config = (run[1] / "config.yaml").read_text() + f"ckpt_path: {origin}\n"
+    (folder / "killed_branch" / "config.yaml").write_text(config)
+    for flags in (("--ckpt_path", "last"), ("--config", "killed_branch/config.yaml")):
+        run_dir = "killed_branch" if "last" in flags else "branch_by_config"
+        succeed(folder, *SETTINGS, *flags, "--run_dir", run_dir)
+        assert_same_run(folder / run_dir, run[1])
+        assert f"ckpt_path: {origin}" in (folder / run_dir / "config.yaml").read_text()
 
 
 def test_a_compiled_run_goes_on_as_the_same_run(folder):

@@ -103,6 +103,17 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path: Path) -> None:
     load(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
+def test_ctrl_c_in_one_of_several_seeds_tells_how_to_go_on_with_all(tmp_path: Path) -> None:
+    flags = (*CIFAR, "--num_seeds", "2", "--run_dir", "all")
+    process = start(tmp_path, *flags, "--max_epochs", "1000")
+    wait_for(tmp_path / "all" / "seed0" / "checkpoints" / "last.ckpt", process)
+    process.send_signal(signal.SIGINT)
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 130 and "add --run_dir all --ckpt_path last" in out
+    succeed(tmp_path, *flags, "--ckpt_path", "last")
+    assert [run["seed"] for run in json.loads((tmp_path / "all" / "summary.json").read_text())["runs"]] == [0, 1]
+
+
 def test_a_signal_during_validation_ends_it_and_the_resumed_run_is_the_same(tmp_path: Path) -> None:
     """Validation on all 2,000 images takes longer than the epoch's 8 small batches."""
     long = (*CIFAR, "--limit_val_batches", "1.0", "--max_epochs", "2", "--run_dir")
