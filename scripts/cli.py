@@ -256,6 +256,12 @@ def claim(run_dir: Path) -> None:
         left.unlink(missing_ok=True)
 
 
+def check_seed(seed: int) -> None:
+    """Raises UserError for a seed that not every random generator takes."""
+    if not 0 <= seed < 2**32:
+        raise UserError(f"--seed is {seed}; it must be from 0 to {2**32 - 1}")
+
+
 def check_fits(checkpoint: Checkpoint | None, model: LightningModule) -> None:
     """Raises UserError unless the checkpoint, if there is one, holds the weights of this network."""
     if checkpoint and checkpoint.shapes != {name: value.shape for name, value in model.state_dict().items()}:
@@ -277,8 +283,7 @@ def build_trainer(
     mps = cfg.accelerator == "gpu" and torch.backends.mps.is_available()
     if cfg.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or mps):
         raise UserError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
-    if not 0 <= cfg.seed < 2**32:
-        raise UserError(f"--seed is {cfg.seed}; it must be from 0 to {2**32 - 1}")
+    check_seed(cfg.seed)
     if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
         raise UserError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
     quiet()

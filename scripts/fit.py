@@ -18,6 +18,7 @@ from scripts.cli import (
     add_trainer_flags,
     build_trainer,
     check_fits,
+    check_seed,
     main,
     make_parser,
     resolve_run_dir,
@@ -72,6 +73,7 @@ def run() -> None:
     if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
         raise UserError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
 
+    check_seed(cfg.seed)
     seeds = tuple(range(cfg.seed, cfg.seed + cfg.num_seeds))
     try:
         data = CurveDataModule(cfg.function, cfg.x_min, cfg.x_max, cfg.num_samples, cfg.noise_std, seeds)

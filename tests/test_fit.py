@@ -208,6 +208,8 @@ MISTAKES = {
     "pole": (["--function", "1/x"], "x = 0"),
     "empty interval": (["--x_min", "2", "--x_max", "1"], "x_min"),
     "no epochs": (["--epochs", "0"], "epochs"),
+    "seed too large": (["--seed", "9" * 20], "--seed"),
+    "negative seed": (["--seed", "-1"], "--seed"),
     "no such checkpoint": (["--ckpt_path", "nowhere.ckpt"], "nowhere.ckpt"),
     "no run to go on with": (["--ckpt_path", "last"], "last.ckpt"),
     "garbage checkpoint": (["--ckpt_path", "garbage.ckpt"], "garbage.ckpt"),
