@@ -87,6 +87,7 @@ def run() -> None:
     record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
+    flags.min_epochs, flags.min_steps = None, None  # and Lightning would go on after its end
     settings = {"function": cfg.function, "lr": lrs, "epochs": cfg.epochs, "hidden": cfg.hidden, "seed": cfg.seed}
     settings |= {"num_samples": cfg.num_samples, "noise_std": cfg.noise_std, "num_seeds": cfg.num_seeds}
     page = RunPage({"median error": ["train/loss", "val/loss"]}, settings)

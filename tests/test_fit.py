@@ -183,6 +183,13 @@ def test_max_epochs_cuts_the_epochs_asked_for(folder):
     assert {r["epochs"] for r in summary(folder / "cut")["results"]} == {20, 50}
 
 
+@pytest.mark.parametrize("flag", ["--min_epochs", "--min_steps"])
+def test_the_training_ends_where_it_is_asked_to(folder, flag):
+    run_dir = f"least{flag[5:]}"
+    succeed(folder, *SMALL, "--epochs", "20", flag, "100", "--run_dir", run_dir)
+    assert {r["epochs"] for r in summary(folder / run_dir)["results"]} == {20}
+
+
 def test_divergence_is_a_result_not_a_crash(folder):
     args = ("--function", "exp(20*x)", "--lr", "1e30", "0.001", "--epochs", "200", "--run_dir", "diverged")
     args += ("--num_seeds", "2")
