@@ -122,8 +122,11 @@ def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
     parser.set_defaults({"enable_autolog_hparams": False, **defaults})  # RunPage logs them, beside the results
 
 
-def main(run: Callable[[], None]) -> NoReturn:
-    """Runs a script; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback."""
+def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoReturn:
+    """Runs a script; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback.
+
+    ``files``: the script's flags that name files, for the error of one that cannot be read or written.
+    """
     if sys.getfilesystemencoding().lower() != "utf-8":  # no name of a file could be told to TensorBoard
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
@@ -140,7 +143,7 @@ def main(run: Callable[[], None]) -> NoReturn:
         sys.exit(1)
     except OSError as error:
         what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
-        _fail(f"{what} (check --run_dir, --data_root and the space on the disk)")
+        _fail(f"{what} (check {files} and the space on the disk)")
     except KeyboardInterrupt:
         sys.exit(130)
     sys.exit(0)

@@ -155,17 +155,20 @@ def tell_curve(network: CurvePredictor, numbers: list[float], as_json: bool) -> 
 
 
 def read_column(path: Path, column: str) -> list[float]:
-    """Raises UserError unless every row of the file has a number in this column."""
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if column not in (rows.fieldnames or []):
-            raise UserError(f"{path} has no column {column}, but: {', '.join(rows.fieldnames or [])}")
-        numbers = []
-        for row in rows:
-            try:
-                numbers.append(float(row[column]))
-            except (TypeError, ValueError):
-                raise UserError(f"{path}, line {rows.line_num}: {row[column]!r} is not a number") from None
+    """Raises UserError unless the file is a CSV file and every row of it has a number in this column."""
+    numbers = []
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins its UTF-8 with a mark
+            rows = csv.DictReader(file)
+            if column not in (rows.fieldnames or []):
+                raise UserError(f"{path} has no column {column}, but: {', '.join(rows.fieldnames or [])}")
+            for row in rows:
+                try:
+                    numbers.append(float(row[column]))
+                except (TypeError, ValueError):
+                    raise UserError(f"{path}, line {rows.line_num}: {row[column]!r} is not a number") from None
+    except (UnicodeDecodeError, csv.Error):
+        raise UserError(f"{path} is no CSV file in UTF-8: save it as one, in Excel as 'CSV UTF-8'") from None
     return numbers
 
 
@@ -203,4 +206,4 @@ def export(network: PictureClassifier | CurvePredictor, path: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, files="--csv, --sheet, --export")

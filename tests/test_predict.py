@@ -224,6 +224,36 @@ def test_a_curves_values_at_numbers_and_at_a_column(curve: Path) -> None:
     assert table[0].split("\t") == ["x", "lr 0.01 seed 0", "lr 0.02 seed 0"] and table[1].startswith("-1\t")
 
 
+def test_a_csv_file_of_excels(curve: Path) -> None:
+    (curve / "excel.csv").write_text("x,y\r\n1,a\r\n2.5,b\r\n", encoding="utf-8-sig")
+    assert answers(curve, *CKPT, "--csv", "excel.csv")["x"] == [1, 2.5]
+
+
+# no CSV file with a column x: its content, and words of its error
+BAD_CSV = {
+    "missing": (None, "check --csv"),
+    "xlsx": (b"PK\x03\x04\x14\x00\x06\x00\x08\x00\x9d\xa1\xff\x00", "CSV UTF-8"),
+    "latin-1": ("x\nfünf\n".encode("latin-1"), "CSV UTF-8"),
+    "utf-16": ("x\n1\n".encode("utf-16"), "CSV UTF-8"),
+    "too long a field": (b"x\n" + b"1" * 200_000 + b"\n", "CSV UTF-8"),
+    "other column": (b"y\n1\n", "no column x"),
+    "empty": (b"", "no column x"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CSV)
+def test_what_is_no_csv_file_gets_one_line(curve: Path, name: str) -> None:
+    content, word = BAD_CSV[name]
+    path = curve / "bad.csv"
+    path.unlink(missing_ok=True)
+    if content is not None:
+        path.write_bytes(content)
+    done = predict(curve, *CKPT, "--csv", "bad.csv")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "bad.csv" in done.stderr and word in done.stderr
+    assert "--run_dir" not in done.stderr and "--data_root" not in done.stderr
+
+
 @pytest.mark.parametrize("file", ["curve.onnx", "curve.pt2"])
 def test_a_curve_is_exported_too(curve: Path, file: str) -> None:
     done = predict(curve, *CKPT, "--export", file)
