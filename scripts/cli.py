@@ -5,6 +5,7 @@ import inspect
 import io
 import logging
 import os
+import signal
 import sys
 import warnings
 import zipfile
@@ -125,13 +126,15 @@ def add_trainer_flags(parser: Parser, **defaults: Any) -> None:
 def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoReturn:
     """Runs a script; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback.
 
-    ``files``: the script's flags that name files, for the error of one that cannot be read or written.
+    Ctrl-C ends it with 130 and SIGTERM with 143, wherever SaveOnInterrupt does not listen. ``files``: the script's
+    flags that name files, for the error of one that cannot be read or written.
     """
     if sys.getfilesystemencoding().lower() != "utf-8":  # no name of a file could be told to TensorBoard
         os.environ["PYTHONUTF8"] = "1"
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(line_buffering=True)  # lines are live in a pipe or a file too
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         run()
     except (UserError, DataError, ExpressionError, MisconfigurationException) as error:
@@ -146,6 +149,9 @@ def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoRe
         _fail(f"{what} (check {files} and the space on the disk)")
     except KeyboardInterrupt:
         sys.exit(130)
+    except SystemExit as ended:
+        # Lightning catches Ctrl-C, and exits with 1.
+        sys.exit(130 if isinstance(ended.__context__, KeyboardInterrupt) else ended.code)
     sys.exit(0)
 
 

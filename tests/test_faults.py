@@ -23,6 +23,15 @@ CIFAR = (
 )
 ENDLESS = (*CIFAR, "--limit_train_batches", "1.0", "--save_every_n_steps", "2")
 FIT = ("scripts/fit.py", "--epochs", "50")
+SLOW = """
+import pathlib, time
+from pytorch_lightning import Callback
+
+class Slow(Callback):
+    def {hook}(self, *args, **kwargs):
+        pathlib.Path("waiting").touch()
+        time.sleep(60)
+"""
 
 
 def start(folder: Path, *args: str, **env: str) -> subprocess.Popen:
@@ -112,6 +121,26 @@ def test_ctrl_c_in_one_of_several_seeds_tells_how_to_go_on_with_all(tmp_path: Pa
     assert process.returncode == 130 and "add --run_dir all --ckpt_path last" in out
     succeed(tmp_path, *flags, "--ckpt_path", "last")
     assert [run["seed"] for run in json.loads((tmp_path / "all" / "summary.json").read_text())["runs"]] == [0, 1]
+
+
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(
+    ("hook", "flags"), [("setup", ()), ("on_train_start", ("--enable_checkpointing", "false"))], ids=["setup", "train"]
+)
+@pytest.mark.parametrize("script", [CIFAR, FIT], ids=["cifar", "fit"])
+def test_a_signal_where_nothing_is_saved(
+    script: tuple[str, ...], hook: str, flags: tuple[str, ...], signum: int, code: int, tmp_path: Path
+) -> None:
+    """A callback of the user's, whose turn is before the one that saves, makes the moment last."""
+    (tmp_path / "slow.py").write_text(SLOW.format(hook=hook))
+    process = start(
+        tmp_path, *script, *flags, "--callbacks", "slow.Slow", "--run_dir", "run", PYTHONPATH=f"{tmp_path}:{ROOT}"
+    )
+    wait_for(tmp_path / "waiting", process)
+    process.send_signal(signum)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == code and "Traceback" not in err, err
+    assert not list(tmp_path.rglob("*.ckpt")) and not (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_signal_during_validation_ends_it_and_the_resumed_run_is_the_same(tmp_path: Path) -> None:
