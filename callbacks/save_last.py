@@ -20,7 +20,7 @@ class SaveLast(Checkpoint):
 
     Args:
         folder: where the checkpoints go.
-        every_n_steps: save inside an epoch whenever the number of optimizer steps is a multiple of this.
+        every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
         interval: seconds after which to save without ``every_n_steps``; then epochs' ends wait for it too, if
             ``each_epoch`` is False.
         each_epoch: save at the end of each epoch.
@@ -39,10 +39,10 @@ class SaveLast(Checkpoint):
         self.path = folder / "last.ckpt"
         self.every_n_steps, self.interval, self.each_epoch = every_n_steps, interval, each_epoch
         self.branches = set(branches)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_steps = time.monotonic(), 0
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -61,14 +61,19 @@ class SaveLast(Checkpoint):
 
     def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         if self.every_n_steps is not None:
-            return trainer.global_step % self.every_n_steps == 0
+            return steps_done(trainer) // self.every_n_steps > self._saved_steps // self.every_n_steps
         if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN_LOOKS:
             return False
         return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.interval))
 
     def _save(self, trainer: Trainer) -> None:
         trainer.save_checkpoint(self.path)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
+
+
+def steps_done(trainer: Trainer) -> int:
+    """Optimizer steps so far; of a curve fit its epochs, since its Trainer counts measurements."""
+    return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
 
 
 def ends_epoch(trainer: Trainer) -> bool:

@@ -104,7 +104,8 @@ def make_parser(description: str) -> Parser:
     parser.add_argument(
         "--save_every_n_steps",
         type=int | None,
-        help="save a checkpoint every N steps inside an epoch too; default every 5 minutes",
+        help="save a checkpoint every N steps inside an epoch too, default every 5 minutes; "
+        "fit.py: every N epochs, but 1,000 times at most, default every minute",
     )
     return parser
 

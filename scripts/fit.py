@@ -26,13 +26,20 @@ from scripts.cli import (
 )
 
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
+MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs
 
 
-def measured_epochs(asked: list[int]) -> list[int]:
-    """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked."""
+def measured_epochs(asked: list[int], save_every: int | None) -> list[int]:
+    """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked.
+
+    And every ``save_every`` epochs, since only after a measurement can a checkpoint be saved.
+    """
     last = max(asked)
-    log_spaced = {round(10 ** (i / 10)) for i in range(100)}
-    return sorted({e for e in log_spaced | set(range(2000, last, 2000)) | set(asked) if e <= last})
+    epochs = {round(10 ** (i / 10)) for i in range(100)} | set(range(2000, last, 2000)) | set(asked)
+    if save_every:
+        step = max(save_every, -(-last // MOST_SAVES))
+        epochs |= set(range(step, last, step))
+    return sorted(e for e in epochs if e <= last)
 
 
 def run() -> None:
@@ -80,7 +87,8 @@ def run() -> None:
     except ValueError as error:
         raise UserError(str(error)) from error
     lrs = list(dict.fromkeys(cfg.lr))
-    model = FunctionRegressor(lrs, seeds, measured_epochs(epochs + horizon), hidden=cfg.hidden, **data.scale)
+    measure_at = measured_epochs(epochs + horizon, cfg.save_every_n_steps)
+    model = FunctionRegressor(lrs, seeds, measure_at, hidden=cfg.hidden, **data.scale)
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
     run_dir, checkpoint = resolve_run_dir(cfg, "runs/fit")

@@ -6,11 +6,14 @@ import math
 import os
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+
+from scripts.fit import measured_epochs
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fit.py"
 SMALL = ("--lr", "0.1", "0.01", "--num_samples", "50")
@@ -181,6 +184,27 @@ def test_a_mistake_in_a_resume_harms_nothing(folder, whole):
 def test_max_epochs_cuts_the_epochs_asked_for(folder):
     succeed(folder, *SMALL, "--epochs", "20", "1000", "--max_epochs", "50", "--run_dir", "cut")
     assert {r["epochs"] for r in summary(folder / "cut")["results"]} == {20, 50}
+
+
+def test_save_every_n_steps_counts_epochs(folder):
+    checkpoint = folder / "saved" / "checkpoints" / "last.ckpt"
+    args = (*SMALL, "--epochs", "1000000", "--save_every_n_steps", "1300", "--run_dir", "saved")
+    with subprocess.Popen([sys.executable, str(SCRIPT), *args], cwd=folder) as process:
+        try:
+            started = time.monotonic()
+            while not checkpoint.exists():
+                assert process.poll() is None and time.monotonic() - started < 50  # one a minute is saved in any case
+                time.sleep(0.01)
+        finally:
+            process.kill()
+    assert torch.load(checkpoint, weights_only=True)["epochs_done"] % 1300 == 0
+
+
+def test_a_checkpoint_to_save_has_its_measurement_and_a_normal_run_no_more_of_them():
+    normal = measured_epochs([100, 50_000], None)
+    assert {1, 100, 2_000, 48_000, 50_000} <= set(normal) and len(normal) < 80
+    assert set(measured_epochs([50_000], 300)) == set(normal) | set(range(300, 50_000, 300))
+    assert len(measured_epochs([1_000_000], 1)) < 1_600
 
 
 @pytest.mark.parametrize("flag", ["--min_epochs", "--min_steps"])

@@ -21,7 +21,7 @@ CIFAR = (
     *("--limit_test_batches", "5", "--save_every_n_steps", "1"),
 )
 FIT = (
-    *("scripts/fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "1", "--epochs", "300"),
+    *("scripts/fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),
     str(20_000 * KILLS),
 )
 RUNS = {
