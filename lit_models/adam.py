@@ -28,6 +28,12 @@ class ElementwiseAdam(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
 
+    def load_state_dict(self, state_dict: Any) -> None:
+        """As ``torch.optim.Optimizer`` does, which moves the state to its parameter's device but no learning rate."""
+        super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["lr"] = group["lr"].to(group["params"][0])
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         """One step on every parameter; ``closure``, if given, computes the gradients first."""

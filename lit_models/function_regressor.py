@@ -73,6 +73,10 @@ class FunctionRegressor(LightningModule):
         dtype = self.net.theta.dtype
         return ((x - self.x_mean) / self.x_scale).to(dtype), ((y - self.y_mean) / self.y_scale).to(dtype)
 
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
+        """Leaves validation's float64, which not every device has, on the CPU, where ``validation_step`` reads it."""
+        return super().transfer_batch_to_device(batch, device, dataloader_idx) if self.trainer.training else batch
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"epochs": int, "train_mse": (M,) float64}."""
         L = len(self.lrs)

@@ -192,6 +192,7 @@ def quiet() -> None:
         ".*sync_dist=True.*",
         ".*torch.jit.trace.* is deprecated.*",
         ".*overridden `on_before_batch_transfer`.*",
+        ".*overridden `transfer_batch_to_device`.*",
     ):
         warnings.filterwarnings("ignore", message)
     for name in (

@@ -275,6 +275,30 @@ def test_the_scale_of_the_function_does_not_matter(scale: str) -> None:
     )
 
 
+def test_validation_stays_on_the_cpu_since_not_every_device_has_float64() -> None:
+    elsewhere = torch.device("meta")  # stands for any device that is not the CPU
+    data, model = CurveDataModule(), FunctionRegressor()
+    model.trainer = trainer = Trainer(**QUIET)
+    for stage, batches, device in (
+        ("training", data.train_dataloader(), elsewhere),
+        ("validating", data.val_dataloader(), torch.device("cpu")),
+    ):
+        setattr(trainer, stage, True)
+        batch = model.on_before_batch_transfer(next(iter(batches)), 0)
+        batch = model.transfer_batch_to_device(batch, elsewhere, 0)
+        assert {part.device for part in batch} == {device}
+        assert all(part.device == torch.device("cpu") or part.dtype == torch.float32 for part in batch)
+
+
+def test_a_resumed_optimizer_has_its_learning_rates_where_its_parameters_are() -> None:
+    rates = torch.tensor([0.1, 0.01])
+    saved = ElementwiseAdam([torch.nn.Parameter(torch.zeros(2))], rates).state_dict()
+    theta = torch.nn.Parameter(torch.zeros(2, device="meta"))
+    resumed = ElementwiseAdam([theta], rates.to("meta"))
+    resumed.load_state_dict(saved)
+    assert resumed.param_groups[0]["lr"].device == theta.device
+
+
 def test_errors_are_against_f_and_in_its_own_units() -> None:
     data = CurveDataModule(seeds=(0,))
     model = FunctionRegressor(seeds=(0,), measure_at=[50], **data.scale)
