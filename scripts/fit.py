@@ -70,6 +70,7 @@ def run() -> None:
     for limit in (cfg.max_epochs, cfg.max_steps):
         if limit is not None and limit > 0:  # one epoch is one step
             epochs, horizon = [e for e in epochs if e < limit] + [limit], []
+    last = max(epochs + horizon)
     for name, values in (("--epochs", epochs + horizon), ("--hidden", cfg.hidden), ("--num_seeds", [cfg.num_seeds])):
         if min(values) < 1:
             raise UserError(f"{name} is {min(values)}; it must be at least 1")
@@ -92,23 +93,31 @@ def run() -> None:
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
     run_dir, checkpoint = resolve_run_dir(cfg, "runs/fit")
+    check_fits(checkpoint, model)
+    is_trained = False
+    if checkpoint and (done := checkpoint.next_step - 1) >= last:
+        # A run that was stopped after its last epoch, before its results were whole, has only these left to do.
+        is_own = run_dir.resolve() in checkpoint.path.resolve().parents
+        is_trained = done == last and is_own and not (run_dir / "summary.json").exists()
+        if not is_trained:
+            raise UserError(f"{checkpoint.path} has {done:,} epochs already: ask for more with --epochs")
     record = CurveRecord(run_dir, epochs, auto, START)
     flags = cfg.clone()
     flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
     flags.min_epochs, flags.min_steps = None, None  # and Lightning would go on after its end
+    if is_trained:
+        flags.limit_train_batches = 0  # Lightning loads the checkpoint, and returns
     settings = {"function": cfg.function, "lr": lrs, "epochs": cfg.epochs, "hidden": cfg.hidden, "seed": cfg.seed}
     settings |= {"num_samples": cfg.num_samples, "noise_std": cfg.noise_std, "num_seeds": cfg.num_seeds}
     page = RunPage({"median error": ["train/loss", "val/loss"]}, settings)
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
     trainer = build_trainer(parser, flags, run_dir, [record, page], TrajectoryBar(), save_last)
-    check_fits(checkpoint, model)
-    if checkpoint and checkpoint.next_step > max(epochs + horizon):
-        done = checkpoint.next_step - 1
-        raise UserError(f"{checkpoint.path} has {done:,} epochs already: ask for more with --epochs")
     start_run(parser, cfg, run_dir)
-    print(f"Fitting {cfg.function} for {max(epochs + horizon):,} epochs, learning rates {lrs}, seeds {list(seeds)}")
+    (run_dir / "summary.json").unlink(missing_ok=True)  # a run that goes on has no results until it ends again
+    todo = "Writing the results of" if is_trained else "Fitting"
+    print(f"{todo} {cfg.function} for {last:,} epochs, learning rates {lrs}, seeds {list(seeds)}")
     trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
-    if trainer.checkpoint_callbacks:
+    if trainer.checkpoint_callbacks and not is_trained:
         trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     record.finish(trainer, model, data)
     print(f"Pictures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")

@@ -4,6 +4,7 @@ import csv
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -167,6 +168,46 @@ def test_resume_equals_an_uninterrupted_run(folder, whole):
     )
     assert weights.keys() == expected.keys()
     assert all(torch.equal(weights[name], expected[name]) for name in expected)
+
+
+def stopped_before_its_results(run_dir, to):
+    """A copy of a finished run, as if it had been killed when its last checkpoint was saved."""
+    shutil.copytree(run_dir, to, ignore=shutil.ignore_patterns(".lock", "*.png", "summary.json", "metrics.csv"))
+
+
+@pytest.mark.parametrize("path", ["last", "stopped/checkpoints/last.ckpt"])
+def test_a_run_stopped_before_its_results_gets_them(whole, tmp_path, path):
+    stopped_before_its_results(whole, tmp_path / "stopped")
+    checkpoint = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
+    before = checkpoint.read_bytes()
+    succeed(tmp_path, *SMALL, "--epochs", "500", "--run_dir", "stopped", "--ckpt_path", path)
+    content, expected = summary(tmp_path / "stopped"), summary(whole)
+    for name in ("results", "over_seeds", "more_training"):
+        assert content[name] == expected[name]
+    assert metrics(tmp_path / "stopped") == metrics(whole)
+    for name in ("curves.png", "errors.png"):
+        assert (tmp_path / "stopped" / name).read_bytes() == (whole / name).read_bytes()
+    assert checkpoint.read_bytes() == before
+
+
+def test_a_run_stopped_before_its_results_can_go_on(whole, tmp_path):
+    stopped_before_its_results(whole, tmp_path / "stopped")
+    elsewhere = fit(tmp_path, *SMALL, "--epochs", "500", "--ckpt_path", "stopped/checkpoints/last.ckpt")
+    assert elsewhere.returncode == 2 and "500 epochs already" in elsewhere.stderr
+    succeed(tmp_path, *SMALL, "--epochs", "600", "--run_dir", "stopped", "--ckpt_path", "last")
+    assert {r["epochs"] for r in summary(tmp_path / "stopped")["results"]} == {600}
+
+
+def test_a_longer_run_that_was_stopped_before_its_results_gets_them(whole, tmp_path):
+    """The shorter run's summary.json is not taken for its own."""
+    shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    longer = (*SMALL, "--epochs", "5000", "--run_dir", "run", "--ckpt_path", "last")
+    (tmp_path / "run" / "errors.png").unlink()
+    (tmp_path / "run" / "errors.png").mkdir()  # cannot be written
+    assert fit(tmp_path, *longer).returncode == 2
+    (tmp_path / "run" / "errors.png").rmdir()
+    succeed(tmp_path, *longer)
+    assert {r["epochs"] for r in summary(tmp_path / "run")["results"]} == {5000}
 
 
 def test_a_mistake_in_a_resume_harms_nothing(folder, whole):
