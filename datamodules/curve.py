@@ -43,6 +43,7 @@ class CurveDataModule(LightningDataModule):
         seeds: tuple[int, ...] = (0,),
     ) -> None:
         super().__init__()
+        self.save_hyperparameters(logger=False)  # checkpoints hold them: what they were trained on
         self.function, self.x_min, self.x_max, self.noise_std = function, x_min, x_max, noise_std
         if not -1e150 < x_min < x_max < 1e150:
             raise ValueError(f"the interval from x_min {x_min:g} to x_max {x_max:g} is empty or not finite")

@@ -41,11 +41,14 @@ class Checkpoint:
     """What the scripts look at before Lightning loads a checkpoint.
 
     ``next_step`` is the first step that the loggers will see: a curve fit's count epochs, a classifier's batches.
+    ``settings`` are the hyperparameters of the model and of the data that it was trained with, as far as it has them.
     """
 
     path: Path
     shapes: dict[str, torch.Size]
     next_step: int
+    settings: dict[str, Any]
+    dtype: torch.dtype
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
@@ -59,7 +62,10 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             content["loops"], content["optimizer_states"]
             shapes = {name: value.shape for name, value in content["state_dict"].items()}
-            return cls(path, shapes, content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"])
+            dtype = next(iter(content["state_dict"].values())).dtype
+            settings = {**content.get("hyper_parameters", {}), **content.get("datamodule_hyper_parameters", {})}
+            step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
+            return cls(path, shapes, step, settings, dtype)
         except Exception as error:
             raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
 

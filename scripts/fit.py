@@ -1,6 +1,6 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from scripts import START
 
@@ -14,6 +14,7 @@ from callbacks.save_last import SaveLast
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import (
+    Checkpoint,
     UserError,
     add_trainer_flags,
     build_trainer,
@@ -40,6 +41,30 @@ def measured_epochs(asked: list[int], save_every: int | None) -> list[int]:
         step = max(save_every, -(-last // MOST_SAVES))
         epochs |= set(range(step, last, step))
     return sorted(e for e in epochs if e <= last)
+
+
+def check_same(checkpoint: Checkpoint, model: FunctionRegressor, data: CurveDataModule, precision: str) -> None:
+    """Raises UserError where the checkpoint was trained with other settings than these.
+
+    Its weights and the optimizer's state, learning rates and all, go on as they are: the results would be told of
+    settings that were never used. More epochs make it no other run.
+    """
+    before = as_flags(checkpoint.settings, "64-true" if checkpoint.dtype == torch.float64 else "32-true")
+    now = as_flags({**model.hparams, **data.hparams}, precision)
+    if changed := [f"{flag} {before[flag]}, not {now[flag]}" for flag in before if before[flag] != now[flag]]:
+        raise UserError(
+            f"{checkpoint.path} was trained with {'; '.join(changed)}: resume it with its own settings, which are in "
+            "config.yaml, or start anew in another --run_dir"
+        )
+
+
+def as_flags(settings: dict[str, Any], precision: str) -> dict[str, str]:
+    """{flag: value} of all that decides what an epoch does, from the hyperparameters of the model and of the data."""
+    seeds = settings["seeds"]
+    values = {"lr": settings["lrs"], "seed": seeds[0], "num_seeds": len(seeds), "precision": precision}
+    names = ("hidden", "function", "x_min", "x_max", "num_samples", "noise_std")
+    values |= {name: settings[name] for name in names if name in settings}  # older checkpoints lack those of the data
+    return {f"--{name}": " ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in values.items()}
 
 
 def run() -> None:
@@ -76,7 +101,8 @@ def run() -> None:
             raise UserError(f"{name} is {min(values)}; it must be at least 1")
     if not all(0 < lr < float("inf") for lr in cfg.lr):
         raise UserError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
-    if str(cfg.precision or 32) not in ("32", "32-true", "64", "64-true"):
+    precision = {"32": "32-true", "64": "64-true"}.get(str(cfg.precision or 32), str(cfg.precision))
+    if precision not in ("32-true", "64-true"):
         raise UserError("fit.py trains in --precision 32-true or 64-true")
     if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
         raise UserError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
@@ -94,6 +120,8 @@ def run() -> None:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
     run_dir, checkpoint = resolve_run_dir(cfg, "runs/fit")
     check_fits(checkpoint, model)
+    if checkpoint:
+        check_same(checkpoint, model, data, precision)
     is_trained = False
     if checkpoint and (done := checkpoint.next_step - 1) >= last:
         # A run that was stopped after its last epoch, before its results were whole, has only these left to do.

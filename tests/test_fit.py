@@ -216,6 +216,14 @@ def test_a_mistake_in_a_resume_harms_nothing(folder, whole):
     for args, word in (
         ((*SMALL, "--epochs", "900", "--hidden", "5"), "another network"),
         ((*SMALL, "--epochs", "500"), "500 epochs already"),
+        (("--lr", "0.01", "0.1", *SMALL[3:], "--epochs", "900"), "--lr 0.1 0.01, not 0.01 0.1"),
+        ((*SMALL[:3], "--epochs", "900"), "--num_samples 50, not 200"),
+        ((*SMALL, "--epochs", "900", "--function", "sin(x)", "--seed", "1"), "--seed 0, not 1"),
+        ((*SMALL, "--epochs", "900", "--noise_std", "1"), "--noise_std 3.0, not 1.0"),
+        ((*SMALL, "--epochs", "900", "--x_max", "4"), "--x_max 5.0, not 4.0"),
+        ((*SMALL, "--epochs", "900", "--num_seeds", "2"), "another network"),
+        (("--lr", "0.1", "--num_seeds", "2", *SMALL[3:], "--epochs", "900"), "--num_seeds 1, not 2"),
+        ((*SMALL, "--epochs", "900", "--precision", "64"), "--precision 32-true, not 64-true"),
     ):
         done = fit(folder, *args, *again)
         assert done.returncode == 2 and word in done.stderr and len(done.stderr.splitlines()) == 1
