@@ -136,7 +136,7 @@ class BareSteps(Callback):
         self.seconds: dict[str, list[float]] = {name: [] for name in ("trainer", *self.networks)}
         self._last: float | None = None
         for network in self.networks.values():
-            for _ in range(5):
+            for _ in range(min(5, self.block)):
                 network.step()
 
     def on_train_batch_end(
@@ -159,15 +159,15 @@ class BareSteps(Callback):
         write_json(self.out, {name: statistics.median(seconds) for name, seconds in self.seconds.items()})
 
 
-# cifar.py with BareSteps among its callbacks; the first argument is where they write
+# cifar.py with BareSteps among its callbacks; the first two arguments are theirs
 TURNS = """
 import sys
 import scripts.cifar as cifar
 from scripts.bench import BareSteps
 
-out, build = sys.argv.pop(1), cifar.build_trainer
+out, block, build = sys.argv.pop(1), int(sys.argv.pop(1)), cifar.build_trainer
 cifar.build_trainer = lambda parser, cfg, run_dir, callbacks, *others: build(
-    parser, cfg, run_dir, [*callbacks, BareSteps(out)], *others
+    parser, cfg, run_dir, [*callbacks, BareSteps(out, block)], *others
 )
 cifar.main(cifar.run)
 """
@@ -192,8 +192,9 @@ def median_seconds(call: Any, times: int, device: torch.device) -> float:
 
 def matmul_flops(device: torch.device) -> float:
     """float32 operations a second of a large matrix product, the most that a network could reach here."""
-    a = torch.randn(4096, 4096, device=device)
-    return 2 * 4096**3 / median_seconds(lambda: a @ a, 5, device)
+    size = 4096 if device.type == "cuda" else 2048  # each large enough for full speed
+    a = torch.randn(size, size, device=device)
+    return 2 * size**3 / median_seconds(lambda: a @ a, 5, device)
 
 
 def cifar(args: argparse.Namespace) -> dict[str, Any]:
@@ -205,10 +206,11 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     data.setup("fit")
     data.train = (data.train[0].to(device), data.train[1].to(device))
     batches = iter(data.train_dataloader())
-    compile = gains_by_compilation(device)  # as a whole run does by default
+    compile = gains_by_compilation(device) if args.compile == "auto" else args.compile == "true"
+    block = max(2, min(10, args.steps // 4))
     flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
     flags += ["--compile", str(compile).lower()]
-    flags += ["--limit_val_batches", "0", "--limit_test_batches", "1", "--limit_train_batches"]
+    flags += ["--limit_val_batches", "0", "--limit_test_batches", "0", "--limit_train_batches"]
     rounds = []
     for _ in range(args.repeats):
         row = {}
@@ -219,7 +221,8 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "seconds.json"
             run_dir = str(Path(folder) / "run")
-            timed([sys.executable, "-c", TURNS, str(out), *flags, str(args.steps + 20), "--run_dir", run_dir])
+            steps = str(args.steps + 2 * block)
+            timed([sys.executable, "-c", TURNS, str(out), str(block), *flags, steps, "--run_dir", run_dir])
             row |= {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
         seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
         row["data_alone"] = 128 / seconds
@@ -261,6 +264,9 @@ if __name__ == "__main__":
     parser.add_argument("--epochs", type=int, default=50_000, help="of the long runs of fit")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each run of cifar")
     parser.add_argument("--data_root", default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
+    parser.add_argument(
+        "--compile", choices=["auto", "true", "false"], default="auto", help="of cifar.py; auto: as its whole runs do"
+    )
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where cifar runs")
     args = parser.parse_args()
     print(json.dumps({"fit": fit, "cifar": cifar}[args.what](args), indent=2))
