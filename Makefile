@@ -33,7 +33,7 @@ DEMO_FLAGS = --max_epochs 6 --milestones '{4: 0.01}' --compile false \
 	--limit_train_batches 40 --limit_val_batches 8 --limit_test_batches 16
 
 test: $(STAMP) ## run the test suite (some of it: make test ARGS="-k fit")
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

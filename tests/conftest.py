@@ -7,10 +7,17 @@ from pathlib import Path
 import pytest
 
 NEEDS = {"cifar10_root": "cifar10", "browser_binaries": "browser"}  # fixture -> mark
+LONGEST = "cifar kill faults readme report predict bench fit tensorboard".split()  # the longest file first
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """``-m "not cifar10"`` and ``-m "not browser"`` leave out the tests that use these fixtures."""
+    """``-m "not cifar10"`` and ``-m "not browser"`` leave out the tests that use these fixtures.
+
+    The longest files come first, so that of several processes, which get a file each (``make test``), none is left
+    with a long one at the end.
+    """
+    place = {f"test_{name}": i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONGEST)))
     for item in items:
         for name in getattr(item, "fixturenames", ()):
             if name in NEEDS:
