@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 CIFAR = (
     *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", "3", "--batch_size", "16"),
     *("--milestones", "{1: 0.05}", "--limit_train_batches", "8", "--limit_val_batches", "5"),
-    *("--limit_test_batches", "2"),
+    *("--limit_test_batches", "0"),
 )
 ENDLESS = (*CIFAR, "--limit_train_batches", "1.0", "--save_every_n_steps", "2")
 FIT = ("scripts/fit.py", "--epochs", "50")

@@ -18,7 +18,7 @@ CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
 CIFAR = (
     *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", str(EPOCHS)),
     *("--milestones", "{2: 0.05}", "--batch_size", "16", "--limit_train_batches", "12", "--limit_val_batches", "20"),
-    *("--limit_test_batches", "5", "--save_every_n_steps", "1"),
+    *("--limit_test_batches", "0", "--save_every_n_steps", "1"),
 )
 FIT = (
     *("scripts/fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),

@@ -4,6 +4,7 @@ import csv
 import json
 import subprocess
 import sys
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +36,15 @@ def answers(folder: Path, *args: str) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path:
-    """A short run on the real images, its checkpoint in run/, and 200 test images as files of every kind."""
+    """A short run on the real images, its checkpoint in run/, and 200 test images as files of every kind.
+
+    In modes/ is one picture of each unusual mode.
+    """
     folder = tmp_path_factory.mktemp("predict")
     done = subprocess.run(
         [sys.executable, str(ROOT / "scripts" / "cifar.py"), "--data_root", str(cifar10_root.resolve()),
          "--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "30", "--limit_val_batches", "0",
-         "--limit_test_batches", "1", "--run_dir", "run"],
+         "--limit_test_batches", "1", "--batch_size", "32", "--run_dir", "run"],
         cwd=folder, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -68,6 +72,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path
                 image.save(folder / kind / f"{i:03}.jpeg", quality=98, subsampling=0)
             else:
                 image.save(folder / kind / f"{i:03}.png")
+    (folder / "modes").mkdir()
+    wide = Image.new("RGBA", (300, 200), (0, 0, 0, 0))  # nothing but transparent: white
+    wide.save(folder / "modes" / "wide.png")
+    Image.new("RGB", (32, 32), "white").save(folder / "modes" / "white.png")
+    Image.fromarray(np.full((40, 40), 65535, dtype=np.uint16)).save(folder / "modes" / "sixteen_bits.png")
+    Image.new("P", (32, 32)).save(folder / "modes" / "palette.gif")
+    Image.new("CMYK", (50, 60)).save(folder / "modes" / "print.jpg")
+    Image.new("RGB", (5, 9), "white").save(folder / "modes" / "tiny.png")
     return folder
 
 
@@ -88,13 +100,22 @@ def evaluated(folder: Path, images: torch.Tensor) -> torch.Tensor:
 
 
 CKPT = ("--ckpt_path", "run/checkpoints/last.ckpt")
+LOSSLESS = ("png", "webp", "upscaled", "alpha", "turned")
 
 
-def test_files_that_lose_nothing_give_the_evaluations_results(folder: Path, cifar10_root: Path) -> None:
+@pytest.fixture(scope="module")
+def of_kind(folder: Path) -> dict[str, list[Any]]:
+    """What one command says of all pictures: {folder: answers in its order}."""
+    told = answers(folder, *CKPT, *LOSSLESS, "grey/*.png", "jpeg", "modes", "--sheet", "sheet.png")
+    return {kind: list(part) for kind, part in groupby(told, lambda answer: Path(answer["file"]).parent.name)}
+
+
+def test_files_that_lose_nothing_give_the_evaluations_results(
+    folder: Path, of_kind: dict[str, list[Any]], cifar10_root: Path
+) -> None:
     best = evaluated(folder, tensor(cifar10_root)).topk(3)
-    kinds = ("png", "webp", "upscaled", "alpha", "turned")
-    told = answers(folder, *CKPT, *kinds, "--sheet", "sheet.png")
-    assert [Path(answer["file"]).stem for answer in told] == [f"{i:03}" for i in range(COUNT)] * len(kinds)
+    told = [answer for kind in LOSSLESS for answer in of_kind[kind]]
+    assert [Path(answer["file"]).stem for answer in told] == [f"{i:03}" for i in range(COUNT)] * len(LOSSLESS)
     classes = CIFAR10DataModule().classes
     for i, answer in enumerate(told):
         values, indices = best.values[i % COUNT], best.indices[i % COUNT]
@@ -104,29 +125,23 @@ def test_files_that_lose_nothing_give_the_evaluations_results(folder: Path, cifa
         assert sheet.format == "PNG" and min(sheet.size) > 500
 
 
-def test_grey_is_three_equal_colours_and_jpeg_is_near(folder: Path, cifar10_root: Path) -> None:
+def test_grey_is_three_equal_colours_and_jpeg_is_near(
+    folder: Path, of_kind: dict[str, list[Any]], cifar10_root: Path
+) -> None:
     images = tensor(cifar10_root)
     grey = torch.from_numpy(
         np.stack([np.array(Image.fromarray(i).convert("L").convert("RGB")) for i in images.numpy()])
     )
-    told = answers(folder, *CKPT, "grey/*.png", "jpeg")
-    for answer, row in zip(told[:COUNT], evaluated(folder, grey), strict=True):
+    for answer, row in zip(of_kind["grey"], evaluated(folder, grey), strict=True):
         assert answer["probabilities"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
     best = evaluated(folder, images).argmax(1).tolist()
     classes = CIFAR10DataModule().classes
-    assert sum(answer["classes"][0] == classes[b] for answer, b in zip(told[COUNT:], best, strict=True)) > 0.9 * COUNT
+    same = [answer["classes"][0] == classes[b] for answer, b in zip(of_kind["jpeg"], best, strict=True)]
+    assert sum(same) > 0.9 * COUNT
 
 
-def test_a_large_transparent_picture_and_other_modes(folder: Path) -> None:
-    (folder / "modes").mkdir()
-    wide = Image.new("RGBA", (300, 200), (0, 0, 0, 0))  # nothing but transparent: white
-    wide.save(folder / "modes" / "wide.png")
-    Image.new("RGB", (32, 32), "white").save(folder / "modes" / "white.png")
-    Image.fromarray(np.full((40, 40), 65535, dtype=np.uint16)).save(folder / "modes" / "sixteen_bits.png")
-    Image.new("P", (32, 32)).save(folder / "modes" / "palette.gif")
-    Image.new("CMYK", (50, 60)).save(folder / "modes" / "print.jpg")
-    Image.new("RGB", (5, 9), "white").save(folder / "modes" / "tiny.png")
-    told = {Path(answer["file"]).name: answer["probabilities"] for answer in answers(folder, *CKPT, "modes")}
+def test_a_large_transparent_picture_and_other_modes(of_kind: dict[str, list[Any]]) -> None:
+    told = {Path(answer["file"]).name: answer["probabilities"] for answer in of_kind["modes"]}
     assert len(told) == 6
     for name in ("wide.png", "sixteen_bits.png", "tiny.png"):
         assert told[name] == pytest.approx(told["white.png"], abs=1e-4)

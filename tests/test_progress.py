@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-SHORT = "--max_epochs 2 --limit_train_batches 4 --limit_val_batches 1 --limit_test_batches 1"
+SHORT = "--max_epochs 2 --limit_train_batches 4 --limit_val_batches 1 --limit_test_batches 1 --batch_size 32"
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
 

@@ -23,7 +23,7 @@ from callbacks.classifier_answers import drop_sentences, gap_sentences, mean_and
 ROOT = Path(__file__).parents[1]
 CLASSIFIER = (
     *("cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", "4", "--limit_train_batches", "6"),
-    *("--limit_val_batches", "3", "--limit_test_batches", "3", "--probe_train", "true"),
+    *("--limit_val_batches", "3", "--limit_test_batches", "3", "--batch_size", "32", "--probe_train", "true"),
 )
 
 
@@ -47,8 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed in ("0", "1"):
         flags = ("--seed", seed, "--milestones")
         script(folder, *CLASSIFIER, *flags, "{2: 0.01}", "--run_dir", f"with_{seed}")
-        branch = f"with_{seed}/checkpoints/end_of_epoch1.ckpt"
-        script(folder, *CLASSIFIER, *flags, "{}", "--ckpt_path", branch, "--run_dir", f"without_{seed}")
+        branch = ("--ckpt_path", f"with_{seed}/checkpoints/end_of_epoch1.ckpt", "--limit_test_batches", "0")
+        script(folder, *CLASSIFIER, *flags, "{}", *branch, "--run_dir", f"without_{seed}")
     told = script(folder, "report.py", *RUNS)
     assert "report.html" in told
     return folder
