@@ -13,6 +13,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import launch
 import pytest
 import torch
 
@@ -39,14 +40,12 @@ def environment():
     return env | {"CUDA_VISIBLE_DEVICES": ""}
 
 
-def cifar(folder, *args, script="cifar.py"):
-    return subprocess.run(
-        command(*args, script=script), cwd=folder, env=environment(), capture_output=True, text=True, timeout=300
-    )
+def cifar(folder, *args, script="cifar.py", run=launch.run):
+    return run([str(SCRIPTS / script), *args], folder, environment())
 
 
-def succeed(folder, *args):
-    done = cifar(folder, *args)
+def succeed(folder, *args, run=launch.run):
+    done = cifar(folder, *args, run=run)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout
@@ -82,7 +81,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """Three short epochs on the synthetic images: what it printed, and where it went."""
-    return succeed(folder, *SETTINGS, "--run_dir", "whole"), folder / "whole"
+    return succeed(folder, *SETTINGS, "--run_dir", "whole", run=launch.run_anew), folder / "whole"
 
 
 def test_summary_is_complete(run):
@@ -353,9 +352,9 @@ def test_a_compiled_run_goes_on_as_the_same_run(folder):
     """From the checkpoint that the run leaves before its step, in another folder."""
     short = ("--limit_train_batches", "4", "--milestones", "{1:0.01}", "--max_epochs")
     compiled = ("2", "--compile", "true", "--run_dir")
-    succeed(folder, *SETTINGS, *short, *compiled, "compiled")
+    succeed(folder, *SETTINGS, *short, *compiled, "compiled", run=launch.run_anew)
     half = ("--ckpt_path", "compiled/checkpoints/end_of_epoch0.ckpt")
-    succeed(folder, *SETTINGS, *short, *compiled, "second_half", *half)
+    succeed(folder, *SETTINGS, *short, *compiled, "second_half", *half, run=launch.run_anew)
     assert_same_run(folder / "second_half", folder / "compiled")
     succeed(folder, *SETTINGS, *short, "1", "--limit_test_batches", "0", "--run_dir", "eager")
     losses = [summary(folder / name)["epochs"][0]["train_loss"] for name in ("compiled", "eager")]
@@ -400,14 +399,14 @@ def test_two_machines_under_torchrun(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    launch = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
-    launch += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", "--nproc_per_node", "1"]
+    torchrun += ["--master_addr", "127.0.0.1", "--master_port", str(port)]
     flags = ("--data", "synthetic", "--accelerator", "cpu", "--num_nodes", "2", "--devices", "1", "--strategy", "ddp")
     flags += ("--max_epochs", "1", "--limit_train_batches", "3", "--limit_val_batches", "1")
     flags += ("--limit_test_batches", "1", "--run_dir", "machines")
     machines = [
         subprocess.Popen(
-            [*launch, "--node_rank", str(rank), str(SCRIPTS / "cifar.py"), *flags],
+            [*torchrun, "--node_rank", str(rank), str(SCRIPTS / "cifar.py"), *flags],
             cwd=folder,
             env=environment(),
             stdout=subprocess.PIPE,

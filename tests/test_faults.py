@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import launch
 import pytest
 import torch
 
@@ -48,9 +49,9 @@ def start(folder: Path, *args: str, **env: str) -> subprocess.Popen:
 
 def run(folder: Path, *args: str, **env: str) -> tuple[int, str, str]:
     """Exit code, stdout and stderr."""
-    process = start(folder, *args, **env)
-    out, err = process.communicate(timeout=300)
-    return process.returncode, out, err
+    script, *flags = args
+    done = launch.run([str(ROOT / script), *flags], folder, os.environ | {"CUDA_VISIBLE_DEVICES": ""} | env)
+    return done.returncode, done.stdout, done.stderr
 
 
 def succeed(folder: Path, *args: str, **env: str) -> tuple[str, str]:
@@ -86,7 +87,9 @@ def assert_same(run_dir: Path, expected: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished run in ``run``; tests that change it work on a copy."""
     folder = tmp_path_factory.mktemp("finished")
-    succeed(folder, *CIFAR, "--run_dir", "run")
+    process = start(folder, *CIFAR, "--run_dir", "run")
+    err = process.communicate(timeout=300)[1]
+    assert process.returncode == 0, err
     return folder
 
 

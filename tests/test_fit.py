@@ -11,6 +11,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import launch
 import pytest
 import torch
 
@@ -20,16 +21,13 @@ SCRIPT = Path(__file__).parents[1] / "scripts" / "fit.py"
 SMALL = ("--lr", "0.1", "0.01", "--num_samples", "50")
 
 
-def fit(folder, *args):
+def fit(folder, *args, run=launch.run):
     """Runs the script in ``folder``, where no GPU can be seen."""
-    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *args], cwd=folder, env=env, capture_output=True, text=True, timeout=300
-    )
+    return run([str(SCRIPT), *args], folder, os.environ | {"CUDA_VISIBLE_DEVICES": ""})
 
 
-def succeed(folder, *args):
-    done = fit(folder, *args)
+def succeed(folder, *args, run=launch.run):
+    done = fit(folder, *args, run=run)
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr and "Warning" not in done.stderr
     return done.stdout
@@ -62,7 +60,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def default(folder):
     """A run without any flag: what it printed, and where it went."""
-    output = succeed(folder)
+    output = succeed(folder, run=launch.run_anew)
     (run_dir,) = (folder / "runs" / "fit").iterdir()
     return output, run_dir
 
@@ -70,16 +68,15 @@ def default(folder):
 @pytest.fixture(scope="module")
 def grid(folder):
     """Two learning rates, three seeds and two epoch counts."""
-    succeed(
-        folder, "--epochs", "100", "300", "--lr", "0.1", "0.01", "--num_seeds", "3", "--seed", "5", "--run_dir", "grid"
-    )
+    settings = ("--epochs", "100", "300", "--lr", "0.1", "0.01", "--num_seeds", "3", "--seed", "5")
+    succeed(folder, *settings, "--run_dir", "grid", run=launch.run_anew)
     return folder / "grid"
 
 
 @pytest.fixture(scope="module")
 def whole(folder):
     """500 epochs in one go."""
-    succeed(folder, *SMALL, "--epochs", "500", "--run_dir", "whole")
+    succeed(folder, *SMALL, "--epochs", "500", "--run_dir", "whole", run=launch.run_anew)
     return folder / "whole"
 
 

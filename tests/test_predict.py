@@ -3,11 +3,11 @@
 import csv
 import json
 import subprocess
-import sys
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import launch
 import numpy as np
 import pytest
 import torch
@@ -22,10 +22,7 @@ COUNT = 200
 
 
 def predict(folder: Path, *args: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "predict.py"), *args],
-        cwd=folder, capture_output=True, text=True, timeout=300,
-    )  # fmt: skip
+    return launch.run([str(ROOT / "scripts" / "predict.py"), *args], folder)
 
 
 def answers(folder: Path, *args: str) -> Any:
@@ -41,11 +38,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path
     In modes/ is one picture of each unusual mode.
     """
     folder = tmp_path_factory.mktemp("predict")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "cifar.py"), "--data_root", str(cifar10_root.resolve()),
+    done = launch.run(
+        [str(ROOT / "scripts" / "cifar.py"), "--data_root", str(cifar10_root.resolve()),
          "--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "30", "--limit_val_batches", "0",
          "--limit_test_batches", "1", "--batch_size", "32", "--run_dir", "run"],
-        cwd=folder, capture_output=True, text=True, timeout=300,
+        folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     images = tensor(cifar10_root).numpy()
@@ -215,10 +212,10 @@ def test_public_weights_by_their_names(folder: Path) -> None:
 @pytest.fixture(scope="module")
 def curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("curve")
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "fit.py"), "--function", "3 * x + 100", "--noise_std", "0.1", "--lr",
+    done = launch.run(
+        [str(ROOT / "scripts" / "fit.py"), "--function", "3 * x + 100", "--noise_std", "0.1", "--lr",
          "0.01", "0.02", "--epochs", "1500", "--run_dir", "run"],
-        cwd=folder, capture_output=True, text=True,
+        folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return folder

@@ -12,6 +12,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import launch
 import pytest
 from matplotlib.image import imread
 from selenium import webdriver
@@ -28,9 +29,7 @@ CLASSIFIER = (
 
 
 def script(folder: Path, name: str, *args: str) -> str:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / name), *args], cwd=folder, capture_output=True, text=True, timeout=600
-    )
+    done = launch.run([str(ROOT / "scripts" / name), *args], folder, timeout=600)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

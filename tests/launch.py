@@ -1,0 +1,84 @@
+"""Runs command lines for the tests without the seconds that each would spend on the same imports.
+
+On Linux a server that has imported torch, Lightning and the like, and nothing of this project, forks for each command.
+What it forks is as good as a new process, with its own arguments, folder, environment, output, exit code and exit, but
+for the hash seed: what is compared bit for bit is compared with a run of ``run_anew``, which starts Python as users do.
+"""
+
+import functools
+import importlib
+import json
+import os
+import runpy
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+IMPORTED = "torch torch._dynamo torch.utils.tensorboard torchvision.datasets torchmetrics.classification".split()
+IMPORTED += "pytorch_lightning jsonargparse matplotlib.figure matplotlib.backends.backend_agg jinja2 PIL.Image".split()
+READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_")  # with others of these a command is run anew
+ONE_AT_A_TIME = threading.Lock()
+Done = subprocess.CompletedProcess[str]
+
+
+def run_anew(args: Sequence[str], cwd: Path, env: Mapping[str, str] = os.environ, timeout: int = 300) -> Done:
+    return subprocess.run([sys.executable, *args], cwd=cwd, env=env, capture_output=True, text=True, timeout=timeout)
+
+
+def run(args: Sequence[str], cwd: Path, env: Mapping[str, str] = os.environ, timeout: int = 300) -> Done:
+    """``python`` with these arguments, of which the first is a script."""
+    if sys.platform != "linux":
+        return run_anew(args, cwd, env, timeout)
+    with ONE_AT_A_TIME, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        channel, its_env, _ = server()
+        if any(name.startswith(READ_AT_START) for name, _ in env.items() ^ its_env.items()):
+            return run_anew(args, cwd, env, timeout)
+        request = json.dumps([args, str(cwd), dict(env), timeout]).encode()
+        socket.send_fds(channel, [request], [out.fileno(), err.fileno()])
+        code = int(channel.recv(100))
+        out.seek(0), err.seek(0)
+        if code == -signal.SIGALRM:
+            raise subprocess.TimeoutExpired(args, timeout, out.read(), err.read())
+        return subprocess.CompletedProcess(args, code, out.read(), err.read())
+
+
+@functools.cache
+def server() -> tuple[socket.socket, dict[str, str], subprocess.Popen]:
+    """Where to ask it, and its environment. It ends when this process does, whose end of the socket is closed then."""
+    mine, its = socket.socketpair(type=socket.SOCK_SEQPACKET)
+    with its:
+        command = [sys.executable, __file__, str(its.fileno())]
+        return mine, dict(os.environ), subprocess.Popen(command, pass_fds=[its.fileno()], stdout=subprocess.DEVNULL)
+
+
+def serve(channel: socket.socket) -> str:
+    """Returns in the process of a command only: its script."""
+    while True:
+        request, files, *_ = socket.recv_fds(channel, 1 << 20, 2)
+        if not request:
+            sys.exit()
+        if (pid := os.fork()) == 0:
+            break
+        for file in files:
+            os.close(file)
+        channel.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+    channel.close()
+    os.dup2(files[0], 1), os.dup2(files[1], 2)
+    sys.argv, folder, env, timeout = json.loads(request)
+    signal.alarm(timeout)
+    os.chdir(folder)
+    os.environ.clear()
+    os.environ.update(env)
+    sys.path[0] = os.path.dirname(sys.argv[0])
+    return sys.argv[0]
+
+
+if __name__ == "__main__":
+    for name in IMPORTED:
+        importlib.import_module(name)
+    runpy.run_path(serve(socket.socket(fileno=int(sys.argv[1]))), run_name="__main__")
