@@ -62,9 +62,20 @@ class TrainBatches:
     same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, seed: int, rank: int, world_size: int) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        seed: int,
+        rank: int,
+        world_size: int,
+        max_shift: int = PADDING,
+        alternate_flips: bool = False,
+    ) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
+        self.max_shift, self.alternate_flips = max_shift, alternate_flips
         self.epoch = 0
         self.start = 0  # the batch to begin with, after a resume inside an epoch
         self.position = 0
@@ -80,8 +91,12 @@ class TrainBatches:
         N, device = len(self.labels), self.images.device
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(N, generator=generator).to(device)
-        shift = torch.randint(2 * PADDING + 1, (N, 2), generator=generator).to(device)
-        flip = torch.randint(2, (N,), generator=generator).bool().to(device)
+        shift = PADDING + torch.randint(-self.max_shift, self.max_shift + 1, (N, 2), generator=generator).to(device)
+        if self.alternate_flips:
+            first = torch.randint(2, (N,), generator=torch.Generator().manual_seed(self.seed))
+            flip = ((first + self.epoch) % 2).bool().to(device)[order]
+        else:
+            flip = torch.randint(2, (N,), generator=generator).bool().to(device)
         start, self.start = self.start, 0
         for batch in range(start, len(self)):
             self.position = batch + 1
@@ -125,8 +140,11 @@ class CIFAR10DataModule(LightningDataModule):
 
     Gives batches of (N, 3, 32, 32) float32 normalised images and (N,) int64 labels on the Trainer's device. Validation
     is on the test split, or with ``val_size`` on that many last training images, which are then not trained on.
-    ``image_sizes``, set before training, is {from this fraction of its steps on: pixels a side} of the training images,
-    in this order; smaller ones take less time.
+
+    To be set before training, if at all: ``image_sizes``, {from this fraction of its steps on: pixels a side} of the
+    training images, in this order; smaller ones take less time. ``max_shift``, the pixels that a training image is
+    moved at most, 0 to 4. ``alternate_flips``, to mirror an image in every second epoch rather than at random (Jordan
+    2024, arXiv:2404.00498).
 
     Args:
         data_root: the folder that holds ``cifar-10-batches-py``.
@@ -155,6 +173,7 @@ class CIFAR10DataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         self.image_sizes: dict[float, int] = {}
+        self.max_shift, self.alternate_flips = PADDING, False
         self.data_root, self.batch_size, self.val_size = Path(data_root), batch_size, val_size
         self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
         self._prepared = False  # Lightning calls prepare_data again for fit and for test
@@ -209,7 +228,8 @@ class CIFAR10DataModule(LightningDataModule):
                 f"a batch of --batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
                 f"of {world_size} processes an image: choose another --batch_size or --val_size"
             )
-        return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process)
+        augmentation = (self.max_shift, self.alternate_flips)
+        return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process, *augmentation)
 
     def val_dataloader(self) -> list[EvalBatches]:
         images, labels = self.train if self.val_size else self.test

@@ -65,6 +65,8 @@ class Recipe:
     he_init: bool = False
     # for trainings of this number of epochs on: {from this part of the training on: pixels a side of its images}
     image_sizes: dict[int, dict[float, int]] = field(default_factory=lambda: {0: {}})
+    max_shift: dict[int, int] = field(default_factory=lambda: {0: 4})  # pixels; by the number of epochs, too
+    alternate_flips: dict[int, bool] = field(default_factory=lambda: {0: False})  # each image, instead of at random
 
 
 RECIPES = {
@@ -89,6 +91,8 @@ RECIPES = {
         momentum=0.9,
         nesterov=True,
         image_sizes={0: {0.0: 20, 0.65: 24, 0.85: 32}, 20: {0.0: 20, 0.55: 24, 0.75: 32}},
+        max_shift={0: 2, 20: 4},
+        alternate_flips={0: True, 20: False},
     ),
 }
 
@@ -237,6 +241,8 @@ def build(
     data.prepare_data()
     epochs = num_steps(data, trainer) / data.batches_per_epoch  # whole ones, whatever --limit_train_batches leaves
     data.image_sizes = for_length(recipe.image_sizes, epochs)
+    data.max_shift = for_length(recipe.max_shift, epochs)
+    data.alternate_flips = for_length(recipe.alternate_flips, epochs)
     model = ResNet20Classifier(
         recipe.lr,
         recipe.momentum,

@@ -244,8 +244,12 @@ def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | No
 
 def began_from(run_dir: Path) -> str | None:
     """The checkpoint of another run with which the run in ``run_dir`` began, if it did."""
-    text = (run_dir / "config.yaml").read_text(encoding="utf-8")
-    return (yaml.safe_load(text) or {}).get("ckpt_path")
+    path = run_dir / "config.yaml"
+    try:
+        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+        return None if settings is None else settings.get("ckpt_path")
+    except (yaml.YAMLError, AttributeError):
+        raise UserError(f"{path} is damaged: start anew with another --run_dir") from None
 
 
 _claims: list[FileLock] = []  # held until the process ends, or is killed

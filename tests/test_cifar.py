@@ -257,8 +257,11 @@ def test_the_fast_recipe(folder):
     assert not (folder / "endless").exists()
 
 
-def test_long_trainings_by_the_fast_recipe_have_less_decay_and_more_large_images():
+def test_long_trainings_by_the_fast_recipe_have_less_decay_more_large_images_and_more_augmentation():
     fast = RECIPES["fast"]
+    assert [for_length(fast.max_shift, epochs) for epochs in (5, 60)] == [2, 4]
+    assert [for_length(fast.alternate_flips, epochs) for epochs in (5, 60)] == [True, False]
+    assert (RECIPES["lab"].max_shift, RECIPES["paper"].alternate_flips) == ({0: 4}, {0: False})
     assert [for_length(fast.weight_decay, epochs) for epochs in (0.1, 19.9, 20, 60, math.inf)] == [1e-3] * 2 + [
         5e-4
     ] * 3

@@ -261,6 +261,18 @@ def test_shifts_are_uniform_on_81_places_and_flips_are_fair_and_independent() ->
     assert_uniform(place[:-1:2] * 81 + place[1::2], 81 * 81)  # and an image's place of its neighbour's
 
 
+def test_short_trainings_shift_less_and_mirror_each_image_in_every_second_epoch() -> None:
+    flips = []
+    for epoch in range(4):
+        loader = batches(epoch=epoch)
+        loader.max_shift, loader.alternate_flips = 2, True
+        _, ids, shift, flip = whole_epoch(loader)
+        assert_uniform((shift[:, 0] - 2) * 5 + shift[:, 1] - 2, 25)  # from 2 to 6; 4 is the image itself
+        flips.append(flip[ids.argsort()])
+    assert_uniform(flips[0].long(), 2)
+    assert torch.equal(flips[1], ~flips[0]) and torch.equal(flips[2], flips[0]) and torch.equal(flips[3], flips[1])
+
+
 def test_each_image_of_a_batch_has_its_own_crop() -> None:
     for _, _, shift, flip in list(batches())[:390]:
         # 128 images in 81 places leave (80 / 81)**128 = 20 % of the places empty: about 64 are taken.
