@@ -44,6 +44,8 @@ def start(folder: Path, *args: str, **env: str) -> subprocess.Popen:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # as in a terminal, also where the tests run in a shell's background, whose processes ignore Ctrl-C
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -128,17 +130,16 @@ def test_ctrl_c_in_one_of_several_seeds_tells_how_to_go_on_with_all(tmp_path: Pa
 
 @pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 @pytest.mark.parametrize(
-    ("hook", "flags"), [("setup", ()), ("on_train_start", ("--enable_checkpointing", "false"))], ids=["setup", "train"]
+    ("hook", "script"),
+    [("setup", CIFAR), ("on_train_start", (*FIT, "--enable_checkpointing", "false"))],
+    ids=["cifar's setup", "fit's training"],
 )
-@pytest.mark.parametrize("script", [CIFAR, FIT], ids=["cifar", "fit"])
 def test_a_signal_where_nothing_is_saved(
-    script: tuple[str, ...], hook: str, flags: tuple[str, ...], signum: int, code: int, tmp_path: Path
+    script: tuple[str, ...], hook: str, signum: int, code: int, tmp_path: Path
 ) -> None:
     """A callback of the user's, whose turn is before the one that saves, makes the moment last."""
     (tmp_path / "slow.py").write_text(SLOW.format(hook=hook))
-    process = start(
-        tmp_path, *script, *flags, "--callbacks", "slow.Slow", "--run_dir", "run", PYTHONPATH=f"{tmp_path}:{ROOT}"
-    )
+    process = start(tmp_path, *script, "--callbacks", "slow.Slow", "--run_dir", "run", PYTHONPATH=f"{tmp_path}:{ROOT}")
     wait_for(tmp_path / "waiting", process)
     process.send_signal(signum)
     _, err = process.communicate(timeout=20)
