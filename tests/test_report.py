@@ -147,7 +147,10 @@ def test_settings(page: dict[str, Any], reported: Path) -> None:
     content = summary(reported, "own")
     for choice, cells in zip(content["auto"], page["settings-own"]["rows"][1:], strict=True):
         assert cells[0] == f"{choice['lr']:g}"
-        assert (cells[1], cells[3]) == (f"{choice['best_epochs']:,}", f"{choice['held_out_epochs']:,}")
+        assert (cells[1], cells[4]) == (f"{choice['best_epochs']:,}", f"{choice['held_out_epochs']:,}")
+        results = [r for r in content["results"] if (r["lr"], r["epochs"]) == (choice["lr"], choice["best_epochs"])]
+        low, high = map(float, cells[3].split(" to "))  # quartiles are values that occurred
+        assert all(any(e == pytest.approx(r["true_mse"], rel=5e-3) for r in results) for e in (low, high))
         assert float(cells[2]) == pytest.approx(choice["best_true_mse"], rel=5e-3)
     assert content["function"] in page["settings-own"]["text"]
 
