@@ -89,8 +89,14 @@ def _about_its_line(values: Sequence[float]) -> float:
     return math.sqrt(sum((y - intercept - slope * x) ** 2 for x, y in enumerate(values)) / (len(values) - 2))
 
 
-def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int, measured_on: str = "test") -> list[str]:
-    """The answer in plain sentences, ``measured_on`` test or held-out images; what is not shown is said to be so."""
+def drop_sentences(
+    answer: Mapping[str, Any], steps_per_epoch: int, measured_on: str = "test", noises: Sequence[float] = ()
+) -> list[str]:
+    """The answer in plain sentences, ``measured_on`` test or held-out images; what is not shown is said to be so.
+
+    ``noises``: of runs where it is known, the part of a batch's gradient, by squared length, that is noise, at the
+    weights before the fall.
+    """
     change, fall = answer["change"], f"{answer['lr_before']:g} to {answer['lr_after']:g}"
     told = [
         f"When the learning rate falls from {fall} (epoch {answer['epoch']}), {measured_on} accuracy changes by "
@@ -132,11 +138,21 @@ def drop_sentences(answer: Mapping[str, Any], steps_per_epoch: int, measured_on:
         + f"At {answer['lr_after']:g} the path is {after['path']:.3g} long, its end "
         f"{100 * after['straightness']:.1f} % of that away."
     )
+    if noises:
+        told.append(
+            f"At the weights before the fall, {100 * statistics.mean(noises):.0f} % of a batch's gradient, by squared "
+            f"length, is noise, which other batches do not share ({_seeds(len(noises))})."
+        )
     if before["straightness"] < 0.5 and change["mean"] > 0:
         told.append(
-            "That fits the picture of a valley: at the larger rate the weights jump to and fro across it, and shorter "
-            "steps let them sink into it. It is a picture that these numbers agree with, not a proof; whether the "
-            "batches' noise or the steepness of the valley keeps the weights jumping they do not tell."
+            (
+                "So chance makes most of a step, and the steps that follow undo it. "
+                if noises and statistics.mean(noises) > 0.5 and before["straightness"] < random
+                else ""
+            )
+            + "That fits the picture of a valley: at the larger rate the weights jump to and fro across it; shorter "
+            "steps let them sink into it. It is a picture that these numbers agree with, not a proof"
+            + ("." if noises else "; how much of a step is the batch's noise was not measured.")
         )
     return told
 
@@ -169,7 +185,8 @@ def gap_sentences(runs: Sequence[Mapping[str, float]]) -> list[str]:
     for start, end in itertools.pairwise(mean):
         parts = names[names.index(start) + 1 : names.index(end) + 1]
         change = mean_and_interval([run[end] - run[start] for run in runs])
-        told.append(f"{_points(change)}: {', and '.join(GAP[name] for name in parts)}.")
+        shown = "" if change["low"] is None or change["low"] > 0 or change["high"] < 0 else " The interval holds 0."
+        told.append(f"{_points(change)}: {', and '.join(GAP[name] for name in parts)}.{shown}")
     return told
 
 
@@ -181,6 +198,10 @@ def _points(value: Mapping[str, Any]) -> str:
         f"{text} (mean of {len(value['values'])} seeds, 95 % interval {100 * value['low']:+.1f} to "
         f"{100 * value['high']:+.1f})"
     )
+
+
+def _seeds(n: int) -> str:
+    return "one seed" if n == 1 else f"mean of {n} seeds"
 
 
 def _verdict(when: str, effect: Mapping[str, Any]) -> str:

@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from callbacks.atomic import write_json
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
-from scripts.cifar import gains_by_compilation
+from lit_models.compilation import gains_by_compilation
 from scripts.cli import keep_freed_memory
 
 SCRIPTS = Path(__file__).parent
@@ -159,20 +159,6 @@ class BareSteps(Callback):
         write_json(self.out, {name: statistics.median(seconds) for name, seconds in self.seconds.items()})
 
 
-# cifar.py with BareSteps among its callbacks; the first two arguments are theirs
-TURNS = """
-import sys
-import scripts.cifar as cifar
-from scripts.bench import BareSteps
-
-out, block, build = sys.argv.pop(1), int(sys.argv.pop(1)), cifar.build_trainer
-cifar.build_trainer = lambda parser, cfg, run_dir, callbacks, *others: build(
-    parser, cfg, run_dir, [*callbacks, BareSteps(out, block)], *others
-)
-cifar.main(cifar.run)
-"""
-
-
 def finished(device: torch.device) -> float:
     """The time, once the device has nothing left to do."""
     if device.type == "cuda":
@@ -220,9 +206,14 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
                 row[f"plain_{workers}_workers"] = plain(args.plain, *parts)[1]["images_per_second"]
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "seconds.json"
-            run_dir = str(Path(folder) / "run")
-            steps = str(args.steps + 2 * block)
-            timed([sys.executable, "-c", TURNS, str(out), str(block), *flags, steps, "--run_dir", run_dir])
+            turns = [
+                "--callbacks+=scripts.bench.BareSteps",
+                "--callbacks.out",
+                str(out),
+                "--callbacks.block",
+                str(block),
+            ]
+            ours("cifar.py", *flags, str(args.steps + 2 * block), *turns)
             row |= {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
         seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
         row["data_alone"] = 128 / seconds
@@ -259,7 +250,7 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["fit", "cifar"])
-    parser.add_argument("--plain", required=True, help="path of the plain script")
+    parser.add_argument("--plain", help="path of the plain script; not needed on a GPU, which it does not know")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=50_000, help="of the long runs of fit")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each run of cifar")
@@ -269,4 +260,6 @@ if __name__ == "__main__":
     )
     parser.add_argument("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where cifar runs")
     args = parser.parse_args()
+    if args.plain is None and (args.what == "fit" or args.accelerator == "cpu"):
+        parser.error("--plain is needed: the path of the plain script to compare with")
     print(json.dumps({"fit": fit, "cifar": cifar}[args.what](args), indent=2))

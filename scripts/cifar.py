@@ -6,19 +6,16 @@ from scripts import START
 import ast
 import math
 import os
-import shutil
 import sys
-import sysconfig
 import time
 from argparse import ArgumentTypeError
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer
-from torch.utils._triton import has_triton
 
 from callbacks import LRStep
 from callbacks.epoch_record import EpochRecord, finish_seeds
@@ -31,21 +28,18 @@ from callbacks.save_last import SaveLast
 from callbacks.tested_images import TestedImages
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
+from lit_models.compilation import gains_by_compilation, has_compiler
 from scripts.cli import (
-    Checkpoint,
     Parser,
     UserError,
     add_trainer_flags,
     build_trainer,
-    check_fits,
+    check_seed,
     is_rank_zero,
     main,
     make_parser,
-    resolve_run_dir,
-    start_run,
 )
-
-T = TypeVar("T")
+from scripts.run_dir import Checkpoint, check_fits, resolve_run_dir, start_run
 
 
 @dataclass(frozen=True)
@@ -53,7 +47,7 @@ class Recipe:
     """How to train. The learning rate steps at the milestones or, with ``warm_up``, goes through one cycle."""
 
     lr: float
-    weight_decay: dict[int, float]  # for trainings of this number of epochs on
+    weight_decay: float
     max_epochs: int | None = None
     max_steps: int = -1
     batch_size: int = 128
@@ -63,19 +57,19 @@ class Recipe:
     momentum: float = 0.0
     nesterov: bool = False
     he_init: bool = False
-    # for trainings of this number of epochs on: {from this part of the training on: pixels a side of its images}
-    image_sizes: dict[int, dict[float, int]] = field(default_factory=lambda: {0: {}})
-    max_shift: dict[int, int] = field(default_factory=lambda: {0: 4})  # pixels; by the number of epochs, too
-    alternate_flips: dict[int, bool] = field(default_factory=lambda: {0: False})  # each image, instead of at random
+    image_sizes: dict[float, int] = field(default_factory=dict)  # {from this part of the training on: pixels a side}
+    max_shift: int = 4  # pixels
+    alternate_flips: bool = False  # each image in every second epoch, instead of at random
+    test_once: bool = False  # at the end, instead of after each epoch
 
 
 RECIPES = {
     # the lab's exercise: plain SGD, 0.1 for five epochs, then 0.01 for five
-    "lab": Recipe(lr=0.1, weight_decay={0: 5e-4}, max_epochs=10, milestones={5: 0.01}),
+    "lab": Recipe(lr=0.1, weight_decay=5e-4, max_epochs=10, milestones={5: 0.01}),
     # He et al. 2015, section 4.2: 8.75 % test error after 64,000 iterations, about 164 epochs
     "paper": Recipe(
         lr=0.1,
-        weight_decay={0: 1e-4},
+        weight_decay=1e-4,
         max_steps=64_000,
         milestones={32_000: 0.01, 48_000: 0.001},
         milestones_in="step",
@@ -85,16 +79,24 @@ RECIPES = {
     # ours: the least time to a given accuracy; what each part is worth is in docs/fast.md
     "fast": Recipe(
         lr=0.2,
-        weight_decay={0: 1e-3, 20: 5e-4},
+        weight_decay=5e-4,
         max_epochs=48,
         warm_up=0.2,
         momentum=0.9,
         nesterov=True,
-        image_sizes={0: {0.0: 20, 0.65: 24, 0.85: 32}, 20: {0.0: 20, 0.55: 24, 0.75: 32}},
-        max_shift={0: 2, 20: 4},
-        alternate_flips={0: True, 20: False},
+        image_sizes={0.0: 20, 0.55: 24, 0.75: 32},
+        test_once=True,
     ),
 }
+# fast, when an image is seen fewer times than this: it needs less augmentation then, and more decay
+FEW_EPOCHS = 20
+FAST_IN_FEW_EPOCHS = replace(
+    RECIPES["fast"],
+    weight_decay=1e-3,
+    image_sizes={0.0: 20, 0.65: 24, 0.85: 32},
+    max_shift=2,
+    alternate_flips=True,
+)
 
 
 CHARTS = {
@@ -151,12 +153,16 @@ def run() -> None:
     add("--probe_train", type=bool, default=False, help="each epoch also measures 5,000 fixed training images")
     add_trainer_flags(parser, num_sanity_val_steps=0)
     cfg = parser.parse_args()
+    if cfg.benchmark is None:
+        cfg.benchmark = not cfg.deterministic  # cuDNN's fastest convolutions: the shapes stay the same
 
     recipe = RECIPES[cfg.recipe]
     if cfg.max_epochs is None and cfg.max_steps == -1 and cfg.max_time is None:
         cfg.max_epochs, cfg.max_steps = recipe.max_epochs, recipe.max_steps
     if cfg.num_seeds < 1:
         raise UserError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
+    for seed in (cfg.seed, cfg.seed + cfg.num_seeds - 1):
+        check_seed(seed)
     if cfg.num_seeds > 1 and cfg.ckpt_path not in (None, "last"):
         raise UserError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' goes on with all")
     run_dir, checkpoint = resolve_run_dir(cfg, "runs/cifar")
@@ -221,9 +227,9 @@ def build(
     record = EpochRecord(run_dir, facts, start, measured_on)
     if recipe.warm_up is not None and cfg.max_epochs in (None, -1) and cfg.max_steps == -1:
         raise UserError(f"--recipe {cfg.recipe} must know its end beforehand: give --max_epochs or --max_steps")
-    if cfg.recipe == "fast" and not cfg.val_size and not cfg.probe_train and cfg.limit_val_batches is None:
+    if recipe.test_once and not cfg.val_size and not cfg.probe_train and cfg.limit_val_batches is None:
         cfg = cfg.clone()
-        cfg.limit_val_batches = 0  # the test split is looked at once, at the end
+        cfg.limit_val_batches = 0
     if cfg.compile is True and sys.platform == "linux" and not has_compiler():
         raise UserError("--compile true needs g++ and Python's headers: install them, or leave out --compile")
     branches = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
@@ -240,23 +246,19 @@ def build(
         raise UserError(f"--val_check_interval is {interval}, but an epoch has {batches} batches: give at most that")
     data.prepare_data()
     epochs = num_steps(data, trainer) / data.batches_per_epoch  # whole ones, whatever --limit_train_batches leaves
-    data.image_sizes = for_length(recipe.image_sizes, epochs)
-    data.max_shift = for_length(recipe.max_shift, epochs)
-    data.alternate_flips = for_length(recipe.alternate_flips, epochs)
+    if cfg.recipe == "fast" and epochs < FEW_EPOCHS:
+        recipe = FAST_IN_FEW_EPOCHS
+    data.image_sizes, data.max_shift = recipe.image_sizes, recipe.max_shift
+    data.alternate_flips = recipe.alternate_flips
     model = ResNet20Classifier(
         recipe.lr,
         recipe.momentum,
         recipe.nesterov,
-        for_length(recipe.weight_decay, epochs),
+        recipe.weight_decay,
         recipe.he_init,
         compile=repays_compilation(cfg, data, trainer),
     )
     return data, trainer, model, record
-
-
-def for_length(values: dict[int, T], epochs: float) -> T:
-    """The value for a training of so many epochs."""
-    return values[max(start for start in values if start <= epochs)]
 
 
 def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
@@ -277,22 +279,6 @@ def repays_compilation(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer
     torch._dynamo.config.suppress_errors = True  # a compiler that fails after all costs speed, not the run
     steps = num_steps(data, trainer) / max(1, len(data.image_sizes))
     return steps >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
-
-
-def gains_by_compilation(device: torch.device) -> bool:
-    """Whether a compiled step is faster here, and what compiles it is installed.
-
-    Measured on two cores with AVX2: 1 to 9 % faster at 32 pixels, 3 to 18 % at 20, the more the busier the memory; with
-    AVX-512 12 % slower. A GPU waits for Python between the small kernels of this network; compilation joins them (not
-    measured).
-    """
-    gains = has_triton() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return gains and sys.platform == "linux" and has_compiler()
-
-
-def has_compiler() -> bool:
-    """Whether torch.compile finds g++ and Python's headers."""
-    return shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
 
 
 if __name__ == "__main__":

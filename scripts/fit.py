@@ -14,17 +14,14 @@ from callbacks.save_last import SaveLast
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import (
-    Checkpoint,
     UserError,
     add_trainer_flags,
     build_trainer,
-    check_fits,
     check_seed,
     main,
     make_parser,
-    resolve_run_dir,
-    start_run,
 )
+from scripts.run_dir import Checkpoint, check_fits, resolve_run_dir, start_run
 
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs

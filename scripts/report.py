@@ -3,6 +3,7 @@
 # isort: split
 import base64
 import io
+import itertools
 import json
 import math
 import os
@@ -12,12 +13,13 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import matplotlib
 import matplotlib.style
 import torch
+import torch.nn.functional as F
 from matplotlib.figure import Figure
 
 from callbacks.atomic import write_atomically, write_json
@@ -286,7 +288,7 @@ def classifier_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
         suffix = f"-{len(sections)}" if sections else ""
         sections.append(curve_section(group, "curve" + suffix))
         if group[0] in with_drop:
-            sections.append(drop_section(group, [(a, b) for a, b in pairs if a in group], "drop" + suffix))
+            sections.append(drop_section(group, [(a, b) for a, b in pairs if a in group], data_root, "drop" + suffix))
         last = group[0].summary["epochs"][-1]
         if last.get("probe_acc") is not None and all(r.summary["test_acc"] is not None for r in group):
             sections.append(gap_section(group, data_root, "gap" + suffix))
@@ -342,13 +344,14 @@ def curve_section(runs: Sequence[Run], id: str) -> Section:
     return Section(id, f"What does recipe {recipe} do, epoch by epoch?", answer, [figure], [header, *table])
 
 
-def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], id: str) -> Section:
+def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_root: str, id: str) -> Section:
     rows = [a.summary["epochs"] for a, _ in pairs] or [r.summary["epochs"] for r in runs]
     without = [b.summary["epochs"] for _, b in pairs]
     answer = what_the_drop_did(rows, without)
     header = ["run", "change at the fall", "change without it", "effect at once", "effect at the end"]
     names = ["change", "change_without", "effect", "final_effect"]
     shown = [a for a, _ in pairs] or list(runs)
+    noises = [measured(run, "noise", data_root).get("noise") for run in shown]
     table = [
         [shown[i].path.name, *(points(answer[n]["values"][i]) if n in answer else "-" for n in names)]
         for i in range(len(rows))
@@ -356,7 +359,8 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], id: str)
     figure = drawn(lambda: drop_figure(rows, without), "accuracy with and without the fall of the rate")
     question = "What happens to accuracy when the learning rate falls, and why?"
     about_runs = (runs[0].summary["train_batches"], runs[0].summary["measured_on"])
-    return Section(id, question, drop_sentences(answer, *about_runs), [figure], [header, *table])
+    told = drop_sentences(answer, *about_runs, [noise for noise in noises if noise is not None])
+    return Section(id, question, told, [figure], [header, *table])
 
 
 def gap_section(runs: Sequence[Run], data_root: str, id: str) -> Section:
@@ -374,26 +378,38 @@ def gap_section(runs: Sequence[Run], data_root: str, id: str) -> Section:
 
 
 def gap_parts(run: Run, data_root: str) -> dict[str, float]:
-    """Accuracies of a run's end, as ``gap_sentences`` takes them; two are measured here, once, into its gap.json."""
-    last, path = run.summary["epochs"][-1], run.path / "gap.json"
+    """Accuracies of a run's end, as ``gap_sentences`` takes them."""
+    last = run.summary["epochs"][-1]
     parts = {"running": last["train_acc"], "probe": last["probe_acc"], "test": run.summary["test_acc"]}
+    return parts | measured(run, "gap", data_root)
+
+
+def measured(run: Run, what: Literal["gap", "noise"], data_root: str) -> dict[str, float]:
+    """What is measured here of a run's weights, once, into its gap.json or noise.json; {} without its checkpoints."""
+    path = run.path / f"{what}.json"
     if not path.is_file():
         try:
-            write_json(path, measure_gap(run, data_root))
+            data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"])
+            data.prepare_data()
+            data.setup("fit")
+            write_json(path, (measure_gap if what == "gap" else measure_noise)(run, data))
         except (OSError, DataError):
-            return parts
-    return parts | json.loads(path.read_text(encoding="utf-8"))
+            return {}
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
-def measure_gap(run: Run, data_root: str) -> dict[str, float]:
-    """Accuracies of the run's last weights on the probed training images, augmented, in train and in eval mode."""
-    checkpoint = torch.load(run.path / "checkpoints" / "last.ckpt", weights_only=True)
-    data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"])
-    data.prepare_data()
-    data.setup("fit")
-    images, labels = (part[:PROBE_SIZE] for part in data.train)
+def network(run: Run, checkpoint: str) -> ResNet20:
+    """The run's network with the weights of one of its checkpoints. Raises OSError where that is missing."""
+    content = torch.load(run.path / "checkpoints" / checkpoint, weights_only=True)
     net = ResNet20().to(memory_format=torch.channels_last)
-    net.load_weights(checkpoint["state_dict"])
+    net.load_weights(content["state_dict"])
+    return net
+
+
+def measure_gap(run: Run, data: CIFAR10DataModule) -> dict[str, float]:
+    """Accuracies of the run's last weights on the probed training images, augmented, in train and in eval mode."""
+    images, labels = (part[:PROBE_SIZE] for part in data.train)
+    net = network(run, "last.ckpt")
     generator = torch.Generator().manual_seed(0)
     shift = torch.randint(9, (len(labels), 2), generator=generator)
     flip = torch.randint(2, (len(labels),), generator=generator).bool()
@@ -408,6 +424,24 @@ def measure_gap(run: Run, data_root: str) -> dict[str, float]:
     in_eval_mode = accuracy()
     net.train()  # normalises by the batch; its running averages change too, and are not used again
     return {"batch_norm": accuracy(), "augmented": in_eval_mode}
+
+
+def measure_noise(run: Run, data: CIFAR10DataModule, batches: int = 40) -> dict[str, float]:
+    """The part of a training batch's gradient, by squared length, that is noise, at the weights before the rate falls.
+
+    Of n batches' gradients g_i at the same weights, (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared
+    length of the gradient of all images without bias; the rest of mean |g_i|^2 is noise.
+    """
+    net = network(run, f"end_of_epoch{(epoch_of_drop(run.summary['epochs']) or 0) - 1}.ckpt").train()
+    total, squared = torch.zeros(sum(p.numel() for p in net.parameters())), torch.zeros(())
+    data.batch_size = run.summary["batch_size"]
+    for batch in itertools.islice(data.train_dataloader(), batches):
+        images, labels = data.on_after_batch_transfer(batch, 0)
+        gradients = torch.autograd.grad(F.cross_entropy(net(images), labels), list(net.parameters()))
+        gradient = torch.cat([part.reshape(-1) for part in gradients])
+        total, squared = total + gradient, squared + gradient.square().sum()
+    of_all = (total.square().sum() - squared) / (batches * (batches - 1))
+    return {"noise": float(1 - of_all / (squared / batches))}
 
 
 # The page

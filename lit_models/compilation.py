@@ -1,0 +1,25 @@
+"""Whether ``torch.compile`` works here, and makes ResNet-20 faster."""
+
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+from torch.utils._triton import has_triton
+
+
+def gains_by_compilation(device: torch.device) -> bool:
+    """Whether a compiled step is faster here, and what compiles it is installed.
+
+    Measured on two cores with AVX2: 1 to 9 % faster at 32 pixels, 3 to 18 % at 20, the more the busier the memory; with
+    AVX-512 12 % slower. A GPU waits for Python between the small kernels of this network; compilation joins them (not
+    measured).
+    """
+    gains = has_triton() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return gains and sys.platform == "linux" and has_compiler()
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds g++ and Python's headers."""
+    return shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
