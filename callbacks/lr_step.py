@@ -11,7 +11,7 @@ class LRStep(Callback):
     """Sets the learning rate of every parameter group at the start of the first epoch not before each milestone.
 
     The rate is a function of the epoch (or step) alone (before the first milestone the optimizer's own), so it is right
-    after any resume.
+    after any resume, from another run's checkpoint too.
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.
@@ -33,7 +33,15 @@ class LRStep(Callback):
         passed = [lr for milestone, lr in self.milestones.items() if milestone <= now]
         return passed[-1] if passed else None
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Before a checkpoint's optimizer state, with the rates that it had, is loaded.
+        self._own = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.lr_scheduler_configs:
+            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+            for group, lr in zip(groups, self._own, strict=True):
+                group["lr"] = lr
         self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -32,6 +32,7 @@ class Motion(Callback):
         self.sums = state
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.sums = {n: v.to(pl_module.device) if isinstance(v, Tensor) else v for n, v in self.sums.items()}
         if not self.sums:  # resumed inside an epoch from a checkpoint that knows nothing of motion
             self.on_train_epoch_start(trainer, pl_module)
 
@@ -78,4 +79,4 @@ def _vector(pl_module: LightningModule) -> Tensor:
 
 
 def _concatenate(parts: Iterable[Tensor]) -> Tensor:
-    return torch.cat([part.detach().reshape(-1) for part in parts])  # in whatever memory format they are
+    return torch.cat([part.detach().reshape(-1).float() for part in parts])  # in whatever memory format they are

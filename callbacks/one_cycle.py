@@ -18,7 +18,8 @@ class OneCycle(Callback):
 
     Raises:
         ValueError: a peak that is not positive and finite, or a warm_up that is not between 0 and 1.
-        MisconfigurationException: when training starts without an end in steps or epochs.
+        MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint that has
+            come further in steps than its epochs now have.
     """
 
     def __init__(self, peak: float, warm_up: float) -> None:
@@ -36,6 +37,13 @@ class OneCycle(Callback):
         if not 0 < num_steps < math.inf:
             raise MisconfigurationException("this recipe must know its end: give --max_epochs or --max_steps")
         self._num_steps = int(num_steps)
+        if trainer.max_epochs not in (None, -1):
+            an_epoch = -(-trainer.num_training_batches // trainer.accumulate_grad_batches)
+            if not 0 <= trainer.global_step - trainer.current_epoch * an_epoch <= an_epoch:
+                raise MisconfigurationException(
+                    f"the checkpoint is not from epochs of {an_epoch} steps as these are: resume a recipe of one cycle "
+                    "with the --batch_size, --val_size and limits that it began with"
+                )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
         lr = self.lr_at(trainer.global_step, self._num_steps)

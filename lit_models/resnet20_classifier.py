@@ -106,6 +106,11 @@ class ResNet20Classifier(LightningModule):
                 own = counts.sum(0) if self.trainer.global_rank == 0 else torch.zeros_like(counts[0])
             setattr(self.running[name], state, own)
 
+    def on_train_start(self) -> None:
+        # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
+        for group in self.trainer.optimizers[0].param_groups:
+            group.update({name: self.hparams[name] for name in ("momentum", "nesterov", "weight_decay")})
+
     def on_train_epoch_start(self) -> None:
         # A checkpoint of an epoch's end holds that epoch's values; Lightning leaves this hook out in mid-epoch.
         for metric in self.running.values():
