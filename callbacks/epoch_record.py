@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
 
 from callbacks.atomic import write_json
@@ -32,12 +33,14 @@ class EpochRecord(Callback):
     def __init__(self, run_dir: Path, facts: Mapping[str, Any], start: float, measured_on: str = "test") -> None:
         self.run_dir, self.facts, self.start, self.measured_on = run_dir, dict(facts), start, measured_on
         self.epochs: list[dict[str, Any]] = []
-        self.logged: list[dict[str, Any]] = []  # what each epoch has given the loggers, to give it them after a resume
+        # what the loggers were given so far, {"step", "epoch", "metrics"} each, to give it them after a resume
+        self.logged: list[dict[str, Any]] = []
         self.test: dict[str, float] = {}
-        self.batches: dict[str, int] = {}
+        self.batches = {"train_batches": 0, "val_batches": 0}
         self.first_step: float | None = None
         self._start_of_epoch: float | None = None
         self._earlier = 0.0  # seconds of this epoch before an interruption
+        self._earlier_total = 0.0  # and of the whole run
 
     @classmethod
     def read(cls, run_dir: Path) -> "EpochRecord":
@@ -57,20 +60,21 @@ class EpochRecord(Callback):
             "logged": self.logged,
             "batches": self.batches,
             "seconds_of_this_epoch": self._earlier + inside,
+            "seconds_in_all": self._earlier_total + time.perf_counter() - self.start,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.epochs, self.logged, self.batches = list(state["epochs"]), list(state["logged"]), dict(state["batches"])
-        self._earlier = state["seconds_of_this_epoch"]
+        self._earlier, self._earlier_total = state["seconds_of_this_epoch"], state["seconds_in_all"]
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """After a resume: the loggers begin anew, and get what they had up to the checkpoint."""
-        for row, logged in zip(self.epochs, self.logged, strict=True):
+        for logged in self.logged:
             for logger in trainer.loggers:
-                for metrics in (logged["validation"], logged["training"]):
-                    if metrics:
-                        logger.log_metrics({**metrics, "epoch": row["epoch"]}, logged["step"])
-            self._log_throughput(trainer, row, logged["step"])
+                logger.log_metrics({**logged["metrics"], "epoch": logged["epoch"]}, logged["step"])
+            if "lr" in logged["metrics"]:  # an epoch's end
+                row = next(row for row in self.epochs if row["epoch"] == logged["epoch"])
+                self._log_throughput(trainer, row, logged["step"])
 
     def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._begin(pl_module)  # Lightning leaves out on_train_epoch_start when it resumes inside an epoch
@@ -82,7 +86,7 @@ class EpochRecord(Callback):
     def _begin(self, pl_module: Any) -> None:
         self._start_of_epoch = self._start_of_count = self._now(pl_module)
         self._images = self._batches = 0
-        self._pause = 0.0
+        self._pause = self._pause_before_count = 0.0
         self._validated = False
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -92,6 +96,7 @@ class EpochRecord(Callback):
         self._images += len(batch[1])
         if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
             self._start_of_count, self._images = self._now(pl_module), 0
+            self._pause_before_count = self._pause
 
     def on_validation_start(self, trainer: Trainer, pl_module: Any) -> None:
         self._end = self._now(pl_module)
@@ -99,11 +104,17 @@ class EpochRecord(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         if trainer.sanity_checking:
             return
+        metrics = {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith(("val/", "probe/"))}
+        if trainer.state.fn == TrainerFn.VALIDATING:  # of the end of a training that ended inside an epoch
+            self.epochs[-1] |= {name.replace("/", "_"): value for name, value in metrics.items()}
+            return
         self._pause += self._now(pl_module) - self._end
         self._validated = True
+        self._remember(trainer, metrics)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
         end = self._now(pl_module) - self._pause
+        counted = end - self._start_of_count + self._pause_before_count
         metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
         if not self._validated:  # Lightning still holds the values of an earlier epoch
             metrics = {name: value for name, value in metrics.items() if not name.startswith(("val/", "probe/"))}
@@ -119,26 +130,32 @@ class EpochRecord(Callback):
             "val_loss": metrics.get("val/loss"),
             "val_acc": metrics.get("val/acc"),
             "seconds": self._earlier + end - (self._start_of_epoch or 0.0),
-            "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
+            "images_per_second": self._images * trainer.world_size / counted,
         }
         if "probe/acc" in trainer.callback_metrics:
             row |= {"probe_acc": metrics.get("probe/acc"), "probe_loss": metrics.get("probe/loss")}
         motion = {name: value for name, value in metrics.items() if name.startswith("motion/")}
         row |= {name.removeprefix("motion/"): value for name, value in motion.items()}
         self.epochs.append(row)
-        validation = {n: value for n, value in metrics.items() if n.startswith(("val/", "probe/"))}
+        training = {n: value for n, value in metrics.items() if not n.startswith(("val/", "probe/"))}
         # The module logs its rate after this hook, in float32.
-        training = {n: value for n, value in metrics.items() if n not in validation}
-        training["lr"] = torch.tensor(row["lr"]).item()
-        self.logged.append({"step": trainer.global_step - 1, "validation": validation, "training": training})
+        self._remember(trainer, training | {"lr": torch.tensor(row["lr"]).item()})
         self._log_throughput(trainer, row, trainer.global_step - 1)
         self._start_of_epoch, self._earlier = None, 0.0
         self._print(pl_module, row, header=len(self.epochs) == 1)
+
+    def _remember(self, trainer: Trainer, metrics: dict[str, float]) -> None:
+        self.logged.append({"step": trainer.global_step - 1, "epoch": trainer.current_epoch, "metrics": metrics})
 
     @rank_zero_only
     def _log_throughput(self, trainer: Trainer, row: dict[str, Any], step: int) -> None:
         for writer in tensorboard_writers(trainer.loggers):  # not into metrics.csv, which a seed repeats bit for bit
             writer.add_scalar("images_per_second", row["images_per_second"], step)
+
+    def ended_unmeasured(self, trainer: Trainer) -> bool:
+        """Whether training has ended inside an epoch, whose weights no validation has seen."""
+        validates = trainer.limit_val_batches and trainer.check_val_every_n_epoch == 1
+        return bool(validates and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: Any) -> None:
         self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
@@ -178,7 +195,7 @@ class EpochRecord(Callback):
             "images_per_second": statistics.median(speeds) if speeds else None,
             "seconds": {
                 "train": sum(row["seconds"] for row in self.epochs),
-                "total": time.perf_counter() - self.start,
+                "total": self._earlier_total + time.perf_counter() - self.start,
                 "to_first_step": self.first_step,
             },
             "peak_memory_mb": _peak_memory_mb(pl_module.device),

@@ -9,14 +9,15 @@ from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
-from callbacks.save_last import ends_epoch
+from callbacks.save_last import is_between_steps
 
 
 class SaveOnInterrupt(Callback):
-    """On SIGINT or SIGTERM saves ``path`` at the end of the running batch and exits with 130 or 143.
+    """On SIGINT or SIGTERM saves ``path`` at the end of the running step and exits with 130 or 143.
 
-    During validation it leaves ``path`` as SaveLast has put it there, before the epoch's last batch, since half a
-    validation cannot be resumed. A second signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the
+    During validation at an epoch's end it leaves ``path`` as SaveLast has put it there, before the epoch's last step,
+    since half a validation cannot be resumed; one in the middle of an epoch goes on until the next step. A second
+    signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the
     same and puts the job back into the queue, exit code 0; Lightning's own handler would save in the middle of a step.
     ``run_dir`` is what the user is told to give to go on; of one of several seeds it is the folder of all.
     """
@@ -66,13 +67,16 @@ class SaveOnInterrupt(Callback):
                 subprocess.run(["scontrol", "requeue", os.environ["SLURM_JOB_ID"]], check=True)
         raise SystemExit(0 if requeue else 128 + (self.signum or signal.SIGTERM))
 
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not ends_epoch(trainer):
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if is_between_steps(trainer, batch_idx):
             self._leave_if_asked(trainer, save=True)
 
     def on_validation_batch_end(self, trainer: Trainer, *args: Any) -> None:
         # Processes may have different numbers of batches here; an epoch of one batch has no checkpoint before its last.
-        if trainer.world_size == 1 and trainer.num_training_batches > 1:
+        at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        if trainer.world_size == 1 and at_end and trainer.num_training_batches > trainer.accumulate_grad_batches:
             self._leave_if_asked(trainer, save=False)
 
     def on_train_epoch_end(self, trainer: Trainer, *args: Any) -> None:

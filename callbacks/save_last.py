@@ -14,9 +14,10 @@ BATCHES_BETWEEN_LOOKS = 50  # at the clock, where several processes have to agre
 class SaveLast(Checkpoint):
     """Keeps ``last.ckpt`` in ``folder`` up to date.
 
-    It is saved at the end of each epoch, after its validation, and inside an epoch: before its last batch, so that
-    nothing but that batch is lost when validation is interrupted, and as often as asked. Never between an epoch's last
-    batch and its end: Lightning would resume such a checkpoint with the next epoch and leave out the validation.
+    It is saved at the end of each epoch, after its validation, and inside an epoch: before its last step, so that
+    nothing but that step is lost when validation is interrupted, and as often as asked. Never between an epoch's last
+    batch and its end: Lightning would resume such a checkpoint with the next epoch and leave out the validation. Nor
+    inside a step of several batches, whose gradients are in no checkpoint.
 
     Args:
         folder: where the checkpoints go.
@@ -47,9 +48,10 @@ class SaveLast(Checkpoint):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if ends_epoch(trainer):
+        if not is_between_steps(trainer, batch_idx):
             return
-        before_last = batch_idx + 2 == trainer.num_training_batches and trainer.enable_validation
+        before_last = batch_idx + 1 >= trainer.num_training_batches - trainer.accumulate_grad_batches
+        before_last = before_last and trainer.enable_validation
         if before_last or self._is_due(trainer, batch_idx):
             self._save(trainer)
 
@@ -76,7 +78,7 @@ def steps_done(trainer: Trainer) -> int:
     return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
 
 
-def ends_epoch(trainer: Trainer) -> bool:
-    """In ``on_train_batch_end``: whether the epoch's end, and perhaps a validation, follows this batch."""
-    is_last = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-    return is_last or trainer.global_step == trainer.max_steps
+def is_between_steps(trainer: Trainer, batch_idx: int) -> bool:
+    """In ``on_train_batch_end``: whether an optimizer step was just made, and another one of this epoch follows."""
+    ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
+    return not ends_epoch and (batch_idx + 1) % trainer.accumulate_grad_batches == 0

@@ -72,10 +72,11 @@ class TrainBatches:
         world_size: int,
         max_shift: int = PADDING,
         alternate_flips: bool = False,
+        shuffle: bool = True,
     ) -> None:
         self.images, self.labels, self.batch_size = images, labels, batch_size
         self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.max_shift, self.alternate_flips = max_shift, alternate_flips
+        self.max_shift, self.alternate_flips, self.shuffle = max_shift, alternate_flips, shuffle
         self.epoch = 0
         self.start = 0  # the batch to begin with, after a resume inside an epoch
         self.position = 0
@@ -91,6 +92,8 @@ class TrainBatches:
         N, device = len(self.labels), self.images.device
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(N, generator=generator).to(device)
+        if not self.shuffle:
+            order = torch.arange(N, device=device)
         shift = PADDING + torch.randint(-self.max_shift, self.max_shift + 1, (N, 2), generator=generator).to(device)
         if self.alternate_flips:
             first = torch.randint(2, (N,), generator=torch.Generator().manual_seed(self.seed))
@@ -178,12 +181,14 @@ class CIFAR10DataModule(LightningDataModule):
         self.seed, self.download, self.dataset, self.probe = seed, download, dataset, probe
         self._prepared = False  # Lightning calls prepare_data again for fit and for test
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
-        num_train = 50_000 if dataset == "cifar10" else 10_000
+        self.num_train = num_train = 50_000 if dataset == "cifar10" else 10_000
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not 0 <= val_size < num_train:
             raise ValueError(f"val_size is {val_size}; it must be from 0 to {num_train - 1}")
-        self.batches_per_epoch = -(-(num_train - val_size) // batch_size)
+        num_test = num_train // 5
+        numbers = {"train": num_train - val_size, "val": val_size or num_test, "test": num_test}
+        self.num_batches = {stage: -(-n // batch_size) for stage, n in numbers.items()}
 
     def prepare_data(self) -> None:
         """Finds the data, or fetches them, and checks them against torchvision's md5 sums."""
@@ -222,14 +227,27 @@ class CIFAR10DataModule(LightningDataModule):
     def train_dataloader(self) -> TrainBatches:
         images, labels = self.train
         kept = len(labels) - self.val_size
-        world_size = self._process[1]
+        self.check_processes(self._process[1])
+        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return TrainBatches(
+            images[:kept],
+            labels[:kept],
+            self.batch_size,
+            self.seed,
+            *self._process,
+            max_shift=self.max_shift,
+            alternate_flips=self.alternate_flips,
+            shuffle=not overfits,  # the same batches, epoch by epoch
+        )
+
+    def check_processes(self, world_size: int) -> None:
+        """Raises MisconfigurationException where one of so many processes would get no image of a training batch."""
+        kept = self.num_train - self.val_size
         if min(self.batch_size, (kept - 1) % self.batch_size + 1) < world_size:
             raise MisconfigurationException(
                 f"a batch of --batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
                 f"of {world_size} processes an image: choose another --batch_size or --val_size"
             )
-        augmentation = (self.max_shift, self.alternate_flips)
-        return TrainBatches(images[:kept], labels[:kept], self.batch_size, self.seed, *self._process, *augmentation)
 
     def val_dataloader(self) -> list[EvalBatches]:
         images, labels = self.train if self.val_size else self.test

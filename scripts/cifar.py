@@ -114,7 +114,7 @@ class LRSteps:
         try:
             steps = ast.literal_eval(value) if isinstance(value, str) else value
             return {int(epoch): float(lr) for epoch, lr in steps.items()}
-        except (ValueError, SyntaxError, TypeError, AttributeError):
+        except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError):
             raise ArgumentTypeError(
                 f"{value} is no {{epoch: lr}}: write for example '{{5: 0.01}}', or '{{}}'"
             ) from None
@@ -166,6 +166,8 @@ def run() -> None:
     if cfg.num_seeds > 1 and cfg.ckpt_path not in (None, "last"):
         raise UserError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' goes on with all")
     run_dir, checkpoint = resolve_run_dir(cfg, "runs/cifar")
+    if cfg.num_seeds == 1 and any(run_dir.glob("seed*/config.yaml")):
+        raise UserError(f"{run_dir} holds runs of several seeds: go on with them by the same --num_seeds")
     records: dict[int, EpochRecord] = {}
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         own, own_dir = cfg.clone(), run_dir
@@ -174,8 +176,8 @@ def run() -> None:
             own_dir = run_dir / f"seed{seed}"
             if (own_dir / "summary.json").exists():
                 records[seed] = EpochRecord.read(own_dir)
-                if len(records[seed].epochs) >= (cfg.max_epochs or 0):
-                    continue  # we go on with the seeds that are not finished, or asked for more epochs
+                if has_come_far_enough(parser.parse_path(own_dir / "config.yaml", defaults=True), cfg):
+                    continue
             begun = any((own_dir / "checkpoints").glob("*.ckpt"))
             checkpoint = Checkpoint.newest(own_dir / "checkpoints") if begun else None
         start = time.perf_counter() if records else START
@@ -186,6 +188,8 @@ def run() -> None:
         start_run(parser, own, own_dir)
         trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
         if not cfg.fast_dev_run:
+            if records[seed].ended_unmeasured(trainer):
+                trainer.validate(model, data, verbose=False)
             trainer.test(model, data, verbose=False)
         records[seed].finish(trainer, model)
     if not is_rank_zero():
@@ -241,11 +245,10 @@ def build(
     callbacks: list[Callback] = [schedule, *([Motion()] if cfg.probe_train else []), record, StopOnNonFiniteLoss()]
     callbacks += [page, TestedImages(run_dir)]
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last)
-    interval, batches = trainer.val_check_interval, data.batches_per_epoch
-    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
-        raise UserError(f"--val_check_interval is {interval}, but an epoch has {batches} batches: give at most that")
+    check_parts(data, trainer)
+    data.check_processes(trainer.world_size)
     data.prepare_data()
-    epochs = num_steps(data, trainer) / data.batches_per_epoch  # whole ones, whatever --limit_train_batches leaves
+    epochs = num_batches(data, trainer) / data.num_batches["train"]  # whole ones, whatever --limit_train_batches leaves
     if cfg.recipe == "fast" and epochs < FEW_EPOCHS:
         recipe = FAST_IN_FEW_EPOCHS
     data.image_sizes, data.max_shift = recipe.image_sizes, recipe.max_shift
@@ -261,12 +264,38 @@ def build(
     return data, trainer, model, record
 
 
-def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
-    """Optimizer steps of the whole training; infinite where only ``--max_time`` ends it."""
+def has_come_far_enough(done: Namespace, asked: Namespace) -> bool:
+    """Whether a finished run of one of several seeds, with the settings ``done``, need not go on."""
+
+    def limits(cfg: Namespace) -> list[float]:
+        return [math.inf if limit in (None, -1) else limit for limit in (cfg.max_epochs, cfg.max_steps)]
+
+    return asked.max_time == done.max_time and all(a <= d for a, d in zip(limits(asked), limits(done), strict=True))
+
+
+def check_parts(data: CIFAR10DataModule, trainer: Trainer) -> None:
+    """Raises UserError where Lightning would, perhaps hours later, for a part of the batches that is none."""
+    for stage, of_all in data.num_batches.items():
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        if isinstance(limit, float) and 0 < limit * of_all < 1:
+            raise UserError(f"--limit_{stage}_batches {limit:g} of {of_all} batches is less than one: give more")
+    interval = getattr(trainer, "val_check_interval", None)  # missing where it is a time
+    batches = batches_per_epoch(data, trainer)
+    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+        raise UserError(f"--val_check_interval is {interval}, but an epoch has {batches} batches: give at most that")
+
+
+def batches_per_epoch(data: CIFAR10DataModule, trainer: Trainer) -> int:
+    """Training batches of an epoch, as far as ``--limit_train_batches`` leaves them."""
+    of_all, limit = data.num_batches["train"], trainer.limit_train_batches
+    return min(of_all, limit) if isinstance(limit, int) else int(of_all * limit)
+
+
+def num_batches(data: CIFAR10DataModule, trainer: Trainer) -> float:
+    """Batches of the whole training; infinite where only ``--max_time`` ends it."""
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    all_of_them, limit = data.batches_per_epoch, trainer.limit_train_batches
-    batches = min(all_of_them, limit) if isinstance(limit, int) else int(all_of_them * limit)
-    return min(epochs * batches, trainer.max_steps if trainer.max_steps > 0 else math.inf)
+    batches_of_all_steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
+    return min(epochs * batches_per_epoch(data, trainer), batches_of_all_steps)
 
 
 def repays_compilation(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
@@ -277,8 +306,8 @@ def repays_compilation(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer
     if cfg.compile != "auto":
         return bool(cfg.compile)
     torch._dynamo.config.suppress_errors = True  # a compiler that fails after all costs speed, not the run
-    steps = num_steps(data, trainer) / max(1, len(data.image_sizes))
-    return steps >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
+    batches = num_batches(data, trainer) / max(1, len(data.image_sizes))
+    return batches >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
 
 
 if __name__ == "__main__":

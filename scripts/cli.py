@@ -173,6 +173,9 @@ def build_trainer(
     check_seed(cfg.seed)
     if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
         raise UserError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval"):
+        if isinstance(cfg[name], int | float) and cfg[name] <= 0:
+            raise UserError(f"--{name} is {cfg[name]}; it must be above 0")
     quiet()
     keep_freed_memory()
     seed_everything(cfg.seed, workers=True)

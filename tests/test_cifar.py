@@ -186,6 +186,52 @@ def test_sigterm_after_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, 
     assert_same_run(folder / "sigterm", run[1])
 
 
+def test_sigterm_in_a_validation_inside_an_epoch_saves_at_the_next_step(folder):
+    inside = ("--val_check_interval", "4", "--callbacks+=signals.TermAtValidation")
+    (folder / "signals.py").write_text("""
+import os, signal
+from pytorch_lightning import Callback
+
+class TermAtValidation(Callback):
+    def on_validation_start(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGTERM)
+""")
+    flags = [str(SCRIPTS / "cifar.py"), *SETTINGS, *inside, "--run_dir", "term"]
+    done = launch.run_anew(flags, folder, environment() | {"PYTHONPATH": str(folder)})
+    assert done.returncode == 143, done.stderr
+    assert torch.load(folder / "term" / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 5
+
+
+@pytest.mark.parametrize("flags", [("--accumulate_grad_batches", "5"), ("--val_check_interval", "4")])
+def test_a_resume_with_flags_of_lightnings_is_the_same_run(folder, flags):
+    """A step of several batches is not cut in two; validations inside an epoch are told again."""
+    name = flags[0].strip("-")
+    succeed(folder, *SETTINGS, *flags, "--max_epochs", "2", "--run_dir", name)
+    cut = f"{name}_in_two"
+    succeed(folder, *SETTINGS, *flags, "--max_epochs", "1", "--run_dir", cut)
+    succeed(folder, *SETTINGS, *flags, "--max_epochs", "2", "--run_dir", cut, "--ckpt_path", "last")
+    assert_same_run(folder / cut, folder / name)
+    assert (folder / cut / "metrics.csv").read_bytes() == (folder / name / "metrics.csv").read_bytes()
+    assert all(row["images_per_second"] > 0 for row in summary(folder / name)["epochs"])
+
+
+def test_a_run_from_another_runs_checkpoint_trains_by_its_own_recipe(folder, run):
+    """Momentum, decay and rate are those that were asked for, not those that the checkpoint was trained with."""
+    succeed(folder, *SETTINGS[:2], *SETTINGS[6:], "--recipe", "fast", "--max_epochs", "4", "--ckpt_path",
+            str(run[1] / "checkpoints" / "last.ckpt"), "--run_dir", "fast_from_lab")  # fmt: skip
+    checkpoint = torch.load(folder / "fast_from_lab" / "checkpoints" / "last.ckpt", weights_only=True)
+    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 1e-3)
+    past = ("--max_epochs", "4", "--ckpt_path", str(run[1] / "checkpoints" / "last.ckpt"), "--milestones")
+    succeed(folder, *SETTINGS, *past, "{3: 0.001}", "--run_dir", "past_the_step")
+    assert [row["lr"] for row in summary(folder / "past_the_step")["epochs"]] == [0.1, 0.1, 0.01, 0.001]
+    succeed(folder, *SETTINGS, *past, "{}", "--run_dir", "back_again")
+    assert [row["lr"] for row in summary(folder / "back_again")["epochs"]] == [0.1, 0.1, 0.01, 0.1]
+    other = ("--recipe", "fast", "--limit_train_batches", "3", "--max_epochs", "5", "--ckpt_path", past[3])
+    done = cifar(folder, *SETTINGS[:2], *SETTINGS[6:], *other, "--run_dir", "shorter_epochs")
+    assert_is_mistake(done, "limits that it began with")
+
+
 def test_resume_at_an_epochs_end_ends_the_same(folder, run):
     succeed(folder, *SETTINGS, "--max_epochs", "2", "--run_dir", "two")
     succeed(folder, *SETTINGS, "--run_dir", "two", "--ckpt_path", "last")
@@ -214,6 +260,8 @@ def test_several_seeds_and_a_probe(folder):
         (epoch,) = run["epochs"]
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0
         assert 0 < epoch["displacement"] <= epoch["path"] and 0 < epoch["mean_gradient"] <= epoch["gradient"]
+    alone = cifar(folder, *SETTINGS, *short, "--run_dir", "half", "--ckpt_path", "last")
+    assert_is_mistake(alone, "--num_seeds")
     # More epochs, for both seeds, and another seed; of the epochs only the second and third are measured.
     more = ("--limit_train_batches", "3", "--max_epochs", "3", "--check_val_every_n_epoch", "2", "--num_seeds", "3")
     succeed(folder, *SETTINGS, *more, "--probe_train", "true", "--run_dir", "half", "--ckpt_path", "last")
@@ -323,6 +371,22 @@ def test_a_users_own_callback_and_logger(folder):
     assert_is_mistake(absent, "wandb")
 
 
+def test_batches_to_overfit_are_the_same_in_every_epoch(folder):
+    (folder / "labels.py").write_text("""
+from pytorch_lightning import Callback
+
+class Labels(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        print("labels", *batch[1].tolist())
+""")
+    flags = ("--overfit_batches", "2", "--callbacks+=labels.Labels", "--max_epochs", "2", "--run_dir", "overfit")
+    env = environment() | {"PYTHONPATH": str(folder)}
+    done = launch.run_anew([str(SCRIPTS / "cifar.py"), *SETTINGS, *flags], folder, env)
+    assert done.returncode == 0, done.stderr
+    batches = [line for line in done.stdout.splitlines() if line.startswith("labels")]
+    assert len(batches) == 4 and batches[:2] == batches[2:] and batches[0] != batches[1]
+
+
 def test_one_batch_is_one_batch_and_a_fraction_is_a_part(folder):
     few = ("--limit_train_batches", "1", "--limit_val_batches", "0.1", "--limit_test_batches", "1")
     succeed(folder, *SETTINGS, *few, "--batch_size", "64", "--max_epochs", "1", "--run_dir", "parts")
@@ -331,15 +395,18 @@ def test_one_batch_is_one_batch_and_a_fraction_is_a_part(folder):
     assert content["test_acc"] * 64 == pytest.approx(round(content["test_acc"] * 64), abs=1e-3)
 
 
-def test_an_epoch_that_was_not_measured_says_so(folder):
-    """The third step ends training inside the second epoch, which has no validation."""
+def test_the_end_of_a_training_is_measured_where_it_is_inside_an_epoch_too(folder):
+    """The third step ends training inside the second epoch; and of two epochs only the second is to be measured."""
     settings = ("--data", "synthetic", "--accelerator", "cpu", "--limit_val_batches", "2", "--limit_test_batches", "2")
     settings += ("--batch_size", "32")
     succeed(folder, *settings, "--limit_train_batches", "2", "--max_steps", "3", "--run_dir", "partial")
     first, second = summary(folder / "partial")["epochs"]
-    assert first["val_acc"] is not None and first["val_loss"] is not None
-    assert second["val_acc"] is second["val_loss"] is None
-    assert second["train_acc"] is not None and summary(folder / "partial")["test_acc"] is not None
+    assert all(row[name] is not None for row in (first, second) for name in ("train_acc", "val_acc", "val_loss"))
+    assert first["val_loss"] != second["val_loss"]
+    seldom = ("--limit_train_batches", "2", "--max_epochs", "2", "--check_val_every_n_epoch", "2")
+    succeed(folder, *settings, *seldom, "--run_dir", "seldom")
+    first, second = summary(folder / "seldom")["epochs"]
+    assert first["val_acc"] is first["val_loss"] is None and second["val_acc"] is not None
 
 
 def test_a_run_of_so_many_steps_goes_on_from_an_epochs_end_as_the_same_run(folder):
@@ -542,6 +609,15 @@ MISTAKES = {
     "no milestones": (["--data", "synthetic", "--milestones", "5"], "{5: 0.01}"),
     "unknown recipe": (["--data", "synthetic", "--recipe", "nonsense"], "recipe"),
     "no GPU": (["--data", "synthetic", "--accelerator", "gpu"], "GPU"),
+    "milestone too far": (["--data", "synthetic", "--milestones", "{1e999: 0.1}"], "milestones"),
+    "no batch": (["--data", "synthetic", "--limit_test_batches", "0.001"], "limit_test_batches"),
+    "no step": (["--data", "synthetic", "--accumulate_grad_batches", "0"], "accumulate_grad_batches"),
+    "interval": (["--data", "synthetic", "--limit_train_batches", "3", "--val_check_interval", "5"], "3 batches"),
+    "last seed": (["--data", "synthetic", "--seed", "4294967295", "--num_seeds", "2"], "4294967296"),
+    "batch for two": (
+        ["--data", "synthetic", "--batch_size", "1", "--devices", "2", "--strategy", "ddp"],
+        "batch_size",
+    ),
 }
 
 

@@ -148,17 +148,21 @@ def test_a_signal_where_nothing_is_saved(
 
 
 def test_a_signal_during_validation_ends_it_and_the_resumed_run_is_the_same(tmp_path: Path) -> None:
-    """Validation on all 2,000 images takes longer than the epoch's 8 small batches."""
-    long = (*CIFAR, "--limit_val_batches", "1.0", "--max_epochs", "2", "--run_dir")
-    succeed(tmp_path, *long, "whole")
-    process = start(tmp_path, *long, "stopped")
-    last = tmp_path / "stopped" / "checkpoints" / "last.ckpt"
-    wait_for(last, process)  # it is saved before the last batch
-    time.sleep(0.3)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(timeout=10) == 143
-    assert load(last)["global_step"] == 7
-    succeed(tmp_path, *long, "stopped", "--ckpt_path", "last")
+    (tmp_path / "signals.py").write_text("""
+import os, signal
+from pytorch_lightning import Callback
+
+class TermInValidation(Callback):
+    def on_validation_batch_start(self, *args):
+        os.kill(os.getpid(), signal.SIGTERM)
+""")
+    two = (*CIFAR, "--max_epochs", "2", "--run_dir")
+    succeed(tmp_path, *two, "whole")
+    process = start(tmp_path, *two, "stopped", "--callbacks", "signals.TermInValidation", PYTHONPATH=str(tmp_path))
+    assert process.wait(timeout=60) == 143
+    # saved before the epoch's eighth and last batch
+    assert load(tmp_path / "stopped" / "checkpoints" / "last.ckpt")["global_step"] == 7
+    succeed(tmp_path, *two, "stopped", "--ckpt_path", "last")
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
