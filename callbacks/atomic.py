@@ -28,9 +28,14 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], Any]) -> None:
 
 
 def write_json(path: Path, content: Any) -> None:
-    """Writes standard JSON; nan and infinity, which it lacks, become null."""
-    text = json.dumps(_standard(content), indent=2, allow_nan=False) + "\n"
+    """Writes ``standard_json``."""
+    text = standard_json(content) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
+
+
+def standard_json(content: Any) -> str:
+    """Standard JSON, indented; nan and infinity, which it lacks, become null."""
+    return json.dumps(_standard(content), indent=2, allow_nan=False)
 
 
 def _standard(content: Any) -> Any:

@@ -1,6 +1,7 @@
 """Picture files of any kind as what the classifier was trained on: 32x32 RGB pixels."""
 
 from collections.abc import Iterable, Iterator
+from glob import glob
 from pathlib import Path
 
 import numpy as np
@@ -24,14 +25,15 @@ def find_pictures(names: Iterable[str]) -> Iterator[Path]:
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
         elif path.exists() or not any(sign in name for sign in "*?["):
             found = [path]
         else:  # where no shell has done it, as on Windows
-            found = sorted(Path(path.anchor or ".").glob(str(path.relative_to(path.anchor))))
-        if not found:
+            found = [Path(p) for p in glob(name, recursive=True)]
+        files = sorted(p for p in found if not p.is_dir())
+        if not files:
             raise PictureError(f"there is no picture in {name}")
-        yield from found
+        yield from files
 
 
 def read_picture(path: Path, size: int = 32) -> Tensor:
@@ -65,7 +67,11 @@ def read_picture(path: Path, size: int = 32) -> Tensor:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey levels, which Pillow would cut off at 255, by their upper byte; others by their range."""
-    values = np.asarray(image, dtype=np.float64)
-    top = 65535.0 if values.max() <= 65535 and values.max() > 255 else max(values.max(), 255.0)
+    """Grey levels that Pillow would cut off at 255: 16-bit ones by their upper byte, others by the range they fit in.
+
+    Pixels that are not finite become black.
+    """
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
+    ranges = (65535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65535.0, values.max())
+    top = next(top for top in ranges if values.max() <= top)
     return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))

@@ -28,7 +28,7 @@ def predict(folder: Path, *args: str) -> subprocess.CompletedProcess:
 def answers(folder: Path, *args: str) -> Any:
     done = predict(folder, *args, "--json")
     assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(done.stdout, parse_constant=pytest.fail)  # the constants that standard JSON lacks, such as NaN
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path
     Image.new("P", (32, 32)).save(folder / "modes" / "palette.gif")
     Image.new("CMYK", (50, 60)).save(folder / "modes" / "print.jpg")
     Image.new("RGB", (5, 9), "white").save(folder / "modes" / "tiny.png")
+    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(folder / "modes" / "from_0_to_1.tiff")
+    Image.new("RGB", (32, 32)).save(folder / "modes" / "black.png")
+    Image.fromarray(np.full((32, 32), 100, dtype=np.uint16)).save(folder / "modes" / "dark_sixteen_bits.png")
+    Image.fromarray(np.full((32, 32), np.nan, dtype=np.float32)).save(folder / "modes" / "nan.tiff")
     return folder
 
 
@@ -139,9 +143,11 @@ def test_grey_is_three_equal_colours_and_jpeg_is_near(
 
 def test_a_large_transparent_picture_and_other_modes(of_kind: dict[str, list[Any]]) -> None:
     told = {Path(answer["file"]).name: answer["probabilities"] for answer in of_kind["modes"]}
-    assert len(told) == 6
-    for name in ("wide.png", "sixteen_bits.png", "tiny.png"):
+    assert len(told) == 10
+    for name in ("wide.png", "sixteen_bits.png", "tiny.png", "from_0_to_1.tiff"):
         assert told[name] == pytest.approx(told["white.png"], abs=1e-4)
+    for name in ("dark_sixteen_bits.png", "nan.tiff"):
+        assert told[name] == pytest.approx(told["black.png"], abs=1e-4)
 
 
 def test_the_table_and_broken_pictures(folder: Path) -> None:
@@ -159,6 +165,19 @@ def test_the_table_and_broken_pictures(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_a_pattern_finds_files_and_any_name_of_one_fits_on_a_line(folder: Path) -> None:
+    (folder / "nested" / "deep").mkdir(parents=True)
+    Image.new("RGB", (32, 32)).save(folder / "nested" / "deep" / "new\nline 文字.png")
+    done = predict(folder, *CKPT, "nested/**", "nested/deep")  # the same picture twice
+    (line,) = done.stdout.splitlines()
+    assert line.startswith("nested/deep/new\\nline 文字.png  ")
+    assert done.stderr.splitlines() == ["The pictures as the network saw them are in predictions.png"]
+
+
+def test_help_says_what_is_required(folder: Path) -> None:
+    assert predict(folder, "--help").stdout.count("required") == 1  # --ckpt_path
+
+
 @pytest.mark.parametrize(
     ("args", "word"),
     [
@@ -167,6 +186,9 @@ def test_the_table_and_broken_pictures(folder: Path) -> None:
         ((*CKPT,), "picture files"),
         ((*CKPT, "mixed*/half.pn?"), "none of these"),
         ((*CKPT, "*.tga"), "*.tga"),
+        ((*CKPT, "a**b/*.png"), "a**b/*.png"),
+        ((*CKPT, "png/000.png", "--sheet", ""), "--sheet"),
+        ((*CKPT, "png/000.png", "--sheet", "png/000.png/sheet.png"), "check --csv, --sheet"),
         ((*CKPT, "--x", "1"), "picture classifier"),
         ((*CKPT, "--export", "a.h5"), ".onnx or .pt2"),
     ],
@@ -175,6 +197,22 @@ def test_mistakes_get_one_line(folder: Path, args: tuple[str, ...], word: str) -
     done = predict(folder, *args)
     errors = [line for line in done.stderr.splitlines() if not line.startswith("passed over")]
     assert done.returncode == 2 and len(errors) == 1 and word in errors[0], done.stderr
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (lambda state: {"state_dict": state, "best_prec1": np.float64(91.73)}, "save its state_dict alone"),
+        (lambda state: [state], "it is a list"),
+        (lambda state: {**state, "conv1.weight": state["conv1.weight"] * np.nan}, "nan or infinite"),
+    ],
+)
+def test_weights_that_cannot_be_used_get_one_line(folder: Path, content: Any, word: str) -> None:
+    torch.save(content(ResNet20().state_dict()), folder / "bad.th")
+    done = predict(folder, "--ckpt_path", "bad.th", "png/000.png", "--export", "bad.pt2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr, done.stderr
+    assert not (folder / "bad.pt2").exists()
 
 
 @pytest.mark.parametrize("file", ["net.onnx", "net.pt2"])
@@ -236,8 +274,18 @@ def test_a_curves_values_at_numbers_and_at_a_column(curve: Path) -> None:
     assert table[0].split("\t") == ["x", "lr 0.01 seed 0", "lr 0.02 seed 0"] and table[1].startswith("-1\t")
 
 
+def test_numbers_are_taken_and_told_as_they_are(curve: Path) -> None:
+    numbers = ("-2.5", "-1", "-0", "-0.001", "1000", "1234567.891")
+    table = predict(curve, *CKPT, "--x", *numbers[:3], "-1e-3", "1e3", "1234567.891").stdout.splitlines()
+    assert tuple(line.split("\t")[0] for line in table[1:]) == numbers
+    for bad in ("-inf", "abc"):
+        done = predict(curve, *CKPT, "--x", "1", bad)
+        assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+        assert f"'{bad}' is not a finite number" in done.stderr
+
+
 def test_a_csv_file_of_excels(curve: Path) -> None:
-    (curve / "excel.csv").write_text("x,y\r\n1,a\r\n2.5,b\r\n", encoding="utf-8-sig")
+    (curve / "excel.csv").write_text(" x ,y\r\n1,a\r\n2.5,b\r\n", encoding="utf-8-sig")
     assert answers(curve, *CKPT, "--csv", "excel.csv")["x"] == [1, 2.5]
 
 
@@ -249,7 +297,9 @@ BAD_CSV = {
     "utf-16": ("x\n1\n".encode("utf-16"), "CSV UTF-8"),
     "too long a field": (b"x\n" + b"1" * 200_000 + b"\n", "CSV UTF-8"),
     "other column": (b"y\n1\n", "no column x"),
-    "empty": (b"", "no column x"),
+    "empty": (b"", "is empty"),
+    "only the header": (b"x,y\n", "no rows"),
+    "infinite": (b"x\n1\ninf\n", "line 3"),
 }
 
 
@@ -266,8 +316,31 @@ def test_what_is_no_csv_file_gets_one_line(curve: Path, name: str) -> None:
     assert "--run_dir" not in done.stderr and "--data_root" not in done.stderr
 
 
-@pytest.mark.parametrize("file", ["curve.onnx", "curve.pt2"])
-def test_a_curve_is_exported_too(curve: Path, file: str) -> None:
-    done = predict(curve, *CKPT, "--export", file)
+@pytest.fixture(scope="module")
+def wild_curve(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Values up to 1e42, and a second learning rate by which the training diverged."""
+    folder = tmp_path_factory.mktemp("wild")
+    done = launch.run(
+        [str(ROOT / "scripts" / "fit.py"), "--function", "1e40 * exp(x)", "--noise_std", "0", "--lr", "0.01", "1e30",
+         "--epochs", "100", "--run_dir", "run"],
+        folder,
+    )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert (curve / file).stat().st_size > 1000
+    return folder
+
+
+@pytest.mark.parametrize("file", ["curve.onnx", "curve.pt2"])
+def test_a_curve_is_exported_too(wild_curve: Path, file: str) -> None:
+    done = predict(wild_curve, *CKPT, "--export", file)
+    assert done.returncode == 0 and done.stderr.splitlines() == [f"Wrote {file}; its outputs are those of PyTorch"]
+    x = torch.tensor([-1, 2.5], dtype=torch.float64)
+    if file.endswith("onnx"):
+        import onnxruntime  # type: ignore[import-untyped]
+
+        session = onnxruntime.InferenceSession(str(wild_curve / file), providers=["CPUExecutionProvider"])
+        values = session.run(None, {"x": x.numpy()})[0]
+    else:
+        values = torch.export.load(wild_curve / file).module()(x).detach().numpy()
+    told = np.array(answers(wild_curve, *CKPT, "--x", "-1", "2.5")["y"], dtype=float).T  # null becomes nan
+    assert np.isnan(told[1]).all() and np.isfinite(told[0]).all()
+    assert np.allclose(values, told, rtol=1e-3, equal_nan=True)
