@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
+from torchmetrics.functional.classification import multiclass_confusion_matrix
 
 from callbacks.figures import confusion_figure, filters_figure, mistakes_figure, publish
 from callbacks.run_page import tensorboard_writers
@@ -47,8 +48,7 @@ class TestedImages(Callback):
         facts = trainer.datamodule.state_dict()  # type: ignore[attr-defined]
         classes = facts["classes"]
         labels, answers = torch.cat(self._labels).cpu(), torch.cat(self._answers).cpu()
-        counts = torch.zeros(len(classes), len(classes), dtype=torch.int64)
-        counts.index_put_((labels, answers), torch.ones_like(labels), accumulate=True)
+        counts = multiclass_confusion_matrix(answers, labels, len(classes))  # a row for each label
         publish(confusion_figure(counts.numpy(), classes), "confusion", self.run_dir, trainer.loggers)
 
         sure, wrong, right, images = (torch.cat(part).cpu() for part in zip(*self._wrong, strict=True))
