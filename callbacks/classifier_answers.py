@@ -124,35 +124,34 @@ def drop_sentences(
         told.append("Why was not measured: --probe_train true records how the weights move.")
         return told
     random = 1 / math.sqrt(steps_per_epoch)
+    is_undone = before["straightness"] < random
     told.append(
-        f"Why: in an epoch of {steps_per_epoch} steps at {answer['lr_before']:g} the weights walk a path of length "
+        f"In an epoch of {steps_per_epoch} steps at {answer['lr_before']:g} the weights walk a path of length "
         f"{before['path']:.3g} and end {100 * before['straightness']:.1f} % of that away from where they began; a "
         f"straight walk would give 100 %, one of independent random steps {100 * random:.1f} %. "
         + (
             "So the steps undo each other: the weights move to and fro. "
-            if before["straightness"] < random
-            else "So the weights move mostly to and fro. "
+            if is_undone
+            else "So the weights move like random steps with a drift. "
             if before["straightness"] < 0.5
             else "So the weights move mostly onwards. "
         )
         + f"At {answer['lr_after']:g} the path is {after['path']:.3g} long, its end "
         f"{100 * after['straightness']:.1f} % of that away."
     )
+    share = min(1.0, statistics.mean(noises)) if noises else 0.0  # an estimate may be above 1
     if noises:
         told.append(
-            f"At the weights before the fall, {100 * statistics.mean(noises):.0f} % of a batch's gradient, by squared "
-            f"length, is noise, which other batches do not share ({_seeds(len(noises))})."
+            f"At the weights before the fall, {100 * share:.0f} % of a batch's gradient, by squared length, is noise, "
+            f"which other batches do not share ({_seeds(len(noises))})."
         )
-    if before["straightness"] < 0.5 and change["mean"] > 0:
+    worth = answer.get("effect", change)
+    if is_undone and (worth["mean"] if worth["low"] is None else worth["low"]) > 0:
         told.append(
-            (
-                "So chance makes most of a step, and the steps that follow undo it. "
-                if noises and statistics.mean(noises) > 0.5 and before["straightness"] < random
-                else ""
-            )
+            ("So most of a gradient is chance, and later steps undo it. " if share > 0.5 else "")
             + "That fits the picture of a valley: at the larger rate the weights jump to and fro across it; shorter "
             "steps let them sink into it. It is a picture that these numbers agree with, not a proof"
-            + ("." if noises else "; how much of a step is the batch's noise was not measured.")
+            + ("." if noises else "; how much of a gradient is the batch's noise was not measured.")
         )
     return told
 

@@ -45,13 +45,16 @@ def does_more_training_hurt(epochs: np.ndarray, true_mse: np.ndarray) -> dict[st
 
     For each seed the best epoch is the one that the *other* seeds would choose, so that picking the minimum of a noisy
     curve does not by itself look like harm. Returns the ratio's median over seeds, an interval for it, and a verdict:
-    "hurts", "helps" (least at the end), "no evidence", "one seed", or "diverged" (at least one seed did).
+    "hurts", "helps" (least at the end), "no evidence", "one seed", "exact" (an error of 0, to which nothing has a
+    ratio), or "diverged" (at least one seed did).
     """
     S = true_mse.shape[1]
     best = best_epochs(epochs, true_mse)
     answer: dict[str, Any] = {"best_epochs": best, "last_epochs": int(epochs[-1])}
     if not np.isfinite(true_mse).all():
         return answer | {"verdict": "diverged", "diverged": int((~np.isfinite(true_mse)).any(0).sum())}
+    if (true_mse == 0).any():
+        return answer | {"verdict": "exact"}
     still_falling = best == epochs[-1]
     if S == 1:
         if still_falling:
@@ -73,6 +76,8 @@ def sentence(lr: float, answer: dict[str, Any], num_seeds: int) -> str:
     start = f"Learning rate {lr:g}: "
     if answer["verdict"] == "diverged":
         return start + f"{answer['diverged']} of {num_seeds} seeds diverged, so nothing is said of more training."
+    if answer["verdict"] == "exact":
+        return start + "the true error falls to 0, so no ratio says whether more training hurts."
     if answer["verdict"] == "one seed":
         return start + (
             f"the true error is least at {best} epochs; at {last} it is {answer['ratio']:.2f} times that "
@@ -83,8 +88,9 @@ def sentence(lr: float, answer: dict[str, Any], num_seeds: int) -> str:
             start + f"the true error is least at {last} epochs, the most that were measured: no bell shape up to there."
         )
     numbers = (
-        f"the true error at {last} epochs is {answer['ratio']:.2f} times that at {best} (median of {num_seeds} seeds, "
-        f"{answer['coverage']:.0%} interval {answer['low']:.2f} to {answer['high']:.2f})"
+        f"the true error is least at {best} epochs; at {last} a seed's is {answer['ratio']:.2f} times its own at the "
+        f"epochs that the other seeds choose (median of {num_seeds} seeds, {answer['coverage']:.0%} interval "
+        f"{answer['low']:.2f} to {answer['high']:.2f})"
     )
     if answer["verdict"] == "hurts":
         return start + numbers + ": past its best, more training hurts."

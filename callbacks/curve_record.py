@@ -35,13 +35,22 @@ class CurveRecord(Callback):
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the learnt curves (M, G) where asked for
         self.measured: dict[int, dict[str, torch.Tensor]] = {}
         self.curves: dict[int, torch.Tensor] = {}
-        self.train_seconds = 0.0
+        self.earlier = {"train": 0.0, "total": 0.0}  # seconds before a resume
+        self._train_start: float | None = None
+        self._train_end: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"measured": self.measured, "curves": self.curves}
+        return {"measured": self.measured, "curves": self.curves, "seconds_in_all": self.seconds()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.measured, self.curves = state["measured"], state["curves"]
+        self.earlier = state.get("seconds_in_all", self.earlier)  # older checkpoints lack them
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds of training so far, and in all, with those before a resume."""
+        now = time.perf_counter()
+        training = 0.0 if self._train_start is None else (self._train_end or now) - self._train_start
+        return {"train": self.earlier["train"] + training, "total": self.earlier["total"] + now - self.start}
 
     def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
         """After a resume: the loggers begin anew, and get what they had up to the checkpoint."""
@@ -69,7 +78,7 @@ class CurveRecord(Callback):
             self.curves[epochs] = curve
 
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        self.train_seconds = time.perf_counter() - self._train_start
+        self._train_end = time.perf_counter()
 
     def results(self, pl_module: Any) -> list[dict[str, Any]]:
         """One entry for every (lr, seed, epochs) that was reached; nan where it diverged."""
@@ -111,7 +120,7 @@ class CurveRecord(Callback):
             for e in reached
         ]
         print(table([self._header(S), *(self._cells(answer, S) for answer in answers)]))
-        print(f"Trained {L * S} network{'s'[: L * S > 1]} in {self.train_seconds:.1f} s")
+        print(f"Trained {L * S} network{'s'[: L * S > 1]} in {self.seconds()['train']:.1f} s")
         if missing := [e for e in self.asked if e not in whole]:
             print(f"Not measured, and so not reported: {', '.join(map(str, missing))} epochs")
         more_training = []
@@ -122,12 +131,15 @@ class CurveRecord(Callback):
             if len(results) > 1:
                 print(text)
         for lr, choice in choices.items():
-            worse = choice["held_out_true_mse"] / choice["best_true_mse"]
+            best, there = choice["best_true_mse"], choice["held_out_true_mse"]
+            if math.isinf(best):
+                print(f"Learning rate {lr:g}: diverged")
+                continue
             print(
-                f"Learning rate {lr:g}: the true error is least, {choice['best_true_mse']:.4g}, at "
+                f"Learning rate {lr:g}: the true error is least, {best:.4g}, at "
                 f"{choice['best_epochs']:,} epochs; a held-out noisy sample chooses {choice['held_out_epochs']:,}"
-                f"{', in the median over the seeds' if S > 1 else ''}, and gets {choice['held_out_true_mse']:.4g}, "
-                f"{worse:.2f} times that"
+                f"{', in the median over the seeds' if S > 1 else ''}, and gets {there:.4g}"
+                + (f", {there / best:.2f} times that" if best else "")
             )
         summary = {
             "function": data.function,
@@ -138,7 +150,7 @@ class CurveRecord(Callback):
             "over_seeds": answers,
             "more_training": more_training,
             **({"auto": [{"lr": lr, **choice} for lr, choice in choices.items()]} if choices else {}),
-            "seconds": {"train": self.train_seconds, "total": time.perf_counter() - self.start},
+            "seconds": self.seconds(),
         }
         write_json(self.run_dir / "summary.json", summary)
 
@@ -167,8 +179,12 @@ class CurveRecord(Callback):
     @staticmethod
     def _cells(answer: dict[str, Any], num_seeds: int) -> list[str]:
         cells = [f"{answer['lr']:g}", f"{answer['epochs']:,}"]
+        is_finite = all(math.isfinite(answer[name]["median"]) for name in ("train_mse", "true_mse"))
         for name in METRICS:
             q = answer[name]
+            if is_finite and math.isinf(q["median"]):  # a constant function has no r2, however well it is learnt
+                cells.append("-")
+                continue
             text = f"{q['median']:.4g}" if math.isfinite(q["median"]) else "diverged"
             cells.append(text if num_seeds == 1 else f"{text} [{q['q25']:.3g}, {q['q75']:.3g}]")
         return cells

@@ -264,21 +264,26 @@ def quartiles_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
             axes.plot(x, [row[name]["median"] for row in part], "o-", markersize=3, color=colour, label=f"rate {lr:g}")
             edges = [[np.nan if row[name][q] is None else row[name][q] for row in part] for q in ("q25", "q75")]
             axes.fill_between(x, *edges, color=colour, alpha=0.2, linewidth=0)
-        axes.set(xscale="log", yscale="log", xlabel="epochs", ylabel="mean squared error", title=title)
+        if any(row[name]["median"] for row in rows):  # not if all diverged: an empty axis has no logarithms
+            axes.set(xscale="log", yscale="log")
+        axes.set(xlabel="epochs", ylabel="mean squared error [y²]", title=title)
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     return figure
 
 
-def drop_figure(with_drop: Sequence[Rows], without: Sequence[Rows]) -> Figure:
-    """Validation accuracy per epoch of runs with the fall of the learning rate, and of the same runs without it."""
+def drop_figure(with_drop: Sequence[Rows], without: Sequence[Rows], measured_on: str) -> Figure:
+    """Accuracy per epoch of runs with the fall of the learning rate, and of the same runs without it.
+
+    ``measured_on`` "test" or "held-out" images.
+    """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     for runs, colour, label in ((without, ORANGE, "without the fall"), (with_drop, BLUE, "with the fall")):
         for i, rows in enumerate(runs):
             line = ([row["epoch"] for row in rows], [row["val_acc"] for row in rows])
             axes.plot(*line, "o-", color=colour, markersize=4, alpha=0.8, label=label if i == 0 else None)
-    axes.set(xlabel="epoch, counted from 0", ylabel="accuracy")
+    axes.set(xlabel="epoch, counted from 0", ylabel=f"{measured_on} accuracy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
@@ -293,13 +298,16 @@ def rates_figure(rows: Sequence[Mapping[str, Any]]) -> Figure:
     """
     figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
-    counts = sorted({row["epochs"] for row in rows})
+    counts, shown = sorted({row["epochs"] for row in rows}), []
     for count, colour in zip(counts[:: -(-len(counts) // 6)], COLOURS, strict=False):
         known = [(row["lr"], row["true_mse"]["median"]) for row in rows if row["epochs"] == count]
         known = sorted((lr, error) for lr, error in known if error is not None)
         axes.plot(*zip(*known, strict=True) if known else ([], []), "o-", color=colour, label=f"{count:,} epochs")
-    axes.set(xscale="log", yscale="log", xlabel="learning rate", ylabel="true error, median over the seeds")
-    axes.xaxis.set_major_formatter(PlainNumbers())
+        shown += [error for _, error in known]
+    axes.set(xlabel="learning rate", ylabel="true error, median over the seeds [y²]")
+    if any(shown):
+        axes.set(xscale="log", yscale="log")
+        axes.xaxis.set_major_formatter(PlainNumbers())
     axes.grid(alpha=0.3)
     axes.legend(fontsize=9)
     return figure

@@ -2,6 +2,7 @@
 
 # isort: split
 import base64
+import contextlib
 import io
 import itertools
 import json
@@ -25,13 +26,13 @@ from matplotlib.figure import Figure
 from callbacks.atomic import write_atomically, write_json
 from callbacks.classifier_answers import (
     GAP,
-    Rows,
     drop_sentences,
     epoch_of_drop,
     gap_sentences,
     mean_and_interval,
     what_the_drop_did,
 )
+from callbacks.curve_answers import sentence
 from callbacks.figures import drop_figure, gap_figure, quartiles_figure, rates_figure, training_figure
 from callbacks.run_page import about
 from datamodules import CIFAR10DataModule
@@ -39,6 +40,7 @@ from datamodules.cifar10 import PROBE_SIZE, crop_and_flip, normalize
 from datamodules.download import DataError
 from lit_models import ResNet20
 from scripts.cli import Parser, UserError, main
+from scripts.run_dir import Checkpoint
 
 SCRIPTS = Path(__file__).parent
 LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
@@ -46,6 +48,8 @@ LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
 
 @dataclass
 class Section:
+    """A question, its answer in sentences, and the figures and the table that the answer is read off."""
+
     id: str
     question: str
     answer: list[str]
@@ -62,7 +66,12 @@ class Run:
 
     @property
     def is_curve(self) -> bool:
-        return "function" in self.summary
+        return "over_seeds" in self.summary
+
+    @property
+    def num_seeds(self) -> int:
+        """Of a curve fit."""
+        return len({result["seed"] for result in self.summary["results"]})
 
 
 def run() -> None:
@@ -75,13 +84,19 @@ def run() -> None:
     add("--data_root", type=str, default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
     add("--runs", type=str, default="runs/report", help="the folder of the runs that are made")
     cfg = parser.parse_args()
+    out = Path(cfg.out)
+    if not out.name or out.is_dir():
+        raise UserError(f"--out '{cfg.out}' is no name of a file: give one, such as report.html")
+    if cfg.num_seeds < 1:
+        raise UserError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     paths = [Path(name) for name in cfg.run_dirs] or make_runs(cfg)
     runs = [read(path) for path in expand(paths)]
-    sections = [*curve_sections([r for r in runs if r.is_curve]), *classifier_sections(runs, cfg.data_root)]
+    sections = [*curve_sections(runs), *classifier_sections(runs, cfg.data_root)]
+    number_ids(sections)
     if not sections:
         raise UserError("these runs answer no question of the exercises: give finished runs of fit.py or cifar.py")
     html = render(sections, runs, cfg.quick and not cfg.run_dirs)
-    write_atomically(Path(cfg.out), lambda file: file.write(html.encode()))
+    write_atomically(out, lambda file: file.write(html.encode()))
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
 
 
@@ -125,15 +140,24 @@ def make_runs(cfg: Any) -> list[Path]:
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """A run of several seeds as the runs that it holds."""
-    return [p for path in paths for p in (sorted(path.glob("seed*")) or [path])]
+    """A run of several seeds as the runs that it holds, by their numbers; no run twice."""
+    found: dict[Path, Path] = {}
+    for path in paths:
+        seeds = [p for p in path.glob("seed*") if p.is_dir() and p.name[4:].isdecimal()]
+        for p in sorted(seeds, key=lambda p: int(p.name[4:])) or [path]:
+            found.setdefault(p.resolve(), p)
+    return list(found.values())
 
 
 def read(path: Path) -> Run:
+    """The finished run in ``path``. Raises UserError where there is none."""
     try:
-        return Run(path, json.loads((path / "summary.json").read_text(encoding="utf-8")))
+        summary = json.loads((path / "summary.json").read_text(encoding="utf-8"))
+        if isinstance(summary, dict) and ("over_seeds" in summary or "epochs" in summary):
+            return Run(path, summary)
     except (OSError, ValueError):
-        raise UserError(f"{path} holds no finished run: its summary.json is missing or broken") from None
+        pass
+    raise UserError(f"{path} holds no finished run: its summary.json is missing or broken")
 
 
 # Exercise 1
@@ -141,8 +165,9 @@ def read(path: Path) -> Run:
 
 def curve_sections(runs: Sequence[Run]) -> list[Section]:
     """A run of one setting beside others of the same function only tells its time; alone it gets its section."""
-    single = [r for r in runs if len(r.summary["over_seeds"]) == 1 and "auto" not in r.summary]
-    studies = [r for r in runs if r not in single]
+    curves = [r for r in runs if r.is_curve and r.summary["over_seeds"]]
+    single = [r for r in curves if len(r.summary["over_seeds"]) == 1 and "auto" not in r.summary]
+    studies = [r for r in curves if r not in single]
     studied = {r.summary["function"] for r in studies}
     sections = []
     for run in [*studies, *(r for r in single if r.summary["function"] not in studied)]:
@@ -150,7 +175,7 @@ def curve_sections(runs: Sequence[Run]) -> list[Section]:
         sections.append(epochs_section(run))
         if len({row["lr"] for row in rows}) > 1:
             same = [r.summary for r in single if r.summary["function"] == run.summary["function"]]
-            alone = [(summary["results"][0], summary["seconds"]["train"]) for summary in same]
+            alone = [(s["results"][0], s["seconds"]["train"]) for s in same if len(s["results"]) == 1]
             sections.append(rates_section(run, {one["lr"]: s for one, s in alone if one["epochs"] == 1000}))
         if "auto" in run.summary:
             sections.append(settings_section(run))
@@ -163,15 +188,25 @@ def epochs_section(run: Run) -> Section:
     header = ["learning rate", "epochs", "training error", "true error", "middle half of the seeds", "R²"]
     table = [
         [f"{row['lr']:g}", f"{row['epochs']:,}", number(row["train_mse"]["median"]), number(row["true_mse"]["median"]),
-         f"{number(row['true_mse']['q25'])} to {number(row['true_mse']['q75'])}", number(row["r2"]["median"])]
+         middle_half(run, row), number(row["r2"]["median"], no_r2(row))]
         for row in rows
     ]  # fmt: skip
-    told = [part["sentence"] for part in run.summary["more_training"]]
+    told = [sentence(part["lr"], part, run.num_seeds) for part in run.summary["more_training"]]
     answer = told or ["One measured epoch count says nothing about more epochs."]
     figure = drawn(lambda: quartiles_figure(rows), "training and true error against epochs, for each learning rate")
     return Section(
         f"epochs-{run.path.name}", f"What do more epochs do? f(x) = {function}", answer, [figure], [header, *table]
     )
+
+
+def middle_half(run: Run, row: Mapping[str, Any]) -> str:
+    """The quartiles of the true error over the seeds, of which fewer than four have no middle half."""
+    return " to ".join(number(row["true_mse"][q]) for q in ("q25", "q75")) if run.num_seeds >= 4 else "-"
+
+
+def no_r2(row: Mapping[str, Any]) -> str:
+    """What a missing R² means: a constant function has none, however well it is learnt."""
+    return "diverged" if row["true_mse"]["median"] is None else "-"
 
 
 def rates_section(run: Run, alone: Mapping[float, float]) -> Section:
@@ -188,11 +223,11 @@ def rates_section(run: Run, alone: Mapping[float, float]) -> Section:
         for lr, part in by_lr.items()
     }
     header = ["learning rate", f"true error at {at:,} epochs", "least true error", "at epochs"]
-    header += [f"first measured at {number(target)} or less", "seconds of 1,000 epochs alone"]
+    header += ["first measured within 1.5 times the least of all", "seconds of 1,000 epochs alone"]
     table = []
     for lr, part in by_lr.items():
         here = next((row for row in part if row["epochs"] == at), None)
-        seconds = f"{alone[lr]:.2f}" if lr in alone else "-"
+        seconds = f"{alone[lr]:.2f}" if alone.get(lr) else "-"
         errors = [number(row["true_mse"]["median"]) if row else "-" for row in (here, best[lr])]
         reach = f"{reached[lr]:,}" if reached[lr] else "never"
         table.append([f"{lr:g}", *errors, f"{best[lr]['epochs']:,}", reach, seconds])
@@ -202,8 +237,9 @@ def rates_section(run: Run, alone: Mapping[float, float]) -> Section:
     if least == "diverged":
         answer = [f"At {at:,} epochs every learning rate had diverged."]
     told = [f"{lr:g}: {f'{epochs:,} epochs' if epochs else 'never'}" for lr, epochs in reached.items()]
-    answer.append(f"A true error within 1.5 times the least of all is first measured at {'; '.join(told)}.")
-    times = [alone[lr] for lr in by_lr if lr in alone]
+    if target < math.inf:
+        answer.append(f"A true error within 1.5 times the least of all is first measured at {'; '.join(told)}.")
+    times = [alone[lr] for lr in by_lr if alone.get(lr)]  # an older run's are 0 if it was stopped before it was told
     if len(times) > 1:
         factor = max(times) / min(times)
         answer.append(
@@ -229,10 +265,10 @@ def settings_section(run: Run) -> Section:
     """1C: which settings fit this function best?"""
     header = ["learning rate", "best epochs", "true error", "middle half of the seeds"]
     header += ["epochs that held-out points choose", "true error there"]
-    errors = {(row["lr"], row["epochs"]): row["true_mse"] for row in run.summary["over_seeds"]}
+    rows = {(row["lr"], row["epochs"]): row for row in run.summary["over_seeds"]}
     table = [
         [f"{row['lr']:g}", f"{row['best_epochs']:,}", number(row["best_true_mse"]),
-         " to ".join(number(errors[row["lr"], row["best_epochs"]][q]) for q in ("q25", "q75")),
+         middle_half(run, rows[row["lr"], row["best_epochs"]]),
          f"{row['held_out_epochs']:,}", number(row["held_out_true_mse"])]
         for row in run.summary["auto"]
     ]  # fmt: skip
@@ -255,15 +291,17 @@ def settings_section(run: Run) -> Section:
 
 
 def settings_answer(best: Mapping[str, Any]) -> list[str]:
+    """1C in sentences: ``best`` is the entry of the summary's "auto" with the least true error."""
+    error, held_out = best["best_true_mse"], best["held_out_true_mse"]
     told = [
         f"The best setting found is learning rate {best['lr']:g} and {best['best_epochs']:,} epochs, with a true error "
-        f"of {number(best['best_true_mse'])}, the median of the same seeds that chose it."
+        f"of {number(error)}, the median of the same seeds that chose it."
     ]
-    if best["held_out_true_mse"] is not None:
+    if held_out is not None:
         told.append(
             f"Who does not know f and stops by a held-out noisy sample takes {best['held_out_epochs']:,} epochs and "
-            f"gets {number(best['held_out_true_mse'])} (medians over the seeds), "
-            f"{best['held_out_true_mse'] / best['best_true_mse']:.2f} times that."
+            f"gets {number(held_out)} (medians over the seeds)"
+            + (f", {held_out / error:.2f} times that." if error else ".")
         )
     return told
 
@@ -280,18 +318,18 @@ def classifier_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
         if all(run.summary["epochs"][0]["train_loss"] != r.summary["epochs"][0]["train_loss"] for r in group):
             group.append(run)  # the same seed again would count as another one
     with_drop = [run for group in groups.values() if falls_once(group[0]) for run in group]
-    pairs = [(a, b) for a in with_drop for b in classifiers if is_branch(a.summary["epochs"], b.summary["epochs"])]
+    branches = [next((b for b in classifiers if is_branch(a, b)), None) for a in with_drop]
+    pairs = [(a, b) for a, b in zip(with_drop, branches, strict=True) if b]
     sections: list[Section] = []
     for group in groups.values():
         if any(b in group for _, b in pairs):
             continue
-        suffix = f"-{len(sections)}" if sections else ""
-        sections.append(curve_section(group, "curve" + suffix))
+        sections.append(curve_section(group))
         if group[0] in with_drop:
-            sections.append(drop_section(group, [(a, b) for a, b in pairs if a in group], data_root, "drop" + suffix))
+            sections.append(drop_section(group, [(a, b) for a, b in pairs if a in group], data_root))
         last = group[0].summary["epochs"][-1]
         if last.get("probe_acc") is not None and all(r.summary["test_acc"] is not None for r in group):
-            sections.append(gap_section(group, data_root, "gap" + suffix))
+            sections.append(gap_section(group, data_root))
     return sections
 
 
@@ -305,20 +343,27 @@ def falls_once(run: Run) -> bool:
 
 
 def settings_of(run: Run) -> tuple[Any, ...]:
+    """What runs have in common that differ by their seeds only."""
     epochs = run.summary["epochs"]
-    names = ("recipe", "data", "measured_on", "train_batches", "batch_size")
+    names = ("recipe", "data", "measured_on", "train_batches", "val_batches", "batch_size")
     known = (run.summary.get(name) for name in names)
     return (*known, *((row["lr"], row["val_acc"] is None, row.get("probe_acc") is None) for row in epochs))
 
 
-def is_branch(rows: Rows, other: Rows) -> bool:
-    """Whether ``other`` is the same run up to the fall of the rate, and went on without it as long."""
+def is_branch(run: Run, other: Run) -> bool:
+    """Whether ``other`` is the same run up to the fall of the rate, and went on without it as long, measured alike."""
+    rows, its = run.summary["epochs"], other.summary["epochs"]
     at = epoch_of_drop(rows) or 0
-    same = [row["train_loss"] for row in rows[:at]] == [row["train_loss"] for row in other[:at]]
-    return same and len(rows) == len(other) and {row["lr"] for row in other} == {rows[0]["lr"]}
+    return (
+        all(run.summary.get(name) == other.summary.get(name) for name in ("measured_on", "val_batches"))
+        and [row["train_loss"] for row in rows[:at]] == [row["train_loss"] for row in its[:at]]
+        and len(rows) == len(its)
+        and all(row["lr"] == rows[0]["lr"] and row["val_acc"] is not None for row in its)
+    )
 
 
-def curve_section(runs: Sequence[Run], id: str) -> Section:
+def curve_section(runs: Sequence[Run]) -> Section:
+    """2: the course of the training, means over runs that differ by their seeds."""
     epochs = [r.summary["epochs"] for r in runs]
     measured_on = runs[0].summary["measured_on"]
     header = ["epoch", "learning rate", "train loss", "train accuracy (running)"]
@@ -341,14 +386,16 @@ def curve_section(runs: Sequence[Run], id: str) -> Section:
             f"Each epoch had only {runs[0].summary['train_batches']} batches: a demonstration, not the exercise."
         )
     figure = drawn(lambda: training_figure(epochs, tested, measured_on), "accuracy and loss")
-    return Section(id, f"What does recipe {recipe} do, epoch by epoch?", answer, [figure], [header, *table])
+    return Section("curve", f"What does recipe {recipe} do, epoch by epoch?", answer, [figure], [header, *table])
 
 
-def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_root: str, id: str) -> Section:
+def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_root: str) -> Section:
+    """2: what did the fall of the rate do? ``pairs``: of these runs those that were continued without it, and how."""
     rows = [a.summary["epochs"] for a, _ in pairs] or [r.summary["epochs"] for r in runs]
     without = [b.summary["epochs"] for _, b in pairs]
     answer = what_the_drop_did(rows, without)
-    header = ["run", "change at the fall", "change without it", "effect at once", "effect at the end"]
+    columns = ("change at the fall", "change without it", "effect at once", "effect at the end")
+    header = ["run", *(f"{column} [points]" for column in columns)]
     names = ["change", "change_without", "effect", "final_effect"]
     shown = [a for a, _ in pairs] or list(runs)
     noises = [measured(run, "noise", data_root).get("noise") for run in shown]
@@ -356,14 +403,15 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
         [shown[i].path.name, *(points(answer[n]["values"][i]) if n in answer else "-" for n in names)]
         for i in range(len(rows))
     ]
-    figure = drawn(lambda: drop_figure(rows, without), "accuracy with and without the fall of the rate")
+    steps, measured_on = runs[0].summary["train_batches"], runs[0].summary["measured_on"]
+    figure = drawn(lambda: drop_figure(rows, without, measured_on), "accuracy with and without the fall of the rate")
     question = "What happens to accuracy when the learning rate falls, and why?"
-    about_runs = (runs[0].summary["train_batches"], runs[0].summary["measured_on"])
-    told = drop_sentences(answer, *about_runs, [noise for noise in noises if noise is not None])
-    return Section(id, question, told, [figure], [header, *table])
+    told = drop_sentences(answer, steps, measured_on, [noise for noise in noises if noise is not None])
+    return Section("drop", question, told, [figure], [header, *table])
 
 
-def gap_section(runs: Sequence[Run], data_root: str, id: str) -> Section:
+def gap_section(runs: Sequence[Run], data_root: str) -> Section:
+    """2: what lies between train and test accuracy?"""
     measured = [gap_parts(run, data_root) for run in runs]
     names = [name for name in GAP if all(name in parts for parts in measured)]
     mean = {name: sum(parts[name] for parts in measured) / len(measured) for name in names}
@@ -372,9 +420,11 @@ def gap_section(runs: Sequence[Run], data_root: str, id: str) -> Section:
     ]
     answer = gap_sentences(measured)
     if len(names) < len(GAP):
-        answer.append("The first step is not taken apart: that needs the runs' checkpoints and images.")
+        is_fast = runs[0].summary["recipe"] == "fast"
+        why = "recipe fast augments in its own way" if is_fast else "that needs the runs' checkpoints and images"
+        answer.append(f"The first step is not taken apart: {why}.")
     figure = drawn(lambda: gap_figure(mean), "from the running training accuracy to the test accuracy, step by step")
-    return Section(id, "How do train and test accuracy relate?", answer, [figure], [["run", *names], *table])
+    return Section("gap", "How do train and test accuracy relate?", answer, [figure], [["run", *names], *table])
 
 
 def gap_parts(run: Run, data_root: str) -> dict[str, float]:
@@ -385,31 +435,49 @@ def gap_parts(run: Run, data_root: str) -> dict[str, float]:
 
 
 def measured(run: Run, what: Literal["gap", "noise"], data_root: str) -> dict[str, float]:
-    """What is measured here of a run's weights, once, into its gap.json or noise.json; {} without its checkpoints."""
-    path = run.path / f"{what}.json"
-    if not path.is_file():
-        try:
-            data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"])
-            data.prepare_data()
-            data.setup("fit")
-            write_json(path, (measure_gap if what == "gap" else measure_noise)(run, data))
-        except (OSError, DataError):
-            return {}
-    return json.loads(path.read_text(encoding="utf-8"))
+    """What is measured here of a run's weights, once, into its gap.json or noise.json; {} where it cannot be.
+
+    That needs the run's checkpoints and images, and the augmentation with which it was trained: not that of fast.
+    """
+    path, epochs = run.path / f"{what}.json", run.summary["epochs"]
+    end = {name: epochs[-1][name] for name in ("epoch", "train_loss")}  # a run may go on after it was measured
+    with contextlib.suppress(OSError, ValueError):
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(kept, dict) and kept.items() >= end.items():
+            return kept
+    if run.summary["recipe"] == "fast" or "batch_size" not in run.summary:  # older summaries do not tell it
+        return {}
+    try:
+        net = network(run, len(epochs) if what == "gap" else epoch_of_drop(epochs) or 0)
+        data = CIFAR10DataModule(data_root, run.summary["batch_size"], download=False, dataset=run.summary["data"])
+        data.prepare_data()
+        data.setup("fit")
+        found = end | (measure_gap if what == "gap" else measure_noise)(net, data)
+    except (OSError, DataError, UserError):
+        return {}
+    with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
+        write_json(path, found)
+    return found
 
 
-def network(run: Run, checkpoint: str) -> ResNet20:
-    """The run's network with the weights of one of its checkpoints. Raises OSError where that is missing."""
-    content = torch.load(run.path / "checkpoints" / checkpoint, weights_only=True)
+def network(run: Run, done: int) -> ResNet20:
+    """The run's network after so many of its epochs. Raises UserError without a whole checkpoint of then."""
+    epochs = run.summary["epochs"]
+    name = "last" if done == len(epochs) else f"end_of_epoch{epochs[done - 1]['epoch']}"
+    path = run.path / "checkpoints" / f"{name}.ckpt"
+    Checkpoint.read(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    its_epochs = content["callbacks"]["EpochRecord"]["epochs"]
+    if [row["train_loss"] for row in its_epochs] != [row["train_loss"] for row in epochs[:done]]:
+        raise UserError(f"{path} is not of the run's epoch {done}: it has gone on")
     net = ResNet20().to(memory_format=torch.channels_last)
     net.load_weights(content["state_dict"])
     return net
 
 
-def measure_gap(run: Run, data: CIFAR10DataModule) -> dict[str, float]:
-    """Accuracies of the run's last weights on the probed training images, augmented, in train and in eval mode."""
+def measure_gap(net: ResNet20, data: CIFAR10DataModule) -> dict[str, float]:
+    """Accuracies of a run's last weights on the probed training images, augmented, in train and in eval mode."""
     images, labels = (part[:PROBE_SIZE] for part in data.train)
-    net = network(run, "last.ckpt")
     generator = torch.Generator().manual_seed(0)
     shift = torch.randint(9, (len(labels), 2), generator=generator)
     flip = torch.randint(2, (len(labels),), generator=generator).bool()
@@ -417,7 +485,7 @@ def measure_gap(run: Run, data: CIFAR10DataModule) -> dict[str, float]:
 
     @torch.inference_mode()
     def accuracy() -> float:
-        answers = torch.cat([net(normalize(part)).argmax(1) for part in augmented.split(128)])
+        answers = torch.cat([net(normalize(part)).argmax(1) for part in augmented.split(data.batch_size)])
         return float((answers == labels).float().mean())
 
     net.eval()
@@ -426,22 +494,25 @@ def measure_gap(run: Run, data: CIFAR10DataModule) -> dict[str, float]:
     return {"batch_norm": accuracy(), "augmented": in_eval_mode}
 
 
-def measure_noise(run: Run, data: CIFAR10DataModule, batches: int = 40) -> dict[str, float]:
+def measure_noise(net: ResNet20, data: CIFAR10DataModule, most: int = 40) -> dict[str, float]:
     """The part of a training batch's gradient, by squared length, that is noise, at the weights before the rate falls.
 
     Of n batches' gradients g_i at the same weights, (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared
-    length of the gradient of all images without bias; the rest of mean |g_i|^2 is noise.
+    length of the gradient of all images without bias; the rest of mean |g_i|^2 is noise. {} of a single batch.
     """
-    net = network(run, f"end_of_epoch{(epoch_of_drop(run.summary['epochs']) or 0) - 1}.ckpt").train()
+    net.train()
     total, squared = torch.zeros(sum(p.numel() for p in net.parameters())), torch.zeros(())
-    data.batch_size = run.summary["batch_size"]
-    for batch in itertools.islice(data.train_dataloader(), batches):
+    batches = data.train_dataloader()
+    n = min(most, len(batches))
+    if n < 2:
+        return {}
+    for batch in itertools.islice(batches, n):
         images, labels = data.on_after_batch_transfer(batch, 0)
         gradients = torch.autograd.grad(F.cross_entropy(net(images), labels), list(net.parameters()))
         gradient = torch.cat([part.reshape(-1) for part in gradients])
         total, squared = total + gradient, squared + gradient.square().sum()
-    of_all = (total.square().sum() - squared) / (batches * (batches - 1))
-    return {"noise": float(1 - of_all / (squared / batches))}
+    of_all = (total.square().sum() - squared) / (n * (n - 1))
+    return {"noise": float(1 - of_all / (squared / n))}
 
 
 # The page
@@ -463,18 +534,22 @@ def png_address(png: bytes) -> str:
 
 
 def finite(value: float | None) -> float:
+    """Infinity for what diverged, null in a summary."""
     return math.inf if value is None else value
 
 
-def number(value: float | None) -> str:
-    return "diverged" if value is None else f"{value:.3g}"
+def number(value: float | None, missing: str = "diverged") -> str:
+    """Three digits of it."""
+    return missing if value is None else f"{value:.3g}"
 
 
 def points(value: float) -> str:
+    """A difference of accuracies, in percent."""
     return f"{100 * value:+.2f}"
 
 
 def spread(values: Sequence[float | None], percent: bool) -> str:
+    """Mean ± standard deviation of those that are known."""
     known = [value for value in values if value is not None]
     if not known:
         return "-"
@@ -485,7 +560,17 @@ def spread(values: Sequence[float | None], percent: bool) -> str:
     )
 
 
+def number_ids(sections: Sequence[Section]) -> None:
+    """Gives each section an id of its own: the first of a name keeps it, the others are numbered."""
+    used: set[str] = set()
+    for section in sections:
+        ids = itertools.chain([section.id], (f"{section.id}-{n}" for n in itertools.count(2)))
+        section.id = next(id for id in ids if id not in used)
+        used.add(section.id)
+
+
 def render(sections: Sequence[Section], runs: Sequence[Run], quick: bool) -> str:
+    """The page: the sections, then the machine and the commands behind them."""
     facts = about(torch.device("cpu"))
     lines = {name: [line.removeprefix("- ") for line in facts[name].split("\n")] for name in ("versions", "machine")}
     commands = [f"{run.path}: {run.summary.get('command', 'see its config.yaml')}" for run in runs]
@@ -501,4 +586,4 @@ def render(sections: Sequence[Section], runs: Sequence[Run], quick: bool) -> str
 
 
 if __name__ == "__main__":
-    main(run)
+    main(run, files="--out, --runs, --data_root")

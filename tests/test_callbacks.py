@@ -3,6 +3,7 @@
 import json
 import math
 import pickle
+from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,14 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from torch.utils.data import DataLoader
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
+from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LRStep
 from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
-from callbacks.curve_answers import does_more_training_hurt, held_out_choice, median_interval, medians, quartiles
+from callbacks.curve_answers import (
+    does_more_training_hurt,
+    held_out_choice,
+    median_interval,
+    medians,
+    quartiles,
+    sentence,
+)
+from callbacks.curve_record import CurveRecord
 from callbacks.motion import Motion
 from callbacks.one_cycle import OneCycle
+from callbacks.tested_images import TestedImages
 
 # LRStep
 
@@ -270,6 +281,52 @@ def test_checkpoints_run_no_code(tmp_path: Path, weights_only: bool | None) -> N
     assert crater.exists()
 
 
+# TestedImages
+
+
+class Answers(LightningModule):
+    """Says of each picture the class and, for logits of 0 elsewhere, how sure it is: both stand in its first pixel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Sequential(OrderedDict(conv1=torch.nn.Conv2d(3, 2, 3)))
+
+    def test_step(self, batch: tuple[torch.Tensor, torch.Tensor], batch_idx: int) -> torch.Tensor:
+        pixel = batch[0][:, :, 0, 0]
+        return torch.nn.functional.one_hot(pixel[:, 0].long(), 3) * pixel[:, 1:2]
+
+
+class Pictures(LightningDataModule):
+    """Two of class 0, three of class 1, one of class 2; of class 1 one is taken for 0, and of class 0 one for 2."""
+
+    answers, sureness = torch.tensor([0, 2, 1, 1, 0, 2]), torch.tensor([1.0, 2, 3, 4, 5, 6])
+
+    def test_dataloader(self) -> DataLoader:
+        images = torch.zeros(6, 3, 4, 4)
+        images[:, 0, 0, 0], images[:, 1, 0, 0] = self.answers, self.sureness
+        return DataLoader(TensorDataset(images, torch.tensor([0, 0, 1, 1, 1, 2])), batch_size=4)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"mean": [0.0] * 3, "std": [1.0] * 3, "classes": ["cat", "dog", "fox"]}
+
+
+def test_the_pictures_of_a_test_show_who_was_taken_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: dict[str, Figure] = {}
+    monkeypatch.setattr("callbacks.tested_images.publish", lambda figure, name, *_: drawn.update({name: figure}))
+    trainer = Trainer(
+        callbacks=[TestedImages(tmp_path)], accelerator="cpu", logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False,
+    )  # fmt: skip
+    trainer.test(Answers(), Pictures(), verbose=False)
+    table = {text.get_position(): text.get_text() for text in drawn["confusion"].axes[0].texts}
+    # (column, row): percent. A row is what it is: of 0 half is taken for 2, of 1 a third for 0, of 2 none.
+    assert table == {(0, 0): "50", (2, 0): "50", (1, 1): "67", (0, 1): "33", (2, 2): "100"}
+    titles = [axes.get_title() for axes in drawn["mistakes"].axes if axes.get_title()]
+    # e^5 / (e^5 + 2) = 98.7 %, e^2 / (e^2 + 2) = 78.7 %
+    assert titles == ["cat 98.7%\nis: dog", "fox 78.7%\nis: cat"]
+    assert sum(bool(axes.images) for axes in drawn["filters"].axes) == 2
+
+
 def test_interval_for_a_median() -> None:
     # Of 6 values, smallest to largest covers the median unless all fall on one side: 1 - 2 / 2**6.
     assert median_interval(np.array([3.0, 1, 2, 6, 5, 4])) == (1, 6, 1 - 2 / 64)
@@ -290,6 +347,20 @@ def test_whether_more_training_hurts() -> None:
     assert does_more_training_hurt(epochs, bell[:, :4])["verdict"] == "no evidence"  # 4 seeds cover only 87.5 %
     assert does_more_training_hurt(epochs, bell[:, :1])["verdict"] == "one seed"
     assert does_more_training_hurt(epochs, np.array([[1.0, 1], [np.nan, 1], [1, 1]]))["verdict"] == "diverged"
+    text = sentence(0.1, answer, 8)
+    assert "least at 10 epochs; at 100 a seed's is 3.00 times its own at the epochs that the other seeds choose" in text
+    assert text.endswith("interval 3.00 to 3.00): past its best, more training hurts.")
+    exact = does_more_training_hurt(epochs, np.array([[1.0, 1], [0, 0], [0, 0]]))  # no ratio, no division by it
+    assert "falls to 0" in sentence(0.1, exact, 2)
+
+
+def test_a_constant_function_has_no_r2() -> None:
+    known = {"median": 0.5, "q25": 0.4, "q75": 0.6}
+    answer = {"lr": 0.1, "epochs": 10, **dict.fromkeys(("train_mse", "true_mse", "true_max_abs_error"), known)}
+    answer["r2"] = dict.fromkeys(known, -math.inf)
+    assert CurveRecord._cells(answer, 4)[2:] == ["0.5 [0.4, 0.6]"] * 3 + ["-"]
+    answer |= dict.fromkeys(("train_mse", "true_mse", "true_max_abs_error"), dict.fromkeys(known, math.inf))
+    assert CurveRecord._cells(answer, 1)[2:] == ["diverged"] * 4
 
 
 def test_a_diverged_seed_counts_as_the_worst() -> None:

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import re
+import shutil
 import statistics
 import subprocess
 import sys
@@ -20,6 +21,10 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 
 from callbacks.classifier_answers import drop_sentences, gap_sentences, mean_and_interval, what_the_drop_did
+from callbacks.curve_answers import sentence
+from scripts import report
+from scripts.cli import UserError
+from scripts.report import Run, Section, expand, read
 
 ROOT = Path(__file__).parents[1]
 CLASSIFIER = (
@@ -121,8 +126,10 @@ def test_more_epochs(page: dict[str, Any], reported: Path) -> None:
         expected = [statistics.median(r[name] for r in results) for name in ("train_mse", "true_mse", "r2")]
         assert cells[:2] == [f"{row['lr']:g}", f"{row['epochs']:,}"]
         assert [float(cells[i]) for i in (2, 3, 5)] == pytest.approx(expected, rel=5e-3)
+        low, high = map(float, cells[4].split(" to "))
+        assert sum(low <= r["true_mse"] * 1.01 and r["true_mse"] <= high * 1.01 for r in results) >= 4
     for part in content["more_training"]:
-        assert part["sentence"] in page["epochs-rates"]["text"]
+        assert sentence(part["lr"], part, 8) in page["epochs-rates"]["text"]
 
 
 def test_learning_rates(page: dict[str, Any], reported: Path) -> None:
@@ -149,8 +156,11 @@ def test_settings(page: dict[str, Any], reported: Path) -> None:
         assert cells[0] == f"{choice['lr']:g}"
         assert (cells[1], cells[4]) == (f"{choice['best_epochs']:,}", f"{choice['held_out_epochs']:,}")
         results = [r for r in content["results"] if (r["lr"], r["epochs"]) == (choice["lr"], choice["best_epochs"])]
-        low, high = map(float, cells[3].split(" to "))  # quartiles are values that occurred
-        assert all(any(e == pytest.approx(r["true_mse"], rel=5e-3) for r in results) for e in (low, high))
+        if len(results) < 4:
+            assert cells[3] == "-"
+        else:
+            low, high = map(float, cells[3].split(" to "))  # quartiles are values that occurred
+            assert all(any(e == pytest.approx(r["true_mse"], rel=5e-3) for r in results) for e in (low, high))
         assert float(cells[2]) == pytest.approx(choice["best_true_mse"], rel=5e-3)
     assert content["function"] in page["settings-own"]["text"]
 
@@ -196,6 +206,12 @@ def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
         path = statistics.mean(row["path"] for row in rows)
         straightness = statistics.mean(row["displacement"] / row["path"] for row in rows)
         assert f"{path:.3g}" in page["drop"]["text"] and f"{100 * straightness:.1f} % of that" in page["drop"]["text"]
+    paths = [reported / f"with_{seed}" / "noise.json" for seed in seeds(reported)]
+    noises = [json.loads(path.read_text())["noise"] for path in paths if path.exists()]  # measured by report.py
+    assert all(0 < noise < 1 + 1 / 39 for noise in noises)  # 40 batches that share nothing may come out as that
+    assert len(noises) == len(paths) or reported == ROOT / "docs" / "report"  # its checkpoints are gone
+    if noises:
+        assert f"{100 * min(1, statistics.mean(noises)):.0f} % of a batch's gradient" in page["drop"]["text"]
 
 
 def test_the_gap(page: dict[str, Any], reported: Path) -> None:
@@ -206,9 +222,11 @@ def test_the_gap(page: dict[str, Any], reported: Path) -> None:
             ("running", run["epochs"][-1]["train_acc"]),
             ("probe", run["epochs"][-1]["probe_acc"]),
             ("test", run["test_acc"]),
-            *json.loads((reported / f"with_{seed}" / "gap.json").read_text()).items(),  # measured by report.py
         ):
             assert told[name] == f"{value:.2%}"
+        measured = json.loads((reported / f"with_{seed}" / "gap.json").read_text())  # by report.py
+        for name in ("batch_norm", "augmented"):
+            assert told[name] == f"{measured[name]:.2%}"
     assert list(told) == ["running", "batch_norm", "augmented", "probe", "test"]
     means = [
         statistics.mean(float(cell.removesuffix("%")) for cell in column)
@@ -231,6 +249,129 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 2 and "nowhere" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "report.html").exists()
+
+
+@pytest.mark.parametrize("flags", [("--out", ""), ("--out", "."), ("--num_seeds", "0")])
+def test_flags_that_cannot_be_meant(flags: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["report.py", *flags])
+    with pytest.raises(UserError, match=flags[0]):
+        report.run()
+
+
+# several seeds' top summary, too, when their folders are gone
+@pytest.mark.parametrize("content", ["", "{", "{}", "[1]", '"function"', '{"recipe": "lab", "runs": []}'])
+def test_a_summary_of_no_run(content: str, tmp_path: Path) -> None:
+    (tmp_path / "summary.json").write_text(content)
+    with pytest.raises(UserError, match="no finished run"):
+        read(tmp_path)
+
+
+def test_seeds_in_their_order_and_no_run_twice(tmp_path: Path) -> None:
+    for name in ("many/seed10", "many/seed2", "many/seedling", "one"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "many" / "seed3").touch()
+    (tmp_path / "again").symlink_to("one")
+    found = expand([tmp_path / name for name in ("many", "one", "many/seed2", "again")])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["many/seed2", "many/seed10", "one"]
+
+
+def test_each_section_has_an_id_of_its_own() -> None:
+    sections = [Section(id, "", []) for id in ("a", "a", "b", "a-2", "a")]
+    report.number_ids(sections)
+    assert [section.id for section in sections] == ["a", "a-2", "b", "a-2-2", "a-3"]
+
+
+def test_missing_runs_are_made_and_interrupted_ones_go_on(folder: Path, tmp_path: Path) -> None:
+    names = {name: name for name in ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0")}
+    for name, source in {**names, "alone_1": "alone_0.1"}.items():
+        shutil.copytree(folder / source, tmp_path / "R_quick" / name)
+    (tmp_path / "R_quick" / "alone_0.01" / "summary.json").unlink()
+    told = script(tmp_path, "report.py", "--quick", "true", "--runs", "R", "--data_root", "absent")
+    assert "SYNTHETIC" in told
+    assert [line for line in told.splitlines() if line.startswith("==")] == [
+        "== python scripts/fit.py --epochs 1000 --lr 0.01 --ckpt_path last --run_dir R_quick/alone_0.01",
+        "== python scripts/fit.py --epochs 1000 --lr 0.001 --run_dir R_quick/alone_0.001",
+    ]
+    for lr in (0.01, 0.001):
+        (result,) = summary(tmp_path / "R_quick", f"alone_{lr}")["results"]
+        assert (result["lr"], result["epochs"]) == (lr, 1000)
+    went_on, whole = (summary(at, "alone_0.01")["seconds"] for at in (tmp_path / "R_quick", folder))
+    assert went_on["train"] == whole["train"] and went_on["total"] > whole["train"]  # the earlier ones count
+    text = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "These were short runs" in text and {"rates-rates", "drop"} <= Page(text).sections.keys()
+
+
+def test_what_diverged(tmp_path: Path) -> None:
+    flags = ("--function", "exp(20*x)", "--lr", "1e30", "1e31", "--epochs", "10", "50", "auto", "--run_dir", "run")
+    told = script(tmp_path, "fit.py", *flags)
+    assert "Learning rate 1e+30: diverged" in told and " inf" not in told and "nan" not in told
+    epochs, rates, settings = report.curve_sections([read(tmp_path / "run")])
+    assert [row[2:] for row in epochs.table[1:]] == [["diverged", "diverged", "-", "diverged"]] * len(epochs.table[1:])
+    assert "every learning rate had diverged" in " ".join(rates.answer) and len(rates.answer) == 1
+    assert settings.answer == ["With every setting that was tried the training diverged."]
+
+
+def test_a_constant_function_has_no_r2(folder: Path) -> None:
+    run = read(folder / "own")
+    for row in run.summary["over_seeds"]:
+        row["r2"] = dict.fromkeys(row["r2"])  # -inf is null in JSON
+    section = report.epochs_section(run)
+    assert section.table[0][-1] == "R²" and {row[-1] for row in section.table[1:]} == {"-"}
+
+
+def test_a_true_error_of_zero_has_no_multiples() -> None:
+    best = {"lr": 0.1, "best_epochs": 10, "best_true_mse": 0.0, "held_out_epochs": 10, "held_out_true_mse": 0.0}
+    assert "times that" not in " ".join(report.settings_answer(best))
+
+
+def test_the_time_alone_is_that_of_one_network(folder: Path) -> None:
+    rates, one, eight = (read(folder / name) for name in ("rates", "alone_0.1", "alone_0.01"))
+    eight.summary["results"] *= 8
+    section = next(s for s in report.curve_sections([rates, one, eight]) if s.id == "rates-rates")
+    assert [row[-1] == "-" for row in section.table[1:]] == [False, True]
+
+
+def test_a_branch_is_measured_as_its_run_was(folder: Path) -> None:
+    def branch() -> Run:
+        return read(folder / "without_0")
+
+    run, other, unmeasured = read(folder / "with_0"), branch(), branch()
+    unmeasured.summary["epochs"][-1]["val_acc"] = None
+    assert report.is_branch(run, other) and not report.is_branch(run, unmeasured)
+    assert not report.is_branch(run, read(folder / "without_1"))
+    for name, value in (("val_batches", 79), ("measured_on", "held-out")):
+        other = branch()
+        other.summary[name] = value
+        assert not report.is_branch(run, other)
+    sections = report.classifier_sections([run, branch(), branch()], "absent")
+    assert [len(section.table) for section in sections if section.id == "drop"] == [2]  # told once
+
+
+def test_what_is_measured_is_of_the_end_of_the_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(folder / "with_0", tmp_path / "run")
+    run = read(tmp_path / "run")
+    kept = json.loads((run.path / "gap.json").read_text())
+    last = run.path / "checkpoints" / "last.ckpt"
+    last.write_bytes(last.read_bytes()[:1000])
+    assert report.measured(run, "gap", "absent") == kept  # without a checkpoint
+    for content in ("{", "[1]", json.dumps(kept | {"epoch": 1})):
+        (run.path / "gap.json").write_text(content)
+        assert report.measured(run, "gap", "absent") == {}
+    monkeypatch.setattr(report, "measure_noise", lambda net, data: {"noise": 0.5})
+    (run.path / "noise.json").write_text(json.dumps({"noise": 0.7, "epoch": 1, "train_loss": 1.0}))
+    assert report.measured(run, "noise", "absent")["noise"] == 0.5
+    assert json.loads((run.path / "noise.json").read_text())["train_loss"] == run.summary["epochs"][-1]["train_loss"]
+    run.summary["epochs"][0]["train_loss"] += 1
+    with pytest.raises(UserError, match="has gone on"):
+        report.network(run, 2)
+
+
+def test_the_gap_of_fast_has_no_steps_that_were_measured_with_other_augmentation(folder: Path) -> None:
+    run = Run(Path("nowhere"), read(folder / "with_0").summary | {"recipe": "fast"})
+    section = report.gap_section([run], "absent")
+    assert section.table[0] == ["run", "running", "probe", "test"] and "augments in its own way" in section.answer[-1]
 
 
 # The answers
@@ -267,19 +408,30 @@ def test_what_the_drop_did_and_what_is_not_shown() -> None:
     text = " ".join(drop_sentences(answer, 400))
     assert "At once: that the fall raises accuracy is shown" in text
     assert "At the end: that the fall raises accuracy is shown" in text
-    assert "independent random steps 5.0 %" in text and "move mostly to and fro" in text
+    assert "independent random steps 5.0 %" in text and "random steps with a drift" in text and "valley" not in text
     undone = what_the_drop_did([rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03)], [])
-    assert "undo each other" in " ".join(drop_sentences(undone, 400))
+    text = " ".join(drop_sentences(undone, 400))
+    assert "undo each other" in text and "valley" in text and "noise was not measured" in text
+    text = " ".join(drop_sentences(undone, 400, "test", [0.9, 0.7]))
+    assert "80 % of a batch's gradient, by squared length, is noise" in text and "(mean of 2 seeds)" in text
+    assert "most of a gradient is chance" in text and "not measured" not in text
+    text = " ".join(drop_sentences(undone, 400, "test", [0.4]))
+    assert "40 % of a batch's gradient" in text and "is chance" not in text and "valley" in text
+    assert "100 % of a batch's gradient" in " ".join(drop_sentences(undone, 400, "test", [1.02]))
     straight = " ".join(drop_sentences(what_the_drop_did([rows(*[0.5] * 5, 0.8, straightness=0.9)], []), 400))
     assert "mostly onwards" in straight and "valley" not in straight
-    for effects, verdict in (
-        ([0.08, -0.08, 0.01], "At once: that the fall raises accuracy is not shown"),
-        ([-0.08, -0.081, -0.079], "At once: that the fall lowers accuracy is shown"),
-        ([0.08], "At once: one seed cannot"),
+    for effects, verdict, fits_a_valley in (
+        ([0.08, 0.081, 0.079], "At once: that the fall raises accuracy is shown", True),
+        ([0.08, -0.08, 0.01], "At once: that the fall raises accuracy is not shown", False),
+        ([-0.08, -0.081, -0.079], "At once: that the fall lowers accuracy is shown", False),
+        ([0.08], "At once: one seed cannot", True),
     ):
         stay = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8 - effect, 0.7, lr=0.1) for effect in effects]
-        same = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81) for _ in effects]
-        assert verdict in " ".join(drop_sentences(what_the_drop_did(same, stay), 400))
+        same = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03) for _ in effects]
+        text = " ".join(drop_sentences(what_the_drop_did(same, stay), 400))
+        assert verdict in text and ("valley" in text) == fits_a_valley
+    fell_or_rose = [rows(0.5, 0.6, 0.7, 0.6, 0.7, a, a, straightness=0.03) for a in (0.6, 0.9)]
+    assert "valley" not in " ".join(drop_sentences(what_the_drop_did(fell_or_rose, []), 400))
     assert "not known" in " ".join(drop_sentences(what_the_drop_did(fell, []), 400))
 
 
@@ -291,7 +443,10 @@ def test_the_gap_taken_apart_adds_up() -> None:
     whole = {name: parts[name] for name in ("running", "probe", "test")}  # where a checkpoint is missing
     assert [line.split(" ")[0] for line in gap_sentences([whole])[1:]] == ["+4.0", "-5.0"]
     other = parts | {"batch_norm": 0.82}  # 2 and 0: mean 1, deviation sqrt(2), 12.706 * sqrt(2) / sqrt(2) = 12.7
-    assert "+1.0 points (mean of 2 seeds, 95 % interval -11.7 to +13.7)" in gap_sentences([parts, other])[1]
+    two = gap_sentences([parts, other])
+    assert "+1.0 points (mean of 2 seeds, 95 % interval -11.7 to +13.7)" in two[1]
+    assert [line.endswith("The interval holds 0.") for line in two[1:]] == [True, True, False, False]
+    assert "The interval holds 0." not in " ".join(told)  # one seed has none
 
 
 # The page in a browser
