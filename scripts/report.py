@@ -2,7 +2,6 @@
 
 # isort: split
 import base64
-import contextlib
 import io
 import itertools
 import json
@@ -14,16 +13,15 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import jinja2
 import matplotlib
 import matplotlib.style
 import torch
-import torch.nn.functional as F
 from matplotlib.figure import Figure
 
-from callbacks.atomic import write_atomically, write_json
+from callbacks.atomic import write_atomically
 from callbacks.classifier_answers import (
     GAP,
     drop_sentences,
@@ -35,12 +33,8 @@ from callbacks.classifier_answers import (
 from callbacks.curve_answers import sentence
 from callbacks.figures import drop_figure, gap_figure, quartiles_figure, rates_figure, training_figure
 from callbacks.run_page import about
-from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import PROBE_SIZE, crop_and_flip, normalize
-from datamodules.download import DataError
-from lit_models import ResNet20
 from scripts.cli import Parser, UserError, main
-from scripts.run_dir import Checkpoint
+from scripts.measure import measured
 
 SCRIPTS = Path(__file__).parent
 LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
@@ -398,7 +392,7 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
     header = ["run", *(f"{column} [points]" for column in columns)]
     names = ["change", "change_without", "effect", "final_effect"]
     shown = [a for a, _ in pairs] or list(runs)
-    noises = [measured(run, "noise", data_root).get("noise") for run in shown]
+    noises = [measured(run.path, run.summary, "noise", data_root).get("noise") for run in shown]
     table = [
         [shown[i].path.name, *(points(answer[n]["values"][i]) if n in answer else "-" for n in names)]
         for i in range(len(rows))
@@ -412,13 +406,14 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
 
 def gap_section(runs: Sequence[Run], data_root: str) -> Section:
     """2: what lies between train and test accuracy?"""
-    measured = [gap_parts(run, data_root) for run in runs]
-    names = [name for name in GAP if all(name in parts for parts in measured)]
-    mean = {name: sum(parts[name] for parts in measured) / len(measured) for name in names}
+    parts_of_runs = [gap_parts(run, data_root) for run in runs]
+    names = [name for name in GAP if all(name in parts for parts in parts_of_runs)]
+    mean = {name: sum(parts[name] for parts in parts_of_runs) / len(runs) for name in names}
     table = [
-        [run.path.name, *(f"{parts[name]:.2%}" for name in names)] for run, parts in zip(runs, measured, strict=True)
+        [run.path.name, *(f"{parts[name]:.2%}" for name in names)]
+        for run, parts in zip(runs, parts_of_runs, strict=True)
     ]
-    answer = gap_sentences(measured)
+    answer = gap_sentences(parts_of_runs)
     if len(names) < len(GAP):
         is_fast = runs[0].summary["recipe"] == "fast"
         why = "recipe fast augments in its own way" if is_fast else "that needs the runs' checkpoints and images"
@@ -431,88 +426,7 @@ def gap_parts(run: Run, data_root: str) -> dict[str, float]:
     """Accuracies of a run's end, as ``gap_sentences`` takes them."""
     last = run.summary["epochs"][-1]
     parts = {"running": last["train_acc"], "probe": last["probe_acc"], "test": run.summary["test_acc"]}
-    return parts | measured(run, "gap", data_root)
-
-
-def measured(run: Run, what: Literal["gap", "noise"], data_root: str) -> dict[str, float]:
-    """What is measured here of a run's weights, once, into its gap.json or noise.json; {} where it cannot be.
-
-    That needs the run's checkpoints and images, and the augmentation with which it was trained: not that of fast.
-    """
-    path, epochs = run.path / f"{what}.json", run.summary["epochs"]
-    end = {name: epochs[-1][name] for name in ("epoch", "train_loss")}  # a run may go on after it was measured
-    with contextlib.suppress(OSError, ValueError):
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(kept, dict) and kept.items() >= end.items():
-            return kept
-    if run.summary["recipe"] == "fast" or "batch_size" not in run.summary:  # older summaries do not tell it
-        return {}
-    try:
-        net = network(run, len(epochs) if what == "gap" else epoch_of_drop(epochs) or 0)
-        data = CIFAR10DataModule(data_root, run.summary["batch_size"], download=False, dataset=run.summary["data"])
-        data.prepare_data()
-        data.setup("fit")
-        found = end | (measure_gap if what == "gap" else measure_noise)(net, data)
-    except (OSError, DataError, UserError):
-        return {}
-    with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
-        write_json(path, found)
-    return found
-
-
-def network(run: Run, done: int) -> ResNet20:
-    """The run's network after so many of its epochs. Raises UserError without a whole checkpoint of then."""
-    epochs = run.summary["epochs"]
-    name = "last" if done == len(epochs) else f"end_of_epoch{epochs[done - 1]['epoch']}"
-    path = run.path / "checkpoints" / f"{name}.ckpt"
-    Checkpoint.read(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    its_epochs = content["callbacks"]["EpochRecord"]["epochs"]
-    if [row["train_loss"] for row in its_epochs] != [row["train_loss"] for row in epochs[:done]]:
-        raise UserError(f"{path} is not of the run's epoch {done}: it has gone on")
-    net = ResNet20().to(memory_format=torch.channels_last)
-    net.load_weights(content["state_dict"])
-    return net
-
-
-def measure_gap(net: ResNet20, data: CIFAR10DataModule) -> dict[str, float]:
-    """Accuracies of a run's last weights on the probed training images, augmented, in train and in eval mode."""
-    images, labels = (part[:PROBE_SIZE] for part in data.train)
-    generator = torch.Generator().manual_seed(0)
-    shift = torch.randint(9, (len(labels), 2), generator=generator)
-    flip = torch.randint(2, (len(labels),), generator=generator).bool()
-    augmented = crop_and_flip(images, shift, flip)
-
-    @torch.inference_mode()
-    def accuracy() -> float:
-        answers = torch.cat([net(normalize(part)).argmax(1) for part in augmented.split(data.batch_size)])
-        return float((answers == labels).float().mean())
-
-    net.eval()
-    in_eval_mode = accuracy()
-    net.train()  # normalises by the batch; its running averages change too, and are not used again
-    return {"batch_norm": accuracy(), "augmented": in_eval_mode}
-
-
-def measure_noise(net: ResNet20, data: CIFAR10DataModule, most: int = 40) -> dict[str, float]:
-    """The part of a training batch's gradient, by squared length, that is noise, at the weights before the rate falls.
-
-    Of n batches' gradients g_i at the same weights, (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared
-    length of the gradient of all images without bias; the rest of mean |g_i|^2 is noise. {} of a single batch.
-    """
-    net.train()
-    total, squared = torch.zeros(sum(p.numel() for p in net.parameters())), torch.zeros(())
-    batches = data.train_dataloader()
-    n = min(most, len(batches))
-    if n < 2:
-        return {}
-    for batch in itertools.islice(batches, n):
-        images, labels = data.on_after_batch_transfer(batch, 0)
-        gradients = torch.autograd.grad(F.cross_entropy(net(images), labels), list(net.parameters()))
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
-        total, squared = total + gradient, squared + gradient.square().sum()
-    of_all = (total.square().sum() - squared) / (n * (n - 1))
-    return {"noise": float(1 - of_all / (squared / n))}
+    return parts | measured(run.path, run.summary, "gap", data_root)
 
 
 # The page
