@@ -406,14 +406,11 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
 
 def gap_section(runs: Sequence[Run], data_root: str) -> Section:
     """2: what lies between train and test accuracy?"""
-    parts_of_runs = [gap_parts(run, data_root) for run in runs]
-    names = [name for name in GAP if all(name in parts for parts in parts_of_runs)]
-    mean = {name: sum(parts[name] for parts in parts_of_runs) / len(runs) for name in names}
-    table = [
-        [run.path.name, *(f"{parts[name]:.2%}" for name in names)]
-        for run, parts in zip(runs, parts_of_runs, strict=True)
-    ]
-    answer = gap_sentences(parts_of_runs)
+    gaps = [gap_parts(run, data_root) for run in runs]
+    names = [name for name in GAP if all(name in parts for parts in gaps)]
+    mean = {name: sum(parts[name] for parts in gaps) / len(runs) for name in names}
+    table = [[run.path.name, *(f"{parts[name]:.2%}" for name in names)] for run, parts in zip(runs, gaps, strict=True)]
+    answer = gap_sentences(gaps)
     if len(names) < len(GAP):
         is_fast = runs[0].summary["recipe"] == "fast"
         why = "recipe fast augments in its own way" if is_fast else "that needs the runs' checkpoints and images"
