@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks import LRStep
+from callbacks import LRStep, tested_images
 from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
 from callbacks.curve_answers import (
     does_more_training_hurt,
@@ -28,7 +28,6 @@ from callbacks.curve_answers import (
 from callbacks.curve_record import CurveRecord
 from callbacks.motion import Motion
 from callbacks.one_cycle import OneCycle
-from callbacks.tested_images import TestedImages
 
 # LRStep
 
@@ -314,7 +313,7 @@ def test_the_pictures_of_a_test_show_who_was_taken_for_whom(tmp_path: Path, monk
     drawn: dict[str, Figure] = {}
     monkeypatch.setattr("callbacks.tested_images.publish", lambda figure, name, *_: drawn.update({name: figure}))
     trainer = Trainer(
-        callbacks=[TestedImages(tmp_path)], accelerator="cpu", logger=False, enable_checkpointing=False,
+        callbacks=[tested_images.TestedImages(tmp_path)], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.test(Answers(), Pictures(), verbose=False)

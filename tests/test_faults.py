@@ -162,7 +162,7 @@ class TermInValidation(Callback):
     assert process.wait(timeout=60) == 143
     # saved before the epoch's eighth and last batch
     assert load(tmp_path / "stopped" / "checkpoints" / "last.ckpt")["global_step"] == 7
-    succeed(tmp_path, *two, "stopped", "--ckpt_path", "last")
+    succeed(tmp_path, *two, "stopped", "--ckpt_path", "last", PYTHONPATH=str(tmp_path))  # its config names the callback
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
