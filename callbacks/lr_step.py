@@ -38,7 +38,7 @@ class LRStep(Callback):
         self._own = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.lr_scheduler_configs:
+        if trainer.ckpt_path is not None and not trainer.lr_scheduler_configs:
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
             for group, lr in zip(groups, self._own, strict=True):
                 group["lr"] = lr

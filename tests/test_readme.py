@@ -1,8 +1,10 @@
 """Every command of the README, run as it stands there but shortened."""
 
+import json
 import os
 import re
 import shlex
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -44,6 +46,27 @@ def test_the_chinese_readme_keeps_step() -> None:
     tables = [re.findall(r"^\|(?: [\d.,% -]+ \|)+$", text, flags=re.M) for text in (README, CHINESE)]
     assert len(tables[0]) > 14 and tables[1] == tables[0]  # rows of numbers
     assert CHINESE.count("\n## ") == README.count("\n## ")
+
+
+def test_the_epochs_of_the_lab_recipe_are_those_of_the_reported_runs() -> None:
+    with_it, without = (
+        [
+            json.loads(path.read_text())["epochs"]
+            for path in sorted((ROOT / "docs" / "report").glob(f"{name}_*/summary.json"))
+        ]
+        for name in ("with", "without")
+    )
+    assert len(with_it) == len(without) == 3
+    for epoch, rows in enumerate(zip(*with_it, strict=True)):
+        mean = {name: statistics.mean(row[name] for row in rows) for name in rows[0] if rows[0][name] is not None}
+        percent = {name: f"{100 * mean[name]:.1f} %" for name in ("train_acc", "probe_acc", "val_acc")}
+        stayed = f"{100 * statistics.mean(run[epoch]['val_acc'] for run in without):.1f} %" if epoch > 4 else "-"
+        cells = [str(epoch), f"{rows[0]['lr']:g}", f"{mean['train_loss']:.3f}", percent["train_acc"]]
+        cells += [percent["probe_acc"], f"{mean['val_loss']:.3f}", percent["val_acc"], stayed]
+        line = f"\n| {' | '.join(cells)} |\n"
+        assert line in README and line in CHINESE
+    final = [100 * run[-1]["val_acc"] for run in with_it]
+    assert f"{statistics.mean(final):.2f} % ± {statistics.stdev(final):.2f}" in README
 
 
 @pytest.mark.parametrize("line", [c for c in dict.fromkeys(RUNS) if "predict.py" in c or "report.py" in c])
