@@ -80,7 +80,7 @@ RECIPES = {
     "fast": Recipe(
         lr=0.2,
         weight_decay=5e-4,
-        max_epochs=48,
+        max_epochs=54,
         warm_up=0.2,
         momentum=0.9,
         nesterov=True,

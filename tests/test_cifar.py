@@ -423,10 +423,12 @@ def test_lightnings_precisions_and_clipping(folder):
     for name, flags in {
         "bf16-true": ("--precision", "bf16-true"),
         "64-true": ("--precision", "64-true"),
-        "clipped": ("--precision", "bf16-mixed", "--gradient_clip_val", "1"),
+        "clipped": ("--precision", "bf16-mixed", "--gradient_clip_val", "0.001", "--probe_train", "true"),
     }.items():
         succeed(folder, *SETTINGS, *few, *flags, "--run_dir", name)
         assert 0 < summary(folder / name)["epochs"][0]["train_loss"] < 10
+    # Two steps at rate 0.1 of gradients of length 0.001, and decay, 5e-4 of weights of length 30: 0.0032; else about 1.
+    assert 0 < summary(folder / "clipped")["epochs"][0]["path"] < 0.01
     assert {value.dtype for value in weights(folder / "64-true").values() if value.is_floating_point()} >= {
         torch.float64
     }
