@@ -22,7 +22,7 @@ from selenium.webdriver.common.by import By
 
 from callbacks.classifier_answers import drop_sentences, gap_sentences, mean_and_interval, what_the_drop_did
 from callbacks.curve_answers import sentence
-from scripts import report
+from scripts import measure, report
 from scripts.cli import UserError
 from scripts.report import Run, Section, expand, read
 
@@ -355,17 +355,17 @@ def test_what_is_measured_is_of_the_end_of_the_run(
     kept = json.loads((run.path / "gap.json").read_text())
     last = run.path / "checkpoints" / "last.ckpt"
     last.write_bytes(last.read_bytes()[:1000])
-    assert report.measured(run, "gap", "absent") == kept  # without a checkpoint
+    assert measure.measured(run.path, run.summary, "gap", "absent") == kept  # without a checkpoint
     for content in ("{", "[1]", json.dumps(kept | {"epoch": 1})):
         (run.path / "gap.json").write_text(content)
-        assert report.measured(run, "gap", "absent") == {}
-    monkeypatch.setattr(report, "measure_noise", lambda net, data: {"noise": 0.5})
+        assert measure.measured(run.path, run.summary, "gap", "absent") == {}
+    monkeypatch.setattr(measure, "measure_noise", lambda net, data: {"noise": 0.5})
     (run.path / "noise.json").write_text(json.dumps({"noise": 0.7, "epoch": 1, "train_loss": 1.0}))
-    assert report.measured(run, "noise", "absent")["noise"] == 0.5
+    assert measure.measured(run.path, run.summary, "noise", "absent")["noise"] == 0.5
     assert json.loads((run.path / "noise.json").read_text())["train_loss"] == run.summary["epochs"][-1]["train_loss"]
     run.summary["epochs"][0]["train_loss"] += 1
     with pytest.raises(UserError, match="has gone on"):
-        report.network(run, 2)
+        measure.network(run.path, run.summary["epochs"], 2)
 
 
 def test_the_gap_of_fast_has_no_steps_that_were_measured_with_other_augmentation(folder: Path) -> None:
