@@ -12,8 +12,8 @@ from torch.utils._triton import has_triton
 def gains_by_compilation(device: torch.device) -> bool:
     """Whether a compiled step is faster here, and what compiles it is installed.
 
-    Measured on two cores with AVX2: 1 to 9 % faster at 32 pixels, 3 to 18 % at 20, the more the busier the memory; with
-    AVX-512 12 % slower. A GPU waits for Python between the small kernels of this network; compilation joins them (not
+    Measured on two cores with AVX2: 9 % faster to 1 % slower at 32 pixels, 3 to 18 % faster at 20, the more the busier
+    the memory; with AVX-512 6 to 12 % slower. A GPU waits for Python between the small kernels of this network; compilation joins them (not
     measured).
     """
     gains = has_triton() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() == "AVX2"
