@@ -13,8 +13,8 @@ def gains_by_compilation(device: torch.device) -> bool:
     """Whether a compiled step is faster here, and what compiles it is installed.
 
     Measured on two cores with AVX2: 9 % faster to 1 % slower at 32 pixels, 3 to 18 % faster at 20, the more the busier
-    the memory; with AVX-512 6 to 12 % slower. A GPU waits for Python between the small kernels of this network; compilation joins them (not
-    measured).
+    the memory; with AVX-512 6 to 12 % slower. A GPU waits for Python between the small kernels of this network;
+    compilation joins them (not measured).
     """
     gains = has_triton() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() == "AVX2"
     return gains and sys.platform == "linux" and has_compiler()
