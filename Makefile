@@ -9,10 +9,10 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format setup lock clean
+.PHONY: help demo test test-all lint format setup lock clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## fit a curve, train ResNet-20 for a minute, say where the pictures are
 	@echo "== 1 of 2: fitting the default curve"
@@ -32,8 +32,14 @@ demo: $(STAMP) ## fit a curve, train ResNet-20 for a minute, say where the pictu
 DEMO_FLAGS = --max_epochs 6 --milestones '{4: 0.01}' --compile false \
 	--limit_train_batches 40 --limit_val_batches 8 --limit_test_batches 16
 
-test: $(STAMP) ## run the test suite (some of it: make test ARGS="-k fit")
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: $(STAMP) ## run the test suite without its slow tests (some of it: make test ARGS="-k fit")
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow" $(ARGS)
+
+test-all: $(STAMP) ## run all tests: kills, millions of inputs, compilers, browsers
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_FLAGS) $(ARGS)
+
+# Two processes, a file each at a time. One thread each: OpenMP's threads wait for each other at the price of the rest.
+TEST_FLAGS = -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

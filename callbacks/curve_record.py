@@ -1,50 +1,61 @@
-"""The record of a curve fit: every measurement, the figures, the table, summary.json."""
+"""CurveRecord: every measurement of a curve fit, and what becomes of them: results, findings, figures."""
 
 import math
 import time
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import Callback, Trainer
+from matplotlib.figure import Figure
+from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
-from callbacks.atomic import write_json
-from callbacks.curve_answers import does_more_training_hurt, held_out_choice, quartiles, sentence, table
-from callbacks.figures import curves_figure, error_figure, publish
-from callbacks.run_page import command_line
-
-METRICS = ("train_mse", "true_mse", "true_max_abs_error", "r2")
-WORST = {"r2": -math.inf}  # what a diverged network counts as; infinity for the errors
+from analysis.curve_figures import curves_figure, errors_figure
+from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
+from analysis.provenance import command_line
+from datamodules import CurveDataModule
+from lit_models import FunctionRegressor
 
 
 class CurveRecord(Callback):
-    """Collects the measurements of a FunctionRegressor; ``finish`` writes figures and summary into ``run_dir``.
+    """Collects the measurements of a FunctionRegressor, over resumes too.
 
     Args:
-        run_dir: where the files go.
         asked: the epoch counts to report.
-        auto: report the epoch count of least true error too, and what a held-out sample would have chosen.
+        auto: report the epoch count with the lowest MSE against f too, and what a validation sample would have chosen.
+        settings: all settings of the run, for its summary; plain values.
+        is_branch: training begins with the checkpoint of another run, which becomes this run's ``origin``.
         start: ``time.perf_counter()`` at the start of the process, for the total time.
     """
 
-    def __init__(self, run_dir: Path, asked: Sequence[int], auto: bool, start: float) -> None:
-        self.run_dir, self.asked, self.start = run_dir, sorted(set(asked)), start
-        self.auto = auto
-        # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the learnt curves (M, G) where asked for
-        self.measured: dict[int, dict[str, torch.Tensor]] = {}
-        self.curves: dict[int, torch.Tensor] = {}
+    def __init__(
+        self,
+        asked: Sequence[int],
+        auto: bool = False,
+        settings: Mapping[str, Any] | None = None,
+        is_branch: bool = False,
+        start: float | None = None,
+    ) -> None:
+        self.asked, self.auto, self.settings, self.is_branch = sorted(set(asked)), auto, dict(settings or {}), is_branch
+        self.start = time.perf_counter() if start is None else start
+        # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) where asked for
+        self.measured: dict[int, dict[str, Tensor]] = {}
+        self.curves: dict[int, Tensor] = {}
+        self.origin: dict[str, Any] | None = None
         self.earlier = {"train": 0.0, "total": 0.0}  # seconds before a resume
         self._train_start: float | None = None
         self._train_end: float | None = None
 
     def state_dict(self) -> dict[str, Any]:
-        return {"measured": self.measured, "curves": self.curves, "seconds_in_all": self.seconds()}
+        state = {"measured": self.measured, "curves": self.curves, "seconds_in_all": self.seconds()}
+        return state | {"settings": self.settings, "origin": self.origin}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.measured, self.curves = state["measured"], state["curves"]
-        self.earlier = state.get("seconds_in_all", self.earlier)  # older checkpoints lack them
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.measured, self.curves, self.earlier = state["measured"], state["curves"], state["seconds_in_all"]
+        self.origin = state["origin"]
+        if self.is_branch:
+            self.origin = {"settings": state["settings"], "epochs": max(self.measured, default=0)}
 
     def seconds(self) -> dict[str, float]:
         """Seconds of training so far, and in all, with those before a resume."""
@@ -52,139 +63,95 @@ class CurveRecord(Callback):
         training = 0.0 if self._train_start is None else (self._train_end or now) - self._train_start
         return {"train": self.earlier["train"] + training, "total": self.earlier["total"] + now - self.start}
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Any) -> None:
-        """After a resume: the loggers begin anew, and get what they had up to the checkpoint."""
-        for epochs, measured in self.measured.items():
-            for name, part in (("val/loss", "true_mse"), ("train/loss", "train_mse")):
-                if part in measured:
-                    median = measured[part].quantile(0.5).item()
-                    for logger in trainer.loggers:
-                        logger.log_metrics({name: median, "epoch": float(epochs)}, epochs)
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_start = time.perf_counter()
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
+    ) -> None:
         self.measured.setdefault(outputs["epochs"], {})["train_mse"] = outputs["train_mse"]
 
     def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int, dataloader_idx: int = 0
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: object,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if trainer.sanity_checking:
             return
-        epochs, curve = outputs.pop("epochs"), outputs.pop("curve")
-        self.measured.setdefault(epochs, {}).update(outputs)
+        epochs, curve = outputs["epochs"], outputs["curve"]
+        measured = {name: value for name, value in outputs.items() if name not in ("epochs", "curve")}
+        self.measured.setdefault(epochs, {}).update(measured)
         if self.auto or epochs in self.asked:
             self.curves[epochs] = curve
 
-    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_end = time.perf_counter()
 
-    def results(self, pl_module: Any) -> list[dict[str, Any]]:
-        """One entry for every (lr, seed, epochs) that was reached; nan where it diverged."""
-        members = [(lr, seed) for lr in pl_module.lrs for seed in pl_module.seeds]
-        rows = []
-        for m, (lr, seed) in enumerate(members):
-            for epochs in self.asked:
-                if METRICS[1] in self.measured.get(epochs, {}):
-                    values = {name: self.measured[epochs][name][m].item() for name in METRICS}
-                    if not all(map(math.isfinite, (values["train_mse"], values["true_mse"]))):
-                        values = dict.fromkeys(METRICS, math.nan)
-                    rows.append({"lr": lr, "seed": seed, "epochs": epochs, **values})
-        return rows
-
-    def finish(self, trainer: Trainer, pl_module: Any, data: Any) -> None:
-        """Draws the figures, prints the answers and writes ``summary.json``, last."""
-        L, S = len(pl_module.lrs), len(pl_module.seeds)
+    def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """(T,) whole measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
         whole = {e: m for e, m in sorted(self.measured.items()) if len(m) > 1}
-        epochs = np.array(list(whole))
-        by_lr = {
-            name: torch.stack([m[name] for m in whole.values()]).view(len(whole), L, S).numpy()
-            for name in (*METRICS, "held_out_mse")
-            if whole
-        }
-        choices = {}
-        if self.auto and whole:
-            for i, lr in enumerate(pl_module.lrs):
-                choices[lr] = held_out_choice(epochs, by_lr["true_mse"][:, i], by_lr["held_out_mse"][:, i])
-            self.asked = sorted({*self.asked, *(choice["best_epochs"] for choice in choices.values())})
-        results = self.results(pl_module)
-        reached = [e for e in self.asked if e in whole]
+        shape = (len(whole), len(model.lrs), len(model.seeds))
+        names = (*METRICS, "held_out_mse")
+        values = {name: torch.stack([m[name] for m in whole.values()]).view(shape).numpy() for name in names if whole}
+        return np.array(list(whole), dtype=int), values
 
-        if whole:
-            self._draw(trainer, pl_module, data, reached, epochs, by_lr)
-        answers = [
-            {"lr": lr, "epochs": e}
-            | {name: quartiles(by_lr[name][epochs == e, i][0], WORST.get(name, math.inf)) for name in METRICS}
-            for i, lr in enumerate(pl_module.lrs)
-            for e in reached
-        ]
-        print(table([self._header(S), *(self._cells(answer, S) for answer in answers)]))
-        print(f"Trained {L * S} network{'s'[: L * S > 1]} in {self.seconds()['train']:.1f} s")
-        if missing := [e for e in self.asked if e not in whole]:
-            print(f"Not measured, and so not reported: {', '.join(map(str, missing))} epochs")
-        more_training = []
-        for i, lr in enumerate(pl_module.lrs if len(whole) > 1 else []):
-            answer = does_more_training_hurt(epochs, by_lr["true_mse"][:, i])
-            text = sentence(lr, answer, S)
-            more_training.append({"lr": lr, **answer, "sentence": text})
-            if len(results) > 1:
-                print(text)
-        for lr, choice in choices.items():
-            best, there = choice["best_true_mse"], choice["held_out_true_mse"]
-            if math.isinf(best):
-                print(f"Learning rate {lr:g}: diverged")
-                continue
-            print(
-                f"Learning rate {lr:g}: the true error is least, {best:.4g}, at "
-                f"{choice['best_epochs']:,} epochs; a held-out noisy sample chooses {choice['held_out_epochs']:,}"
-                f"{', in the median over the seeds' if S > 1 else ''}, and gets {there:.4g}"
-                + (f", {there / best:.2f} times that" if best else "")
-            )
-        summary = {
+    def summary(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
+        """The content of summary.json, once all is done; a diverged run's values are nan."""
+        epochs, values = self.table(model)
+        auto: list[dict[str, Any]] = []
+        if self.auto and len(epochs):
+            for i, lr in enumerate(model.lrs):
+                choice = early_stopping(epochs, values["true_mse"][:, i], values["held_out_mse"][:, i])
+                auto.append({"lr": lr, **choice})
+        reported = sorted({*self.asked, *(choice["best_epochs"] for choice in auto)})
+        reached = [e for e in reported if e in epochs]
+        at = np.searchsorted(epochs, reached)
+        trajectories = enumerate(model.lrs if len(epochs) > 1 else [])
+        return {
             "function": data.function,
             "x_min": data.x_min,
             "x_max": data.x_max,
+            "seed": model.seeds[0],
             "command": command_line(),
-            "results": results,
-            "over_seeds": answers,
-            "more_training": more_training,
-            **({"auto": [{"lr": lr, **choice} for lr, choice in choices.items()]} if choices else {}),
+            "results": self._results(model, reached),
+            "over_seeds": spread_over_seeds(model.lrs, epochs[at], {n: v[at] for n, v in values.items()}),
+            "more_training": [{"lr": lr, **more_training(epochs, values["true_mse"][:, i])} for i, lr in trajectories],
+            **({"auto": auto} if auto else {}),
+            "not_measured": [e for e in reported if e not in epochs],
             "seconds": self.seconds(),
+            "settings": self.settings,
+            "origin": self.origin,
         }
-        write_json(self.run_dir / "summary.json", summary)
 
-    def _draw(
-        self, trainer: Trainer, pl_module: Any, data: Any, reached: list[int], epochs: np.ndarray, by_lr: Any
-    ) -> None:
-        S, panels = len(pl_module.seeds), []
-        for e in (e for e in reached if e in self.curves):  # a resumed run may ask for more than was kept
-            for i, lr in enumerate(pl_module.lrs):
-                error = quartiles(by_lr["true_mse"][epochs == e, i][0])["median"]
-                label = f"{'true MSE' if S == 1 else 'median true MSE'} {error:.3g}"
-                title = f"{e:,} epochs, learning rate {lr:g}\n{label if math.isfinite(error) else 'diverged'}"
-                panels.append((title, self.curves[e][i * S : (i + 1) * S].numpy()))
-        points = (data.x[0].numpy(), data.y[0].numpy())
+    def _results(self, model: FunctionRegressor, reached: Sequence[int]) -> list[dict[str, float]]:
+        rows = []
+        for m, (lr, seed) in enumerate((lr, seed) for lr in model.lrs for seed in model.seeds):
+            for e in reached:
+                values = {name: self.measured[e][name][m].item() for name in METRICS}
+                if not math.isfinite(values["train_mse"]) or not math.isfinite(values["true_mse"]):
+                    values = dict.fromkeys(METRICS, math.nan)
+                rows.append({"lr": lr, "seed": seed, "epochs": e, **values})
+        return rows
+
+    def figures(self, model: FunctionRegressor, data: CurveDataModule, summary: Mapping[str, Any]) -> dict[str, Figure]:
+        """{"curves", "errors"}: the fitted curves where asked for, and the errors over all measured epochs."""
+        epochs, values = self.table(model)
+        if not len(epochs):
+            return {}
+        S, panels = len(model.seeds), []
+        for row in sorted(summary["over_seeds"], key=lambda row: row["epochs"]):
+            if (e := row["epochs"]) in self.curves:  # a resumed run may ask for more than was kept
+                first, error = model.lrs.index(row["lr"]) * S, row["true_mse"]["median"]
+                label = f"MSE against f {error:.3g}" if math.isfinite(error) else "diverged"
+                title = f"{e:,} epochs, learning rate {row['lr']:g}\n{'median ' if S > 1 else ''}{label}"
+                panels.append((title, self.curves[e][first : first + S].numpy()))
+        figures = {}
         if panels:
-            figure = curves_figure(data.grid.numpy(), data.truth.numpy(), points, panels, data.function)
-            publish(figure, "curves", self.run_dir, trainer.loggers)
-        figure = error_figure(epochs, pl_module.lrs, by_lr["train_mse"], by_lr["true_mse"], data.noise_std**2)
-        publish(figure, "errors", self.run_dir, trainer.loggers)
-
-    @staticmethod
-    def _header(num_seeds: int) -> list[str]:
-        suffix = "" if num_seeds == 1 else " [quartiles]"
-        return ["lr", "epochs", *(f"{name.replace('_max_abs', ' max')}{suffix}".replace("_", " ") for name in METRICS)]
-
-    @staticmethod
-    def _cells(answer: dict[str, Any], num_seeds: int) -> list[str]:
-        cells = [f"{answer['lr']:g}", f"{answer['epochs']:,}"]
-        is_finite = all(math.isfinite(answer[name]["median"]) for name in ("train_mse", "true_mse"))
-        for name in METRICS:
-            q = answer[name]
-            if is_finite and math.isinf(q["median"]):  # a constant function has no r2, however well it is learnt
-                cells.append("-")
-                continue
-            text = f"{q['median']:.4g}" if math.isfinite(q["median"]) else "diverged"
-            cells.append(text if num_seeds == 1 else f"{text} [{q['q25']:.3g}, {q['q75']:.3g}]")
-        return cells
+            points = (data.x[0].numpy(), data.y[0].numpy())
+            figures["curves"] = curves_figure(data.grid.numpy(), data.truth.numpy(), points, panels, data.function)
+        rows = spread_over_seeds(model.lrs, epochs, values)
+        return figures | {"errors": errors_figure(rows, data.noise_std**2)}

@@ -1,11 +1,13 @@
-"""A training whose loss is no number any more ends there, before it overwrites what was good."""
+"""StopOnNonFiniteLoss: a training run whose loss is nan or infinite ends before it overwrites what was good."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
+from torch import Tensor
 
-BATCHES_BETWEEN_LOOKS = 50  # on a GPU, or with several processes, where a look makes everything wait
+from callbacks.checkpointing import BATCHES_BETWEEN_LOOKS
 
 
 class NonFiniteLoss(Exception):
@@ -16,12 +18,12 @@ class StopOnNonFiniteLoss(Callback):
     """Raises NonFiniteLoss soon after a loss that is nan or infinite, and always before the next checkpoint."""
 
     def __init__(self) -> None:
-        self._first: torch.Tensor | None = None  # step of the first such loss; -1: none so far
+        self._first: Tensor | None = None  # step of the first such loss; -1: none so far
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
-        loss = outputs["loss"].detach()
+        loss: Tensor = (outputs["loss"] if isinstance(outputs, Mapping) else outputs).detach()
         if self._first is None:
             self._first = torch.full((), -1, device=loss.device)
         # Kept on the device: to look at the loss would make the host wait for each step.
@@ -43,6 +45,6 @@ class StopOnNonFiniteLoss(Callback):
         if trainer.strategy.reduce_boolean_decision(first >= 0, all=False):
             where = f"step {first}" if first >= 0 else "one of the last steps"
             raise NonFiniteLoss(
-                f"the loss is no finite number at {where} (epoch {trainer.current_epoch}); what is saved is from "
-                "before it: try a smaller learning rate, or --precision 32-true"
+                f"non-finite loss at {where} (epoch {trainer.current_epoch}); what is saved is from before it: try a "
+                "smaller learning rate, or --precision 32-true"
             )

@@ -1,8 +1,8 @@
-"""The learning rate as a step function of the epoch, or of the optimizer step."""
+"""LRStep: the learning rate as a step function of the epoch, or of the optimizer step."""
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -47,7 +47,7 @@ class LRStep(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._set(trainer, trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         if self.unit == "step" and trainer.global_step in self.milestones:
             self._set(trainer, trainer.global_step)
 

@@ -1,36 +1,47 @@
-"""Live progress: a bar with the current loss on a terminal, plain lines where the output goes to a file."""
+"""EpochBar and TrajectoryBar: live progress on a terminal, of a classifier's epochs and of a curve fit's."""
 
 from typing import Any
 
-from pytorch_lightning import Trainer
+import torch
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.callbacks.progress.tqdm_progress import Tqdm
+from tqdm import tqdm  # type: ignore[import-untyped]
+
+from lit_models import FunctionRegressor, ResNet20Classifier
 
 
 class EpochBar(TQDMProgressBar):
     """Lightning's bar for each epoch, with the latest batch's loss, the epoch's accuracy so far, and images/s."""
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        if self._should_update(batch_idx + 1, self.train_progress_bar.total):
-            accuracy = pl_module.metrics["train_acc"]  # its sums here: compute() would wait for other processes
-            right, wrong = accuracy.tp.sum().item(), accuracy.fn.sum().item()
-            rate = self.train_progress_bar.format_dict["rate"] or 0
+    def __init__(self) -> None:
+        super().__init__()
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ResNet20Classifier, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        bar = self.train_progress_bar
+        if (batch_idx + 1) % self.refresh_rate == 0 or batch_idx + 1 == bar.total:
+            counts = pl_module.metric("train", "acc").metric_state  # compute() would wait for other processes
+            right, wrong = (int(torch.as_tensor(counts[name]).sum()) for name in ("tp", "fn"))
             self._shown = {
                 "loss": f"{outputs['loss'].item():.3f}",
                 "acc": f"{right / max(1, right + wrong):.3f}",
-                "images/s": f"{rate * len(batch[1]) * trainer.world_size:.0f}",
+                "images/s": f"{(bar.format_dict['rate'] or 0) * len(batch[1]) * trainer.world_size:.0f}",
             }
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        return getattr(self, "_shown", {})
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        return self._shown
 
 
 class TrajectoryBar(TQDMProgressBar):
     """One bar over all epochs of a curve fit, moved at each measurement."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        self.bar = Tqdm(
+    def on_train_start(self, trainer: Trainer, pl_module: FunctionRegressor) -> None:  # type: ignore[override]
+        self.bar = tqdm(
             desc="Fitting",
             total=pl_module.measure_at[-1],
             initial=pl_module.epochs_done,
@@ -39,14 +50,16 @@ class TrajectoryBar(TQDMProgressBar):
             mininterval=0.2,
         )
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
+    ) -> None:
         self.bar.set_postfix_str(f"train mse {outputs['train_mse'].median():.4g}", refresh=False)
         self.bar.update(outputs["epochs"] - self.bar.n)
 
-    def on_train_end(self, *args: Any) -> None:
+    def on_train_end(self, *args: object) -> None:
         self.bar.close()
 
-    def _nothing(self, *args: Any, **kwargs: Any) -> None:
+    def _nothing(self, *args: object, **kwargs: object) -> None:
         """Lightning's own bars count measurements, which say nothing to a reader."""
 
     on_train_epoch_start = on_train_epoch_end = _nothing

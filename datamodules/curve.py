@@ -1,5 +1,6 @@
-"""Noisy samples of a curve: exercise 1 of the lab."""
+"""CurveDataModule: noisy samples of a curve, exercise 1 of the lab."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,19 +19,20 @@ class CurveDataModule(LightningDataModule):
 
     A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation
     epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise, and of a
-    held-out sample (x, y), drawn like the training one and never trained on. Row s depends on
-    ``seeds[s]`` alone.
+    validation sample (x, y), drawn like the training one and never trained on. Row s depends on
+    ``seeds[s]`` alone. Testing is as validation; prediction is of the evenly spaced x.
 
     Args:
-        function: f(x), in the language of ``datamodules/expression.py``.
-        x_min, x_max: the interval.
-        num_samples: points a seed.
-        noise_std: standard deviation of the noise on y, in units of y.
+        function: f(x), in Python syntax (datamodules/expression.py).
+        x_min: x is drawn uniformly from x_min ...
+        x_max: ... to x_max.
+        num_samples: training points (for each seed).
+        noise_std: standard deviation of the Gaussian noise on y, in units of y.
         seeds: one seed a sample.
 
     Raises:
-        ExpressionError: the function is not in the language, or not finite on the interval.
-        ValueError: the interval is empty or not finite, or there is no point to learn from.
+        ValueError: the function is not in the language, or not finite on the interval; the interval is empty or not
+            finite; or there is no point to learn from.
     """
 
     def __init__(
@@ -40,10 +42,11 @@ class CurveDataModule(LightningDataModule):
         x_max: float = 5.0,
         num_samples: int = 200,
         noise_std: float = 3.0,
-        seeds: tuple[int, ...] = (0,),
+        seeds: Sequence[int] = (0,),
     ) -> None:
         super().__init__()
-        self.save_hyperparameters(logger=False)  # checkpoints hold them: what they were trained on
+        seeds = list(seeds)
+        self.save_hyperparameters()  # checkpoints hold them: what they were trained on
         self.function, self.x_min, self.x_max, self.noise_std = function, x_min, x_max, noise_std
         if not -1e150 < x_min < x_max < 1e150:
             raise ValueError(f"the interval from x_min {x_min:g} to x_max {x_max:g} is empty or not finite")
@@ -83,11 +86,20 @@ class CurveDataModule(LightningDataModule):
             "y_scale": torch.where(std > 0, std / LAB_STD, 1.0).tolist(),  # a constant has no spread to scale by
         }
 
+    def setup(self, stage: str | None = None) -> None:
+        """Nothing: the points are drawn when it is made."""
+
     def train_dataloader(self) -> DataLoader:
         return self._one_batch(self.x, self.y)
 
     def val_dataloader(self) -> DataLoader:
         return self._one_batch(self.grid, self.truth, self.held_out_x, self.held_out_y)
+
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
+
+    def predict_dataloader(self) -> DataLoader:
+        return self._one_batch(self.grid)
 
     @staticmethod
     def _one_batch(*tensors: Tensor) -> DataLoader:

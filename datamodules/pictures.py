@@ -12,37 +12,35 @@ from torch import Tensor
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff"}
 
 
-class PictureError(Exception):
-    """A file is no picture that can be read; the message says why in a few words."""
-
-
 def find_pictures(names: Iterable[str]) -> Iterator[Path]:
-    """The files that are named, those of a folder in order, and those that a pattern such as ``cats/*.png`` matches.
+    """The named files, all pictures below a named folder, and the files that a pattern such as ``cats/*.png`` matches.
+
+    Those of one name are sorted.
 
     Raises:
-        PictureError: nothing is there under one of the names.
+        ValueError: no file is found under one of the names.
     """
     for name in names:
         path = Path(name)
         if path.is_dir():
-            found = [p for p in path.iterdir() if p.suffix.lower() in SUFFIXES]
+            found = [p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES]
         elif path.exists() or not any(sign in name for sign in "*?["):
             found = [path]
         else:  # where no shell has done it, as on Windows
             found = [Path(p) for p in glob(name, recursive=True)]
         files = sorted(p for p in found if not p.is_dir())
         if not files:
-            raise PictureError(f"there is no picture in {name}")
+            raise ValueError(f"there is no picture in {name}")
         yield from files
 
 
 def read_picture(path: Path, size: int = 32) -> Tensor:
-    """(size, size, 3) uint8: turned as its EXIF says, laid on white where transparent, the middle square, shrunk.
+    """(size, size, 3) uint8: rotated as its EXIF says, white where transparent, the central square, resized.
 
-    A picture that has this size already is not resampled at all.
+    A picture that has this size already is not resampled.
 
     Raises:
-        PictureError: the file is missing, broken, or no picture.
+        ValueError: the file is missing, broken, or no picture; the message says why in a few words.
     """
     try:
         with Image.open(path) as file:
@@ -54,20 +52,20 @@ def read_picture(path: Path, size: int = 32) -> Tensor:
                 image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
             image = image.convert("RGB")
     except FileNotFoundError:
-        raise PictureError("there is no such file") from None
+        raise ValueError("there is no such file") from None
     except UnidentifiedImageError:
-        raise PictureError("it is not a picture of a known kind") from None
+        raise ValueError("it is not a picture of a known kind") from None
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError) as error:
-        raise PictureError(f"it cannot be read ({' '.join(str(error).split())[:100]})") from None
+        raise ValueError(f"it cannot be read ({' '.join(str(error).split())[:100]})") from None
     if image.size != (size, size):
-        # BOX takes the mean of the pixels that a new one covers, and gives an enlarged picture back as it was.
+        # BOX is the mean of the pixels that a new one covers, and restores a picture that was enlarged by repetition.
         shrinks = min(image.size) >= size
         image = ImageOps.fit(image, (size, size), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(image))
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Grey levels that Pillow would cut off at 255: 16-bit ones by their upper byte, others by the range they fit in.
+    """Gray levels that Pillow would clip at 255: 16-bit ones by their upper byte, others by the range they fit in.
 
     Pixels that are not finite become black.
     """

@@ -1,10 +1,10 @@
-"""Adam (Kingma and Ba 2015, arXiv 1412.6980) with a learning rate of its own for every element of a parameter.
+"""ElementwiseAdam: Adam (Kingma and Ba 2015, arXiv 1412.6980) with its own learning rate for every element.
 
-``torch.optim.Adam`` takes one learning rate a parameter group; here many networks with different learning rates lie in
-one tensor, so that a step is a few operations on it, however many networks there are.
+``torch.optim.Adam`` takes one learning rate per parameter group; here many networks with different learning rates lie
+in one tensor, so that a step is a few operations on it, however many networks there are.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -12,37 +12,43 @@ from torch import Tensor
 
 
 class ElementwiseAdam(torch.optim.Optimizer):
-    """``torch.optim.Adam`` with its defaults, but for ``lr``, a tensor of the parameter's shape.
+    """``torch.optim.Adam`` with its defaults, but for ``element_lr``, a tensor of the parameter's shape.
+
+    A group's ``lr`` is the first element's. Whatever sets it (a scheduler, a callback) scales all elements alike.
 
     Args:
         params: parameters of one shape, each with its ``grad`` set before a step.
-        lr: the learning rate of each element.
+        element_lr: the learning rate of each element.
+        betas, eps: as in ``torch.optim.Adam``.
     """
 
     def __init__(
         self,
         params: Iterable[Tensor],
-        lr: Tensor,
+        element_lr: Tensor,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps})
+        lr = element_lr.flatten()[0].item()
+        rates = {"lr": lr, "initial_lr": lr, "element_lr": element_lr}
+        super().__init__(params, {**rates, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
-    def load_state_dict(self, state_dict: Any) -> None:
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.Optimizer`` does, which moves the state to its parameter's device but no learning rate."""
         super().load_state_dict(state_dict)
         for group in self.param_groups:
-            group["lr"] = group["lr"].to(group["params"][0])
+            group["element_lr"] = group["element_lr"].to(group["params"][0])
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> Any:
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter; ``closure``, if given, computes the gradients first."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            (beta1, beta2), lr, eps = group["betas"], group["lr"], group["eps"]
+            (beta1, beta2), lr, eps = group["betas"], group["element_lr"], group["eps"]
+            factor = group["lr"] / group["initial_lr"]
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
@@ -53,5 +59,5 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
                 update = square.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
                 torch.div(mean, update, out=update)
-                p.addcmul_(update, lr, value=-1 / (1 - beta1**t))
+                p.addcmul_(update, lr, value=-factor / (1 - beta1**t))
         return loss

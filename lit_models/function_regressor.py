@@ -1,10 +1,11 @@
-"""Curve fitting: one small MLP for every (learning rate, seed), all trained together by full-batch Adam."""
+"""FunctionRegressor: one small MLP for every (learning rate, seed), all trained together by full-batch Adam."""
 
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from lit_models.adam import ElementwiseAdam
@@ -16,25 +17,32 @@ Batch = tuple[Tensor, Tensor]
 class FunctionRegressor(LightningModule):
     """Learns y = f(x) from noisy points, for L learning rates times S seeds at once.
 
-    Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialised from ``seeds[s]``, on the points
+    Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialized from ``seeds[s]``, on the points
     of that seed. Inputs and targets are shifted and scaled inside, so the function's own scale does not matter;
     errors are reported in its own units.
 
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
-    entry of ``measure_at``, so that Lightning's price is paid once a measurement, not once an epoch. The trajectory
-    does not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run.
+    entry of ``measure_at``, so that Lightning's overhead is paid once a measurement, not once an epoch. The trajectory
+    does not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run. So, other than in most
+    LightningModules: the Trainer's epochs are measurements, and ``EarlyStopping``, ``ModelCheckpoint`` and the like
+    act on those; training ends after the last of them, whatever ``max_epochs``; optimization is manual; several
+    learning rates take the place of ``Tuner.lr_find``. Logged values have epochs as their step.
 
-    Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation (x, f(x)), each (G,)
-    float64, followed by a held-out noisy sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
-    on the noisy points) and ``val/loss`` (against f itself), medians over the members, in squared units of y.
+    Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
+    (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
+    on the noisy points) and ``val/loss``, ``test/loss`` (against f itself), medians over the members, in squared units
+    of y. ``predict_step`` returns (M, N) float64 predictions.
 
     Args:
         lrs: learning rates of Adam.
-        seeds: seeds of the initialisations.
+        seeds: seeds of the initializations.
         measure_at: the epochs after which to measure, ascending; training ends at the last.
-        x_mean, x_scale: scale of the inputs.
-        y_mean, y_scale: scale of the targets, one entry a seed.
-        hidden: widths of the hidden layers.
+        x_mean, x_scale: center and scale of the inputs, from ``CurveDataModule.scale`` like the next two.
+        y_mean, y_scale: center and scale of the targets, one entry a seed.
+        hidden: widths of the hidden layers (ReLU).
+
+    Raises:
+        MisconfigurationException: in training, when it has reached the last of ``measure_at`` already.
     """
 
     def __init__(
@@ -44,20 +52,22 @@ class FunctionRegressor(LightningModule):
         measure_at: Sequence[int] = (1000,),
         x_mean: float = 0.0,
         x_scale: float = 1.0,
-        y_mean: Sequence[float] = (0.0,),
-        y_scale: Sequence[float] = (1.0,),
+        y_mean: Sequence[float] | None = None,
+        y_scale: Sequence[float] | None = None,
         hidden: Sequence[int] = (32, 32),
     ) -> None:
         super().__init__()
-        self.save_hyperparameters()
+        lrs, seeds, measure_at, hidden = list(lrs), list(seeds), list(measure_at), list(hidden)
+        y_mean, y_scale = list(y_mean or [0.0] * len(seeds)), list(y_scale or [1.0] * len(seeds))
+        self.save_hyperparameters()  # the lists: a checkpoint holds plain values
         self.automatic_optimization = False
-        self.lrs, self.seeds, self.measure_at = list(lrs), list(seeds), list(measure_at)
+        self.lrs, self.seeds, self.measure_at = lrs, seeds, measure_at
         self.x_mean, self.x_scale = x_mean, x_scale
         # Python floats and CPU tensors in float64: a function may reach 1e43, and not every device has float64.
         self.y_mean = torch.tensor(y_mean, dtype=torch.float64)[:, None]
         self.y_scale = torch.tensor(y_scale, dtype=torch.float64)[:, None]
         self.epochs_done = 0
-        self.net = MLPs(hidden, self.seeds * len(self.lrs))
+        self.net = MLPs(hidden, seeds * len(lrs))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,) or (S, N) float64 inputs -> (M, N) float64 predictions on the CPU, both in the function's units."""
@@ -73,15 +83,17 @@ class FunctionRegressor(LightningModule):
         dtype = self.net.theta.dtype
         return ((x - self.x_mean) / self.x_scale).to(dtype), ((y - self.y_mean) / self.y_scale).to(dtype)
 
-    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
-        """Leaves validation's float64, which not every device has, on the CPU, where ``validation_step`` reads it."""
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Leaves evaluation's float64, which not every device has, on the CPU, where the steps read it."""
         return super().transfer_batch_to_device(batch, device, dataloader_idx) if self.trainer.training else batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
-        """Trains to the next measured epoch. Returns {"epochs": int, "train_mse": (M,) float64}."""
+        """Trains to the next measured epoch. Returns {"loss": median, "epochs": int, "train_mse": (M,) float64}."""
         L = len(self.lrs)
         x, y = (t.repeat(L, 1)[:, None, :] for t in batch)
-        until = next(epoch for epoch in self.measure_at if epoch > self.epochs_done)
+        until = next((epoch for epoch in self.measure_at if epoch > self.epochs_done), None)
+        if until is None:
+            raise MisconfigurationException(f"{self.epochs_done:,} epochs are done: ask for more with measure_at")
         optimizer: Any = self.optimizers()
         with torch.no_grad():
             gradient, step = self.net.gradient_of_mse(x, y), optimizer.optimizer.step
@@ -95,23 +107,34 @@ class FunctionRegressor(LightningModule):
         if until == self.measure_at[-1]:
             self.trainer.should_stop = True
         mse = error.square().mean(1) * self.y_scale[:, 0].repeat(L).square()
-        self._log({"train/loss": mse.quantile(0.5)})
-        return {"epochs": until, "train_mse": mse}
+        loss = mse.quantile(0.5)
+        self._log({"train/loss": loss})
+        return {"loss": loss, "epochs": until, "train_mse": mse}
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
-        """Compares with f, and with a held-out noisy sample.
+        """Compares with f, and with a noisy validation sample.
 
         Returns {"epochs": int, "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, held_out_mse.
         """
+        measured = self._compare(batch)
+        self._log({"val/loss": measured["true_mse"].quantile(0.5)})
+        return {"epochs": self.epochs_done, **measured}
+
+    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
+        self._log({"test/loss": self._compare(batch)["true_mse"].quantile(0.5)})
+
+    def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """x, (N,) or (S, N) float64, alone or first in a tuple -> (M, N) float64."""
+        return self(batch if isinstance(batch, Tensor) else batch[0])
+
+    def _compare(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
         x, truth, held_out_x, held_out_y = (t.cpu() for t in batch)
         curve = self(x)
         error = curve - truth
         mse = error.square().mean(1)
         # A constant f has no variance to explain: right is 1, wrong minus infinity, as R2's limit is.
         r2 = torch.where(mse == 0, 1.0, 1 - mse / truth.var(correction=0))
-        self._log({"val/loss": mse.quantile(0.5)})
         return {
-            "epochs": self.epochs_done,
             "curve": curve,
             "true_mse": mse,
             "true_max_abs_error": error.abs().amax(1),
@@ -132,4 +155,4 @@ class FunctionRegressor(LightningModule):
         checkpoint["epochs_done"] = self.epochs_done
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.epochs_done = checkpoint["epochs_done"]
+        self.epochs_done = checkpoint.get("epochs_done", 0)

@@ -19,7 +19,7 @@ class BasicBlock(nn.Module):
         self.new_channels = out_channels - in_channels
 
     def forward(self, x: Tensor) -> Tensor:
-        # In place where batch normalisation's backward does not need its own output: less memory to go through.
+        # In place where batch normalization's backward does not need its own output: less memory to go through.
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
         if self.new_channels:
@@ -59,7 +59,7 @@ class ResNet20(nn.Module):
         """Takes over weights by name: a ResNet20Classifier's (``net.`` before each name), or public ones.
 
         Public are those of github.com/akamaster/pytorch_resnet_cifar10, whose layers have the same names, with
-        ``module.`` before each; they expect ImageNet's normalisation.
+        ``module.`` before each; they expect ImageNet's normalization.
 
         Raises:
             RuntimeError: a layer is missing, unknown, or of another shape.

@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from callbacks.atomic import write_json
+from analysis.files import write_json
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 from lit_models.compilation import gains_by_compilation
@@ -194,32 +194,17 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
     data = CIFAR10DataModule(args.data_root)
     data.prepare_data()
-    data.setup("fit")
+    data.setup()
     data.train = (data.train[0].to(device), data.train[1].to(device))
     batches = iter(data.train_dataloader())
     compile = gains_by_compilation(device) if args.compile == "auto" else args.compile == "true"
-    block = max(2, min(10, args.steps // 4))
     flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
     flags += ["--compile", str(compile).lower()]
     flags += ["--limit_val_batches", "0", "--limit_test_batches", "0", "--limit_train_batches"]
     rounds = []
     for _ in range(args.repeats):
-        row = {}
-        if device.type == "cpu":
-            for workers in ("0", "2"):
-                parts = ("--data_root", args.data_root, "--steps", str(args.steps), "--workers", workers)
-                row[f"plain_{workers}_workers"] = plain(args.plain, *parts)[1]["images_per_second"]
-        with tempfile.TemporaryDirectory() as folder:
-            out = Path(folder) / "seconds.json"
-            turns = [
-                "--callbacks+=scripts.bench.BareSteps",
-                "--callbacks.out",
-                str(out),
-                "--callbacks.block",
-                str(block),
-            ]
-            ours("cifar.py", *flags, str(args.steps + 2 * block), *turns)
-            row |= {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
+        row = plain_throughputs(args) if device.type == "cpu" else {}
+        row |= throughputs_in_turn(args.steps, flags)
         seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
         row["data_alone"] = 128 / seconds
         rounds.append(row)
@@ -233,8 +218,7 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
         first_steps = [
             ours("cifar.py", *flags, "2", TORCHINDUCTOR_CACHE_DIR=cache)[1]["seconds"]["to_first_step"] for _ in "ab"
         ]
-    flops = BareNetwork(device, 128, compile=False).flops_per_image
-    peak = peak_flops(device)
+    flops, peak = BareNetwork(device, 128, compile=False).flops_per_image, peak_flops(device)
     plains = [name for name in result if name.startswith("plain")]
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
@@ -250,6 +234,25 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
         "peak_flops_per_second": peak,
         "trainer_fraction_of_peak": result["trainer"] * flops / peak,
     }
+
+
+def plain_throughputs(args: argparse.Namespace) -> dict[str, float]:
+    """Images/s of the plain script, without workers and with two."""
+    row = {}
+    for workers in ("0", "2"):
+        parts = ("--data_root", args.data_root, "--steps", str(args.steps), "--workers", workers)
+        row[f"plain_{workers}_workers"] = plain(args.plain, *parts)[1]["images_per_second"]
+    return row
+
+
+def throughputs_in_turn(steps: int, flags: list[str]) -> dict[str, float]:
+    """Images/s of cifar.py with everything on, and of the bare network, which takes turns with it."""
+    block = max(2, min(10, steps // 4))
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "seconds.json"
+        turns = ["--callbacks+=scripts.bench.BareSteps", "--callbacks.out", str(out), "--callbacks.block", str(block)]
+        ours("cifar.py", *flags, str(steps + 2 * block), *turns)
+        return {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
 
 
 if __name__ == "__main__":

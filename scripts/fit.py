@@ -1,151 +1,166 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
-from typing import Any, Literal
-
 from scripts import START
 
 # isort: split
-import torch
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
 
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
+
+from analysis.files import write_json
+from callbacks.checkpointing import SaveLast
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
-from callbacks.run_page import RunPage
-from callbacks.save_last import SaveLast
+from callbacks.tensorboard_layout import TensorBoardLayout, publish
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
-from scripts.cli import (
-    UserError,
-    add_trainer_flags,
-    build_trainer,
-    check_seed,
-    main,
-    make_parser,
-)
-from scripts.run_dir import Checkpoint, check_fits, resolve_run_dir, start_run
+from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
+from scripts.rendering import fit_text
+from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
+from scripts.trainer import build_trainer, check_monitors, flag_errors
 
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs
+CHARTS = {"median error": ["train/loss", "val/loss"]}
+DECIDES = ("lr", "hidden", "function", "x_min", "x_max", "num_samples", "noise_std", "seed", "num_seeds", "precision")
 
 
-def measured_epochs(asked: list[int], save_every: int | None) -> list[int]:
+def fit_parser() -> Parser:
+    parser = make_parser(__doc__ or "")
+    add = parser.add_argument
+    text = "epoch counts, every one reported; auto: the one of lowest MSE against f, up to the largest given, or 50,000"
+    add("--epochs", type=int | Literal["auto"], nargs="+", default=[1000], help=text)
+    add("--lr", type=float, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
+    add("--num_seeds", type=int, default=1, help="repetitions: seed, seed+1, ...")
+    add("--hidden", type=int, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
+    parser.add_class_arguments(CurveDataModule, skip={"seeds"})
+    # Networks this small train faster on a CPU than on any accelerator.
+    add_trainer_flags(parser, accelerator="cpu", devices=1, num_sanity_val_steps=0, precision="32-true")
+    return parser
+
+
+def run() -> None:
+    parser = fit_parser()
+    cfg = parser.parse_args()
+    auto, (asked, last) = "auto" in cfg.epochs, epoch_counts(cfg)
+    check(cfg, last)
+    lrs, seeds = list(dict.fromkeys(cfg.lr)), list(range(cfg.seed, cfg.seed + cfg.num_seeds))
+    with usage_errors():
+        data = CurveDataModule(seeds=seeds, **arguments(CurveDataModule, cfg))
+    model = FunctionRegressor(
+        lrs, seeds, measured_epochs(asked, last, cfg.save_every_n_steps), hidden=cfg.hidden, **data.scale
+    )
+    if len(lrs) * len(seeds) < 8:
+        torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
+    with run_directory(cfg.run_dir, "runs/fit") as run_dir:
+        checkpoint = checkpoint_to_resume(run_dir, cfg.ckpt_path)
+        settings = plain_settings(parser, cfg)
+        if checkpoint:
+            checkpoint.check_fits(model)
+            check_same(checkpoint, settings)
+        is_trained = checkpoint is not None and has_only_results_left(checkpoint, run_dir, last)
+        record = CurveRecord(asked, auto, settings, bool(checkpoint and not checkpoint.is_of(run_dir)), START)
+        callbacks = [record, TensorBoardLayout(CHARTS, settings)]
+        save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
+        # The model ends the training run. Without batches Lightning loads the checkpoint, and returns.
+        ends = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None, "devices": 1}
+        ends |= {"limit_train_batches": 0} if is_trained else {}
+        trainer = build_trainer(
+            parser, cfg, run_dir, callbacks, TrajectoryBar(), save_last, checkpoint, run_dir, **ends
+        )
+        check_monitors(trainer, ["train/loss", *(["val/loss"] if trainer.limit_val_batches else [])])
+
+        with flag_errors(trainer, checkpoint, run_dir):
+            start_run(settings, run_dir, checkpoint)
+            todo = "Writing the results of" if is_trained else "Fitting"
+            print(f"{todo} {data.function} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
+            trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
+        if trainer.checkpoint_callbacks and not is_trained:
+            trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+        summary = record.summary(model, data)
+        for name, figure in record.figures(model, data, summary).items():
+            publish(figure, name, run_dir, trainer.loggers)
+        print(fit_text(summary))
+        write_json(run_dir / "summary.json", summary)
+        print(f"Figures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+
+
+def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
+    """The epoch counts to report, and the last one; --max_epochs and --max_steps cut them (an epoch is a step)."""
+    asked = [e for e in cfg.epochs if e != "auto"]
+    last = max(asked, default=AUTO_HORIZON)
+    for limit in (cfg.max_epochs, cfg.max_steps):
+        if limit not in (None, -1):
+            asked, last = [*(e for e in asked if e < limit), limit], limit
+    return asked, last
+
+
+def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = None) -> list[int]:
     """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked.
 
     And every ``save_every`` epochs, since only after a measurement can a checkpoint be saved.
     """
-    last = max(asked)
-    epochs = {round(10 ** (i / 10)) for i in range(100)} | set(range(2000, last, 2000)) | set(asked)
+    epochs = {round(10 ** (i / 10)) for i in range(100)} | set(range(2000, last, 2000)) | {*asked, last}
     if save_every:
         step = max(save_every, -(-last // MOST_SAVES))
         epochs |= set(range(step, last, step))
     return sorted(e for e in epochs if e <= last)
 
 
-def check_same(checkpoint: Checkpoint, model: FunctionRegressor, data: CurveDataModule, precision: str) -> None:
-    """Raises UserError where the checkpoint was trained with other settings than these.
+def check(cfg: Namespace, last: int) -> None:
+    """Raises UsageError for settings that make no training run."""
+    counts = [e for e in cfg.epochs if e != "auto"]
+    for name, values in (("epochs", [*counts, last]), ("hidden", cfg.hidden), ("num_seeds", [cfg.num_seeds])):
+        if min(values, default=0) < 1:
+            raise UsageError(f"--{name} is {min(values, default=0)}; it must be at least 1")
+    if not all(0 < lr < math.inf for lr in cfg.lr):
+        raise UsageError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
+    if not 0 <= cfg.seed <= 2**32 - cfg.num_seeds:
+        raise UsageError(f"--seed is {cfg.seed}; with --num_seeds it must be from 0 to {2**32 - 1}")
+    if cfg.min_epochs is not None or cfg.min_steps is not None:
+        raise UsageError("fit.py trains for --epochs: leave out --min_epochs and --min_steps")
+    if str(cfg.precision) not in ("32", "64", "32-true", "64-true"):
+        raise UsageError("fit.py trains in --precision 32-true or 64-true")
+    if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
+        raise UsageError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
 
-    Its weights and the optimizer's state, learning rates and all, go on as they are: the results would be told of
+
+def check_same(checkpoint: Checkpoint, settings: dict[str, object]) -> None:
+    """Raises UsageError where the checkpoint was trained with other settings than these.
+
+    Its weights and the optimizer's state, learning rates and all, go on as they are: the results would be reported of
     settings that were never used. More epochs make it no other run.
     """
-    before = as_flags(checkpoint.settings, "64-true" if checkpoint.dtype == torch.float64 else "32-true")
-    now = as_flags({**model.hparams, **data.hparams}, precision)
-    if changed := [f"{flag} {before[flag]}, not {now[flag]}" for flag in before if before[flag] != now[flag]]:
-        raise UserError(
-            f"{checkpoint.path} was trained with {'; '.join(changed)}: resume it with its own settings, which are in "
-            "config.yaml, or start anew in another --run_dir"
+
+    def shown(value: object) -> str:
+        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    changes = {name: pair for name, pair in checkpoint.changes(settings).items() if name in DECIDES}
+    if changes:
+        told = "; ".join(f"--{name} {shown(before)}, not {shown(now)}" for name, (before, now) in changes.items())
+        raise UsageError(
+            f"{checkpoint.path} was trained with {told}: resume it with its own settings, which are in config.yaml, or "
+            "start anew in another --run_dir"
         )
 
 
-def as_flags(settings: dict[str, Any], precision: str) -> dict[str, str]:
-    """{flag: value} of all that decides what an epoch does, from the hyperparameters of the model and of the data."""
-    seeds = settings["seeds"]
-    values = {"lr": settings["lrs"], "seed": seeds[0], "num_seeds": len(seeds), "precision": precision}
-    names = ("hidden", "function", "x_min", "x_max", "num_samples", "noise_std")
-    values |= {name: settings[name] for name in names if name in settings}  # older checkpoints lack those of the data
-    return {f"--{name}": " ".join(map(str, v)) if isinstance(v, list) else str(v) for name, v in values.items()}
+def has_only_results_left(checkpoint: Checkpoint, run_dir: Path, last: int) -> bool:
+    """Whether the run was stopped after its last epoch, before its results were whole.
 
-
-def run() -> None:
-    parser = make_parser(__doc__)
-    add = parser.add_argument
-    add("--function", default="x**2 + 2*sin(x) + cos(x-1) - 5", help="f(x), in Python syntax")
-    add("--x_min", type=float, default=-5.0, help="x is drawn uniformly from x_min ...")
-    add("--x_max", type=float, default=5.0, help="... to x_max")
-    add("--num_samples", type=int, default=200, help="training points")
-    add("--noise_std", type=float, default=3.0, help="standard deviation of the Gaussian noise on y")
-    add(
-        "--epochs",
-        type=int | Literal["auto"],
-        nargs="+",
-        default=[1000],
-        help="epoch counts, every one reported; auto: the one of least true error, up to the largest given, or 50,000",
-    )
-    add("--lr", type=float, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
-    add("--num_seeds", type=int, default=1, help="repetitions: seed, seed+1, ...")
-    add("--hidden", type=int, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
-    # Networks this small train faster on a CPU than on any accelerator.
-    add_trainer_flags(parser, accelerator="cpu", devices=1, num_sanity_val_steps=0)
-    cfg = parser.parse_args()
-
-    auto = "auto" in cfg.epochs
-    epochs = [e for e in cfg.epochs if e != "auto"]
-    horizon = [] if epochs else [AUTO_HORIZON]
-    for limit in (cfg.max_epochs, cfg.max_steps):
-        if limit is not None and limit > 0:  # one epoch is one step
-            epochs, horizon = [e for e in epochs if e < limit] + [limit], []
-    last = max(epochs + horizon)
-    for name, values in (("--epochs", epochs + horizon), ("--hidden", cfg.hidden), ("--num_seeds", [cfg.num_seeds])):
-        if min(values) < 1:
-            raise UserError(f"{name} is {min(values)}; it must be at least 1")
-    if not all(0 < lr < float("inf") for lr in cfg.lr):
-        raise UserError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
-    precision = {"32": "32-true", "64": "64-true"}.get(str(cfg.precision or 32), str(cfg.precision))
-    if precision not in ("32-true", "64-true"):
-        raise UserError("fit.py trains in --precision 32-true or 64-true")
-    if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
-        raise UserError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
-
-    check_seed(cfg.seed)
-    seeds = tuple(range(cfg.seed, cfg.seed + cfg.num_seeds))
-    try:
-        data = CurveDataModule(cfg.function, cfg.x_min, cfg.x_max, cfg.num_samples, cfg.noise_std, seeds)
-    except ValueError as error:
-        raise UserError(str(error)) from error
-    lrs = list(dict.fromkeys(cfg.lr))
-    measure_at = measured_epochs(epochs + horizon, cfg.save_every_n_steps)
-    model = FunctionRegressor(lrs, seeds, measure_at, hidden=cfg.hidden, **data.scale)
-    if len(lrs) * len(seeds) < 8:
-        torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
-    run_dir, checkpoint = resolve_run_dir(cfg, "runs/fit")
-    check_fits(checkpoint, model)
-    if checkpoint:
-        check_same(checkpoint, model, data, precision)
-    is_trained = False
-    if checkpoint and (done := checkpoint.next_step - 1) >= last:
-        # A run that was stopped after its last epoch, before its results were whole, has only these left to do.
-        is_own = run_dir.resolve() in checkpoint.path.resolve().parents
-        is_trained = done == last and is_own and not (run_dir / "summary.json").exists()
-        if not is_trained:
-            raise UserError(f"{checkpoint.path} has {done:,} epochs already: ask for more with --epochs")
-    record = CurveRecord(run_dir, epochs, auto, START)
-    flags = cfg.clone()
-    flags.max_epochs, flags.max_steps, flags.devices = -1, -1, 1  # the model ends the training
-    flags.min_epochs, flags.min_steps = None, None  # and Lightning would go on after its end
-    if is_trained:
-        flags.limit_train_batches = 0  # Lightning loads the checkpoint, and returns
-    settings = {"function": cfg.function, "lr": lrs, "epochs": cfg.epochs, "hidden": cfg.hidden, "seed": cfg.seed}
-    settings |= {"num_samples": cfg.num_samples, "noise_std": cfg.noise_std, "num_seeds": cfg.num_seeds}
-    page = RunPage({"median error": ["train/loss", "val/loss"]}, settings)
-    save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
-    trainer = build_trainer(parser, flags, run_dir, [record, page], TrajectoryBar(), save_last)
-    start_run(parser, cfg, run_dir)
-    (run_dir / "summary.json").unlink(missing_ok=True)  # a run that goes on has no results until it ends again
-    todo = "Writing the results of" if is_trained else "Fitting"
-    print(f"{todo} {cfg.function} for {last:,} epochs, learning rates {lrs}, seeds {list(seeds)}")
-    trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
-    if trainer.checkpoint_callbacks and not is_trained:
-        trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-    record.finish(trainer, model, data)
-    print(f"Pictures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+    Raises:
+        UsageError: it has done all the epochs asked for, and has its results.
+    """
+    done = checkpoint.next_step - 1
+    if done < last:
+        return False
+    if done == last and checkpoint.is_of(run_dir) and not (run_dir / "summary.json").exists():
+        return True
+    raise UsageError(f"{checkpoint.path} has {done:,} epochs already: ask for more with --epochs")
 
 
 if __name__ == "__main__":

@@ -1,40 +1,42 @@
-"""What a trained network says: to picture files if it is a classifier, to numbers if it has learnt a curve."""
+"""Predicts with a trained network: the classes of picture files, or the values of a fitted curve at numbers."""
 
-# isort: split
 import csv
 import io
 import logging
 import math
 import pickle
-import re
 import sys
 import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
 
 import torch
-from PIL import Image
+from jsonargparse import Namespace
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
-from callbacks.atomic import standard_json, write_atomically
-from callbacks.figures import contact_sheet, pixels_of
+from analysis.classifier_figures import Prediction, contact_sheet
+from analysis.drawing import pixels_of, save_png
+from analysis.files import standard_json, write_atomically
 from datamodules.cifar10 import CLASSES
-from datamodules.pictures import PictureError, find_pictures, read_picture
+from datamodules.pictures import find_pictures, read_picture
 from lit_models import FunctionRegressor, ResNet20
-from scripts.cli import Parser, UserError, main
+from scripts.cli import Parser, main
 
-IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # mean and deviation that public weights are trained with
+# what public weights are trained with
+IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "classes": CLASSES}
 BEST = 3
 
 
 class PictureClassifier(nn.Module):
-    """(N, 3, 32, 32) float32 RGB from 0 to 1 -> (N, 10) logits; the normalisation is inside."""
+    """(N, 3, 32, 32) float32 RGB from 0 to 1 -> (N, C) logits; the normalization is inside."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, net: ResNet20, mean: Any, std: Any, classes: Any) -> None:
+    def __init__(self, net: ResNet20, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]) -> None:
         super().__init__()
         self.net, self.classes = net, list(classes)
         self.register_buffer("mean", torch.tensor(mean)[:, None, None])
@@ -55,14 +57,56 @@ class CurvePredictor(nn.Module):
         return self.model(x)
 
 
-def load(path: Path) -> PictureClassifier | CurvePredictor:
+Network = PictureClassifier | CurvePredictor
+
+
+def run() -> None:
+    cfg = parse()
+    network = load(Path(cfg.ckpt_path))
+    numbers = [finite_number(text.strip(), "--x") for text in cfg.x or []]
+    numbers += read_column(Path(cfg.csv), cfg.column) if cfg.csv else []
+    is_curve = isinstance(network, CurvePredictor)
+    if not (cfg.export or cfg.images or numbers):
+        raise MisconfigurationException(f"nothing to predict: give {'--x or --csv' if is_curve else 'picture files'}")
+    if (numbers and not is_curve) or (cfg.images and is_curve):
+        kind = "a curve: give --x or --csv" if is_curve else "a picture classifier"
+        raise MisconfigurationException(f"{cfg.ckpt_path} is of {kind}")
+    if cfg.export:
+        export(network, Path(cfg.export))
+        print(f"Wrote {cfg.export}; its outputs are those of PyTorch", file=sys.stderr)
+    with torch.inference_mode():
+        if isinstance(network, CurvePredictor):
+            if numbers:
+                print_curve(network, numbers, cfg.json)
+        elif cfg.images:
+            print_pictures(network, cfg.images, Path(cfg.sheet), cfg.json)
+
+
+def parse() -> Namespace:
+    parser = Parser(description=__doc__)
+    add = parser.add_argument
+    add("images", nargs="*", type=str, default=[], help="picture files, folders, or patterns such as 'cats/*.png'")
+    add("--ckpt_path", required=True, type=str, help="a run's checkpoint, or public weights of the same ResNet-20")
+    add("--sheet", type=str, default="predictions.png", help="where the contact sheet of the pictures goes")
+    add("--x", type=str, nargs="+", metavar="NUMBER", help="for a curve: numbers at which to evaluate it")
+    add("--csv", type=str | None, help="for a curve: a CSV file with a column of such numbers")
+    add("--column", type=str, default="x", help="the name of that column")
+    add("--json", action="store_true", help="print JSON instead of a table")
+    add("--export", type=str | None, help="write the network as FILE.onnx, or FILE.pt2 (torch.export)")
+    cfg = parser.parse_args()
+    if cfg.images and not Path(cfg.sheet).name:
+        raise MisconfigurationException(f"--sheet {cfg.sheet!r} names no file: give one such as predictions.png")
+    return cfg
+
+
+def load(path: Path) -> Network:
     """The network of a run's checkpoint, or ResNet-20 from public weights (akamaster/pytorch_resnet_cifar10).
 
     Raises:
-        UserError: there is no such file, it is neither, or a classifier's weights are not finite.
+        MisconfigurationException: there is no such file, it is neither, or a classifier's weights are not finite.
     """
     if not path.is_file():
-        raise UserError(f"there is no checkpoint {path}: give another --ckpt_path")
+        raise MisconfigurationException(f"there is no checkpoint {path}: give another --ckpt_path")
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict):
@@ -72,99 +116,97 @@ def load(path: Path) -> PictureClassifier | CurvePredictor:
             model = FunctionRegressor(**settings)
             model.load_state_dict(content["state_dict"])
             return CurvePredictor(model).eval()
-        net = ResNet20()
-        net.load_weights(content.get("state_dict", content))
-        if "CIFAR10DataModule" in content:
-            data = content["CIFAR10DataModule"]
-            network = PictureClassifier(net, data["mean"], data["std"], data["classes"]).eval()
-        else:
-            network = PictureClassifier(net, *IMAGENET, CLASSES).eval()
+        network = classifier_of(content)
     except Exception as error:
-        reason = shorten(str(error) or type(error).__name__, 120, placeholder=" ...")
+        reason = str(error) or type(error).__name__
         if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in the file
             reason = "it is not a file of torch.save"
             if "GLOBAL" in str(error):  # what torch calls a class or function
                 reason = "it holds more than tensors and plain values: save its state_dict alone with torch.save"
-        raise UserError(f"{path} holds no network of this program ({reason})") from None
+        reason = shorten(reason, 160, placeholder=" ...")
+        raise MisconfigurationException(f"{path} holds no network of this program ({reason})") from None
     if not all(weights.isfinite().all() for weights in network.state_dict().values()):
-        raise UserError(f"{path} has weights that are nan or infinite: its training diverged; give another --ckpt_path")
+        raise MisconfigurationException(
+            f"{path} has weights that are nan or infinite: its training diverged; give another --ckpt_path"
+        )
     return network
 
 
-def run() -> None:
-    parser = Parser(description=__doc__)
-    parser._negative_number_matcher = re.compile(r"-(\.?\d|inf)")  # argparse takes -1e-3 for a flag
-    add = parser.add_argument
-    add("images", nargs="*", type=str, default=[], help="picture files, folders, or patterns such as 'cats/*.png'")
-    add("--ckpt_path", required=True, type=str, help="a run's checkpoint, or public weights of the same ResNet-20")
-    add("--sheet", type=str, default="predictions.png", help="where the contact sheet of the pictures goes")
-    add("--x", type=str, nargs="+", metavar="NUMBER", help="for a curve: numbers at which to say its value")
-    add("--csv", type=str | None, help="for a curve: a CSV file with a column of such numbers")
-    add("--column", type=str, default="x", help="the name of that column")
-    add("--json", action="store_true", help="print JSON instead of a table")
-    add("--export", type=str | None, help="write the network as FILE.onnx, or FILE.pt2 (torch.export)")
-    cfg = parser.parse_args()
-    if cfg.images and not Path(cfg.sheet).name:
-        raise UserError(f"--sheet {cfg.sheet!r} names no file: give one such as predictions.png")
-    network = load(Path(cfg.ckpt_path))
-    numbers = [finite_number(text, "--x") for text in cfg.x or []]
-    numbers += read_column(Path(cfg.csv), cfg.column) if cfg.csv else []
-    is_curve = isinstance(network, CurvePredictor)
-    if not (cfg.export or cfg.images or numbers):
-        raise UserError(f"nothing to predict: give {'--x or --csv' if is_curve else 'picture files'}")
-    if (numbers and not is_curve) or (cfg.images and is_curve):
-        raise UserError(f"{cfg.ckpt_path} is of {'a curve: give --x or --csv' if is_curve else 'a picture classifier'}")
-    if cfg.export:
-        export(network, Path(cfg.export))
-        print(f"Wrote {cfg.export}; its outputs are those of PyTorch", file=sys.stderr)
-    with torch.inference_mode():
-        if isinstance(network, CurvePredictor):
-            if numbers:
-                tell_curve(network, numbers, cfg.json)
-        elif cfg.images:
-            tell_pictures(network, cfg.images, Path(cfg.sheet), cfg.json)
+def classifier_of(content: Mapping[str, Any]) -> PictureClassifier:
+    """The classifier of a checkpoint's content; a run's data module has stored its mean, std and classes there.
+
+    Raises:
+        ValueError: a Lightning checkpoint without those.
+        RuntimeError: the weights are not ResNet-20's.
+    """
+    weights = content.get("state_dict", content)
+    data = next((d for d in content.values() if isinstance(d, dict) and {"mean", "std", "classes"} <= d.keys()), None)
+    if data is None:
+        if "pytorch-lightning_version" in content or any(name.startswith("net.") for name in weights):
+            raise ValueError(
+                "it lacks mean, std and classes of its data, which CIFAR10DataModule stores in a checkpoint"
+            )
+        data = IMAGENET
+    net = ResNet20(num_classes=len(data["classes"]))
+    net.load_weights(weights)
+    return PictureClassifier(net, data["mean"], data["std"], data["classes"]).eval()
 
 
-def tell_pictures(network: PictureClassifier, names: list[str], sheet: Path, as_json: bool) -> None:
-    """Draws the contact sheet and prints the best classes of each picture; broken pictures are told and passed over.
+def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path, as_json: bool) -> None:
+    """Draws the contact sheet and prints the most probable classes of each picture; unreadable ones are skipped.
 
     A picture that is named twice gets one row.
 
     Raises:
-        UserError: not one picture could be read.
+        MisconfigurationException: not one picture could be read.
         OSError: the sheet cannot be written; nothing has been printed.
     """
-    pictures: dict[Path, Tensor] = {}
+    pictures = read_pictures(names)
+    predictions = predict_pictures(network, pictures)
+    shown: list[Prediction] = [{**prediction, "file": printable(prediction["file"])} for prediction in predictions]
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box is drawn for it
+        save_png(pixels_of(contact_sheet([p.numpy() for p in pictures.values()], shown)), sheet)
+    if as_json:
+        print(standard_json(predictions))
+    else:
+        width = max(len(prediction["file"]) for prediction in shown)
+        for prediction in shown:
+            best = zip(prediction["classes"], prediction["probabilities"], strict=True)
+            print(f"{prediction['file']:<{width}}  {'  '.join(f'{name:>10} {p:6.1%}' for name, p in best)}")
+    print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
+
+
+def read_pictures(names: Sequence[str]) -> dict[Path, Tensor]:
+    """(32, 32, 3) uint8 for each file; those that cannot be read are reported on stderr.
+
+    Raises:
+        MisconfigurationException: there is nothing under one of the names, or not one picture could be read.
+    """
     try:
-        for path in find_pictures(names):
-            try:
-                pictures[path] = read_picture(path)
-            except PictureError as error:
-                print(f"passed over {printable(path)}: {error}", file=sys.stderr)
-    except PictureError as error:
-        raise UserError(str(error)) from None
+        paths = list(find_pictures(names))
+    except ValueError as error:
+        raise MisconfigurationException(str(error)) from None
+    pictures = {}
+    for path in dict.fromkeys(paths):
+        try:
+            pictures[path] = read_picture(path)
+        except ValueError as error:
+            print(f"skipped {printable(path)}: {error}", file=sys.stderr)
     if not pictures:
-        raise UserError("none of these pictures could be read")
+        raise MisconfigurationException("none of these pictures could be read")
+    return pictures
+
+
+def predict_pictures(network: PictureClassifier, pictures: Mapping[Path, Tensor]) -> list[Prediction]:
+    """The most probable classes of each (32, 32, 3) uint8 picture, in order."""
     images = torch.stack(list(pictures.values())).permute(0, 3, 1, 2) / 255
     probabilities = torch.cat([network(part).softmax(1) for part in images.split(500)])
-    answers = []
-    for path, row in zip(pictures, probabilities, strict=True):
-        best = row.topk(BEST)
-        classes = [network.classes[i] for i in best.indices]
-        answers.append({"file": str(path), "classes": classes, "probabilities": best.values.tolist()})
-    shown = [{**answer, "file": printable(answer["file"])} for answer in answers]
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph .* missing from font")  # a box stands for it
-        pixels = pixels_of(contact_sheet([p.numpy() for p in pictures.values()], shown))
-    write_atomically(sheet, lambda file: Image.fromarray(pixels).save(file, "png"))
-    if as_json:
-        print(standard_json(answers))
-    else:
-        width = max(len(answer["file"]) for answer in shown)
-        for answer in shown:
-            told = (f"{n:>10} {p:6.1%}" for n, p in zip(answer["classes"], answer["probabilities"], strict=True))
-            print(f"{answer['file']:<{width}}  {'  '.join(told)}")
-    print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
+    values, indices = (top.tolist() for top in probabilities.topk(min(BEST, probabilities.shape[1])))
+    return [
+        {"file": str(path), "classes": [network.classes[i] for i in best], "probabilities": row}
+        for path, best, row in zip(pictures, indices, values, strict=True)
+    ]
 
 
 def printable(name: object) -> str:
@@ -172,7 +214,7 @@ def printable(name: object) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
 
 
-def tell_curve(network: CurvePredictor, numbers: list[float], as_json: bool) -> None:
+def print_curve(network: CurvePredictor, numbers: Sequence[float], as_json: bool) -> None:
     """Prints the value at each number, a column for each learning rate and seed."""
     model = network.model
     members = [{"lr": lr, "seed": seed} for lr in model.lrs for seed in model.seeds]
@@ -186,44 +228,48 @@ def tell_curve(network: CurvePredictor, numbers: list[float], as_json: bool) -> 
 
 
 def finite_number(text: str, where: str) -> float:
-    """Raises UserError, which says where it is, for any other text."""
+    """Raises MisconfigurationException, which says where it is, for any other text."""
     try:
         if math.isfinite(number := float(text)):
             return number
     except ValueError:
         pass
-    raise UserError(f"{where}: {text!r} is not a finite number")
+    raise MisconfigurationException(f"{where}: {text!r} is not a finite number")
 
 
 def read_column(path: Path, column: str) -> list[float]:
-    """Raises UserError unless the file is a CSV file with rows, and each has a finite number in this column."""
+    """Raises MisconfigurationException unless it is a CSV file with rows, all with a finite number in this column."""
     numbers = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins its UTF-8 with a mark
             rows = csv.DictReader(file, restval="")
             rows.fieldnames = names = [name.strip() for name in rows.fieldnames or []]
             if not names:
-                raise UserError(f"{path} is empty, or its first line is: that line must name the columns")
+                raise MisconfigurationException(
+                    f"{path} is empty, or its first line is: that line must name the columns"
+                )
             if column not in names:
-                raise UserError(f"{path} has no column {column}, but: {', '.join(names)}")
+                raise MisconfigurationException(f"{path} has no column {column}, but: {', '.join(names)}")
             for row in rows:
                 numbers.append(finite_number(row[column], f"{path}, line {rows.line_num}"))
     except (UnicodeDecodeError, csv.Error):
-        raise UserError(f"{path} is no CSV file in UTF-8: save it as one, in Excel as 'CSV UTF-8'") from None
+        raise MisconfigurationException(
+            f"{path} is no CSV file in UTF-8: save it as one, in Excel as 'CSV UTF-8'"
+        ) from None
     if not numbers:
-        raise UserError(f"{path} names its columns, but has no rows")
+        raise MisconfigurationException(f"{path} names its columns, but has no rows")
     return numbers
 
 
-def export(network: PictureClassifier | CurvePredictor, path: Path) -> None:
+def export(network: Network, path: Path) -> None:
     """Writes the network for use without this program, any number of inputs at once, once its outputs are compared.
 
     Raises:
-        UserError: the suffix is unknown, or a package is missing.
+        MisconfigurationException: the suffix is unknown, or a package is missing.
         AssertionError: the exported network computes something else; nothing is written.
     """
     if path.suffix not in (".onnx", ".pt2"):
-        raise UserError(f"--export writes .onnx or .pt2, not {path.name}")
+        raise MisconfigurationException(f"--export writes .onnx or .pt2, not {path.name}")
     if isinstance(network, CurvePredictor):
         model, name = network.model, "x"
         example = model.x_mean + model.x_scale * torch.linspace(-2, 2, 7, dtype=torch.float64)
@@ -232,25 +278,32 @@ def export(network: PictureClassifier | CurvePredictor, path: Path) -> None:
     expected = network(example)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     if path.suffix == ".pt2":
-        torch.export.save(program, whole := io.BytesIO())
-        content = whole.getvalue()
+        torch.export.save(program, file := io.BytesIO())
+        content = file.getvalue()
         outputs = torch.export.load(io.BytesIO(content)).module()(example)
     else:
-        try:
-            import onnxruntime  # type: ignore[import-untyped]
-
-            logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it tells what it did not optimize
-            onnx = torch.onnx.export(program, input_names=[name], verbose=False)
-        except ImportError as error:
-            raise UserError(f"--export FILE.onnx needs {error.name}: pip install 'litlab[export]'") from None
-        assert onnx is not None
-        content = onnx.model_proto.SerializeToString()
-        session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
-        outputs = torch.from_numpy(session.run(None, {session.get_inputs()[0].name: example.numpy()})[0])
+        content, outputs = to_onnx(program, name, example)
     # Each row by its own scale, as a function may reach 1e40; a curve whose training diverged is nan in both.
     scale = expected.nan_to_num(0, 0, 0).abs().amax(1, keepdim=True).clamp(min=1)
     torch.testing.assert_close(outputs / scale, expected / scale, rtol=1e-4, atol=1e-4, equal_nan=True)
     write_atomically(path, lambda file: file.write(content))
+
+
+def to_onnx(program: torch.export.ExportedProgram, name: str, example: Tensor) -> tuple[bytes, Tensor]:
+    """The ONNX file's content, whose input has this name, and what onnxruntime computes with it for the example."""
+    try:
+        import onnxruntime  # type: ignore[import-untyped]
+
+        logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it did not optimize
+        onnx = torch.onnx.export(program, input_names=[name], verbose=False)
+    except ImportError as error:
+        raise MisconfigurationException(
+            f"--export FILE.onnx needs {error.name}: pip install 'litlab[export]'"
+        ) from None
+    assert onnx is not None
+    content = onnx.model_proto.SerializeToString()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    return content, torch.from_numpy(session.run(None, {name: example.numpy()})[0])
 
 
 if __name__ == "__main__":

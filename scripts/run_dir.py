@@ -1,8 +1,11 @@
 """The folder of a run: which one, whether it may be used, what it is resumed from, its config.yaml."""
 
+import errno
 import os
 import sys
 import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -14,9 +17,14 @@ from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
-from callbacks.atomic import write_atomically
-from scripts.cli import Parser, UserError, is_rank_zero
+from analysis.files import write_atomically
+from scripts.cli import Parser, is_rank_zero, usage_errors
+
+# what may change in the middle of a run without making another run of it
+MAY_CHANGE = {"max_epochs", "max_steps", "max_time", "epochs", "save_every_n_steps", "enable_progress_bar"}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
@@ -24,20 +32,23 @@ class Checkpoint:
     """What the scripts look at before Lightning loads a checkpoint.
 
     ``next_step`` is the first step that the loggers will see: a curve fit's count epochs, a classifier's batches.
-    ``settings`` are the hyperparameters of the model and of the data that it was trained with, as far as it has them.
+    ``settings`` are those of the run that saved it, and ``callbacks`` what its callbacks keep.
     """
 
     path: Path
     shapes: dict[str, torch.Size]
     next_step: int
-    settings: dict[str, Any]
-    dtype: torch.dtype
+    callbacks: dict[str, dict[str, Any]]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        return next((state["settings"] for state in self.callbacks.values() if "settings" in state), {})
 
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
-        """Raises UserError where there is no whole checkpoint of this program. Runs no code of the file's."""
+        """Raises UsageError where there is no valid checkpoint of this program. Runs no code of the file's."""
         if not path.is_file():
-            raise UserError(f"there is no checkpoint {path}: give another --ckpt_path, or leave it out to start anew")
+            raise UsageError(f"there is no checkpoint {path}: give another --ckpt_path, or leave it out to start anew")
         try:
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
@@ -45,144 +56,184 @@ class Checkpoint:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
             content["loops"], content["optimizer_states"]
             shapes = {name: value.shape for name, value in content["state_dict"].items()}
-            dtype = next(iter(content["state_dict"].values())).dtype
-            settings = {**content.get("hyper_parameters", {}), **content.get("datamodule_hyper_parameters", {})}
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
-            return cls(path, shapes, step, settings, dtype)
+            return cls(path, shapes, step, content.get("callbacks", {}))
         except Exception as error:
-            raise UserError(f"{path} is not a whole checkpoint of this program ({type(error).__name__})") from None
+            raise UsageError(f"{path} is not a valid checkpoint of this program ({type(error).__name__})") from None
 
     @classmethod
-    def newest(cls, folder: Path) -> "Checkpoint":
-        """The whole checkpoint of ``folder`` that has come furthest; of two as far, ``last.ckpt``.
+    def latest(cls, folder: Path) -> "Checkpoint":
+        """The latest valid checkpoint of ``folder``; of two of the same step ``last.ckpt``.
 
-        Says so when that is not ``last.ckpt``. Raises UserError where there is none.
+        Says so when that is not ``last.ckpt``. Raises UsageError where there is none.
         """
         last = folder / "last.ckpt"
         found: list[Checkpoint] = []
         for path in sorted(folder.glob("*.ckpt"), key=lambda path: path == last):
             try:
                 found.append(cls.read(path))
-            except UserError as error:
+            except UsageError as error:
                 if is_rank_zero():
-                    print(f"Passed over: {error}", file=sys.stderr)
+                    print(f"Skipped: {error}", file=sys.stderr)
         if not found:
             return cls.read(last)
-        newest = max(reversed(found), key=lambda checkpoint: checkpoint.next_step)
-        if newest.path != last and is_rank_zero():
-            print(f"Going on from {newest.path}, the newest whole checkpoint", file=sys.stderr)
-        return newest
+        latest = max(reversed(found), key=lambda checkpoint: checkpoint.next_step)
+        if latest.path != last and is_rank_zero():
+            print(f"Resuming from {latest.path}, the latest valid checkpoint", file=sys.stderr)
+        return latest
+
+    def is_of(self, run_dir: Path) -> bool:
+        """Whether the run in ``run_dir`` saved it."""
+        return run_dir.resolve() in self.path.resolve().parents
+
+    def check_fits(self, model: LightningModule) -> None:
+        """Raises UsageError unless it holds the weights of this network."""
+        if self.shapes != {name: value.shape for name, value in model.state_dict().items()}:
+            raise UsageError(f"{self.path} is of another network: resume it with the settings of its config.yaml")
+
+    def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """{name: (before, now)} of the settings that make another run of it than the one that saved it."""
+        pairs = {name: (self.settings[name], now) for name, now in settings.items() if name in self.settings}
+        return {
+            name: (before, now) for name, (before, now) in pairs.items() if before != now and name not in MAY_CHANGE
+        }
 
 
-def check_fits(checkpoint: Checkpoint | None, model: LightningModule) -> None:
-    """Raises UserError unless the checkpoint, if there is one, holds the weights of this network."""
-    if checkpoint and checkpoint.shapes != {name: value.shape for name, value in model.state_dict().items()}:
-        raise UserError(f"{checkpoint.path} is of another network: resume it with the settings of its config.yaml")
+@contextmanager
+def run_directory(asked: str | None, default: str) -> Iterator[Path]:
+    """The run's folder: the one asked for, or a new one below ``default`` that no other run has.
 
-
-def resolve_run_dir(cfg: Namespace, default: str) -> tuple[Path, Checkpoint | None]:
-    """The run directory, not yet made, and the checkpoint to resume from; each of several seeds has its own.
+    Processes that Lightning starts for other devices find it in their environment. A new folder that an error has left
+    empty is removed again.
 
     Raises:
-        UserError: the directory holds a run that is not being resumed, or there is no such checkpoint.
+        UsageError: none is asked for where many processes were started by torchrun or SLURM.
     """
-    if cfg.run_dir is None:
-        if cfg.ckpt_path == "last":
-            raise UserError("--ckpt_path last needs --run_dir, the run to go on with")
-        # Processes that Lightning starts for other devices run this again, and must find the same folder.
-        cfg.run_dir = os.environ.setdefault(
-            "LITLAB_RUN_DIR", os.path.join(default, datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
-        )
-    run_dir = Path(cfg.run_dir)
-    folder = run_dir / "checkpoints"
-    begun = (run_dir / "config.yaml").exists()
+    if asked is not None:
+        yield Path(asked)
+        return
+    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and "LITLAB_RUN_DIR" in os.environ:
+        yield Path(os.environ["LITLAB_RUN_DIR"])
+        return
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
+    run_dir = new_folder(Path(default) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
+    os.environ["LITLAB_RUN_DIR"] = str(run_dir)
+    try:
+        yield run_dir
+    except BaseException:
+        with suppress(OSError):
+            run_dir.rmdir()
+        raise
+
+
+def new_folder(path: Path) -> Path:
+    """Makes ``path``, or the first of path_2, path_3, ... that is not there; who makes it has it, on any disk."""
+    number = 1
+    while True:
+        folder = path if number == 1 else path.with_name(f"{path.name}_{number}")
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            if not folder.is_dir():
+                raise
+            number += 1
+
+
+def checkpoint_to_resume(run_dir: Path, ckpt_path: str | None) -> Checkpoint | None:
+    """What ``--ckpt_path`` names; for "last" the latest of ``run_dir``, or what the run there began with.
+
+    A job that SLURM has put back into the queue resumes by the command line that it was started with.
+
+    Raises:
+        UsageError: ``run_dir`` holds a run that is not being resumed, or there is no such checkpoint.
+    """
+    folder, begun = run_dir / "checkpoints", (run_dir / "config.yaml").exists()
     if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and begun:
-        cfg.ckpt_path = "last"  # SLURM starts a job that it put back into the queue by the same command line
+        ckpt_path = "last"
     checkpoint = None
-    if cfg.ckpt_path == "last":
-        # A run that was stopped before its first checkpoint goes on at its beginning, perhaps another run's checkpoint.
+    if ckpt_path == "last":
+        # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
         if any(folder.glob("*.ckpt")) or not begun:
-            checkpoint = Checkpoint.newest(folder)
-        elif origin := began_from(run_dir):
+            checkpoint = Checkpoint.latest(folder)
+        elif origin := began_with(run_dir):
             checkpoint = Checkpoint.read(Path(origin))
-    elif cfg.ckpt_path is not None:
-        checkpoint = Checkpoint.read(Path(cfg.ckpt_path))
-    goes_on = cfg.ckpt_path == "last" or (checkpoint and run_dir.resolve() in checkpoint.path.resolve().parents)
-    if is_rank_zero() and begun and not goes_on:
-        raise UserError(f"{run_dir} holds a run already: choose another --run_dir, or go on with --ckpt_path last")
-    return run_dir, checkpoint
+    elif ckpt_path is not None:
+        checkpoint = Checkpoint.read(Path(ckpt_path))
+    resumes = ckpt_path == "last" or (checkpoint and checkpoint.is_of(run_dir))
+    if is_rank_zero() and begun and not resumes:
+        raise UsageError(f"{run_dir} holds a run already: choose another --run_dir, or resume it: --ckpt_path last")
+    return checkpoint
 
 
-def began_from(run_dir: Path) -> str | None:
+def began_with(run_dir: Path) -> str | None:
     """The checkpoint of another run with which the run in ``run_dir`` began, if it did."""
     path = run_dir / "config.yaml"
     try:
         settings = yaml.safe_load(path.read_text(encoding="utf-8"))
         return None if settings is None else settings.get("ckpt_path")
     except (yaml.YAMLError, AttributeError):
-        raise UserError(f"{path} is damaged: start anew with another --run_dir") from None
+        raise UsageError(f"{path} is damaged: start anew with another --run_dir") from None
+
+
+def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
+    """All settings of a run as plain values: what config.yaml holds, without where the run is and what it resumes."""
+    kept = cfg.clone()
+    for key in ("config", "run_dir", "ckpt_path"):
+        kept.pop(key, None)
+    with usage_errors():
+        settings: dict[str, Any] = yaml.safe_load(parser.dump(kept, skip_none=False))
+    return settings
 
 
 _claims: list[FileLock] = []  # held until the process ends, or is killed
 
 
 @rank_zero_only
-def claim(run_dir: Path) -> None:
-    """Makes ``run_dir`` this process's own, and removes what a killed one left half written.
+def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint | None) -> None:
+    """Makes ``run_dir`` this process's own and writes config.yaml, the first file of a run.
 
-    Raises UserError where another process has it. A resumed run gives TensorBoard all its points once more, so the old
-    event files go.
+    Results of a run that is resumed go: it has none until it ends again. What a killed process left half written goes
+    too. A checkpoint of another run, with which this one begins, is one of the settings. Says so when a run is resumed
+    with other settings than it was saved with.
+
+    Raises:
+        UsageError: another process has the folder.
     """
-    if any(Path(lock.lock_file) == run_dir / ".lock" for lock in _claims):
+    claim(run_dir)
+    is_own = checkpoint is not None and checkpoint.is_of(run_dir)
+    if checkpoint and is_own and (changes := checkpoint.changes(settings)):
+        changed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
+        print(f"Resumed with other settings: {changed}", file=sys.stderr)
+    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), run_dir / "summary.json"):
+        left.unlink(missing_ok=True)
+    content = dict(settings)
+    if checkpoint and not is_own:
+        content["ckpt_path"] = str(checkpoint.path.resolve())
+    elif (run_dir / "config.yaml").exists() and (origin := began_with(run_dir)):
+        content["ckpt_path"] = origin
+    text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
+    write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def is_claimed(run_dir: Path) -> bool:
+    """Whether this process has locked it."""
+    return any(Path(lock.lock_file) == run_dir / ".lock" for lock in _claims)
+
+
+def claim(run_dir: Path) -> None:
+    """Locks ``run_dir`` until this process ends; on a disk without locks, says so and goes without."""
+    if is_claimed(run_dir):
         return
     run_dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(run_dir / ".lock")
     try:
         lock.acquire(timeout=0)
+        _claims.append(lock)
     except Timeout:
-        raise UserError(f"{run_dir} is in use by another process: wait for it, or choose another --run_dir") from None
-    except NotImplementedError:  # a file system without locks
-        return
-    _claims.append(lock)
-    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), *run_dir.glob("events.out.tfevents.*")):
-        left.unlink(missing_ok=True)
-
-
-# what may change in the middle of a run without making another run of it
-_MAY_CHANGE = (
-    "max_epochs",
-    "max_steps",
-    "max_time",
-    "epochs",
-    "save_every_n_steps",
-    "enable_progress_bar",
-    "num_seeds",
-)
-
-
-@rank_zero_only
-def start_run(parser: Parser, cfg: Namespace, run_dir: Path) -> None:
-    """Claims ``run_dir`` and writes config.yaml, the first file of a run: all settings but where the run goes.
-
-    A checkpoint is one of the settings where the run begins with one of another run, not where it is resumed.
-
-    Says so when a run goes on with other settings than it began with.
-    """
-    claim(run_dir)
-    settings = cfg.clone()
-    for key in ("config", "run_dir", "ckpt_path"):
-        settings.pop(key, None)
-    path = run_dir / "config.yaml"
-    if cfg.ckpt_path not in (None, "last") and run_dir.resolve() not in Path(cfg.ckpt_path).resolve().parents:
-        settings.ckpt_path = str(Path(cfg.ckpt_path).resolve())
-    elif path.exists() and (origin := began_from(run_dir)):
-        settings.ckpt_path = origin
-    if path.exists():
-        before = parser.parse_path(path, defaults=True)
-        changed = [
-            f"{k} {before[k]} -> {v}" for k, v in settings.items() if k not in _MAY_CHANGE and before.get(k) != v
-        ]
-        if changed:
-            print(f"Not the run that it was: {', '.join(changed)}", file=sys.stderr)
-    text = parser.dump(settings, skip_none=False)
-    write_atomically(path, lambda file: file.write(text.encode()))
+        raise UsageError(f"{run_dir} is in use by another process: wait for it, or choose another --run_dir") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        print(f"{run_dir} is on a disk without file locks: start no second process on it", file=sys.stderr)

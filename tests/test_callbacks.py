@@ -1,33 +1,22 @@
 """Schedules and files of a run."""
 
-import json
 import math
+import os
 import pickle
 from collections import OrderedDict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
-from callbacks import LRStep, tested_images
-from callbacks.atomic import AtomicCheckpointIO, write_atomically, write_json
-from callbacks.curve_answers import (
-    does_more_training_hurt,
-    held_out_choice,
-    median_interval,
-    medians,
-    quartiles,
-    sentence,
-)
-from callbacks.curve_record import CurveRecord
-from callbacks.motion import Motion
-from callbacks.one_cycle import OneCycle
+from callbacks import LRStep, OneCycle, test_pictures
+from callbacks.checkpointing import AtomicCheckpointIO, SaveLast
+from callbacks.weight_trajectory import WeightTrajectory
 
 # LRStep
 
@@ -56,9 +45,9 @@ def train(epochs: int, *callbacks: Callback, resume: Path | None = None, save: P
     trainer = Trainer(
         max_epochs=epochs,
         callbacks=list(callbacks),
+        enable_checkpointing=any(isinstance(callback, SaveLast) for callback in callbacks),
         accelerator="cpu",
         logger=False,
-        enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
@@ -134,7 +123,7 @@ def test_lr_step_refuses_what_is_no_schedule(milestones: Mapping[int, float]) ->
 def test_one_cycle_rises_and_falls_over_the_whole_training_and_after_a_resume(tmp_path: Path) -> None:
     def rates(stop: int | None = None, **flags: Any) -> dict[int, float]:
         model = TwoGroups()
-        callbacks: list[Callback] = [OneCycle(peak=0.4, warm_up=0.2)]
+        callbacks: list[Callback] = [OneCycle(lr=0.4, warmup_fraction=0.2)]
         if stop is not None:
             callbacks.append(StopAfter(stop))
         trainer = Trainer(
@@ -162,13 +151,13 @@ class StopAfter(Callback):
         trainer.should_stop = trainer.global_step >= self.steps
 
 
-@pytest.mark.parametrize(("peak", "warm_up"), [(0, 0.2), (math.nan, 0.2), (0.1, 0), (0.1, 1)])
-def test_one_cycle_refuses_what_is_no_cycle(peak: float, warm_up: float) -> None:
+@pytest.mark.parametrize(("lr", "warmup_fraction"), [(0, 0.2), (math.nan, 0.2), (0.1, 0), (0.1, 1)])
+def test_one_cycle_refuses_what_is_no_cycle(lr: float, warmup_fraction: float) -> None:
     with pytest.raises(ValueError, match="cycle"):
-        OneCycle(peak, warm_up)
+        OneCycle(lr, warmup_fraction)
 
 
-# Motion
+# WeightTrajectory
 
 
 class Pushed(LightningModule):
@@ -185,7 +174,7 @@ class Pushed(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
 
-# Four steps of length 0.1 * 5: straight on; to and fro; and round a right angle, 2 there and 2 here.
+# Four steps of length 0.1 * 5: straight on; oscillating; and round a right angle, 2 there and 2 here.
 @pytest.mark.parametrize(
     ("gradients", "displacement", "mean_gradient"),
     [
@@ -194,61 +183,26 @@ class Pushed(LightningModule):
         ([(5.0, 0.0)] * 2 + [(0.0, 5.0)] * 2, 2**0.5, 2.5 * 2**0.5),
     ],
 )
-def test_motion_tells_a_straight_walk_from_one_to_and_fro(
+def test_trajectory_distinguishes_a_straight_walk_from_oscillation(
     gradients: list[tuple[float, float]], displacement: float, mean_gradient: float
 ) -> None:
     trainer = Trainer(
-        max_epochs=2, callbacks=[Motion()], accelerator="cpu", logger=False, enable_checkpointing=False,
+        max_epochs=2, callbacks=[WeightTrajectory()], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.fit(Pushed(), DataLoader(torch.tensor(gradients)))
     assert {name: value.item() for name, value in trainer.callback_metrics.items()} == pytest.approx(
         {
-            "motion/path": 2.0,
-            "motion/displacement": displacement,
-            "motion/gradient": 5.0,
-            "motion/mean_gradient": mean_gradient,
+            "trajectory/path": 2.0,
+            "trajectory/displacement": displacement,
+            "trajectory/gradient": 5.0,
+            "trajectory/mean_gradient": mean_gradient,
         },
         abs=1e-6,
     )
 
 
 # Files
-
-
-def test_write_atomically_creates_and_replaces(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "file"
-    for content in (b"one", b"2"):
-        write_atomically(path, lambda file, content=content: file.write(content))
-        assert path.read_bytes() == content
-    assert list(path.parent.iterdir()) == [path]
-
-
-@pytest.mark.parametrize("old", [b"old", None])
-@pytest.mark.parametrize("error", [OSError("disk full"), KeyboardInterrupt()])
-def test_write_atomically_leaves_no_half_file(tmp_path: Path, error: BaseException, old: bytes | None) -> None:
-    path = tmp_path / "file"
-    if old is not None:
-        path.write_bytes(old)
-
-    def fails(file: Any) -> None:
-        file.write(b"half")
-        raise error
-
-    with pytest.raises(type(error)):
-        write_atomically(path, fails)
-    assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == ({} if old is None else {"file": old})
-
-
-def test_write_json_is_standard_json(tmp_path: Path) -> None:
-    path = tmp_path / "summary.json"
-    write_json(path, {"a": [1, 0.1, math.nan], "b": {"c": (math.inf, -math.inf)}, "d": None, "e": "nan"})
-
-    def refuse(constant: str) -> None:
-        raise AssertionError(f"{constant} is not JSON")
-
-    content = json.loads(path.read_text(), parse_constant=refuse)
-    assert content == {"a": [1, 0.1, None], "b": {"c": [None, None]}, "d": None, "e": "nan"}
 
 
 def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
@@ -280,7 +234,32 @@ def test_checkpoints_run_no_code(tmp_path: Path, weights_only: bool | None) -> N
     assert crater.exists()
 
 
-# TestedImages
+class Killed(BaseException):
+    pass
+
+
+def test_a_branch_is_kept_before_the_checkpoint_from_which_it_would_not_be_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed just before last.ckpt of the epoch's end is in place, the branch is there: a resume makes both again."""
+    replace = os.replace
+
+    def killed(source: Path, target: Path) -> None:
+        if Path(target).name == "last.ckpt" and torch.load(source, weights_only=True)["epoch"] == 1:
+            raise Killed
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", killed)
+    with pytest.raises(Killed):
+        train(3, SaveLast(tmp_path, branches=[2]))
+    epochs = {path.name: torch.load(path, weights_only=True)["epoch"] for path in tmp_path.glob("*.ckpt")}
+    assert epochs == {"end_of_epoch1.ckpt": 1, "last.ckpt": 0}
+    monkeypatch.undo()
+    train(3, SaveLast(tmp_path, branches=[2]), resume=tmp_path / "last.ckpt")
+    assert torch.load(tmp_path / "last.ckpt", weights_only=True)["epoch"] == 2
+
+
+# TestPictures
 
 
 class Answers(LightningModule):
@@ -311,76 +290,16 @@ class Pictures(LightningDataModule):
 
 def test_the_pictures_of_a_test_show_who_was_taken_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("callbacks.tested_images.publish", lambda figure, name, *_: drawn.update({name: figure}))
+    monkeypatch.setattr("callbacks.test_pictures.publish", lambda figure, name, *_: drawn.update({name: figure}))
     trainer = Trainer(
-        callbacks=[tested_images.TestedImages(tmp_path)], accelerator="cpu", logger=False, enable_checkpointing=False,
+        callbacks=[test_pictures.TestPictures(tmp_path)], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,
     )  # fmt: skip
     trainer.test(Answers(), Pictures(), verbose=False)
     table = {text.get_position(): text.get_text() for text in drawn["confusion"].axes[0].texts}
     # (column, row): percent. A row is what it is: of 0 half is taken for 2, of 1 a third for 0, of 2 none.
     assert table == {(0, 0): "50", (2, 0): "50", (1, 1): "67", (0, 1): "33", (2, 2): "100"}
-    titles = [axes.get_title() for axes in drawn["mistakes"].axes if axes.get_title()]
+    titles = [axes.get_title() for axes in drawn["confident_errors"].axes if axes.get_title()]
     # e^5 / (e^5 + 2) = 98.7 %, e^2 / (e^2 + 2) = 78.7 %
-    assert titles == ["cat 98.7%\nis: dog", "fox 78.7%\nis: cat"]
+    assert titles == ["cat 98.7%\ntrue: dog", "fox 78.7%\ntrue: cat"]
     assert sum(bool(axes.images) for axes in drawn["filters"].axes) == 2
-
-
-def test_interval_for_a_median() -> None:
-    # Of 6 values, smallest to largest covers the median unless all fall on one side: 1 - 2 / 2**6.
-    assert median_interval(np.array([3.0, 1, 2, 6, 5, 4])) == (1, 6, 1 - 2 / 64)
-    # Of 9, the second from either end: 1 - 2 * (1 + 9) / 2**9 = 0.961; the third would cover 0.820.
-    assert median_interval(np.arange(9.0)) == (1, 7, 1 - 20 / 512)
-    assert median_interval(np.array([1.0, 2]))[2] == 0.5
-
-
-def test_whether_more_training_hurts() -> None:
-    epochs = np.array([1, 10, 100])
-    bell = np.array([[9.0], [1], [3]]) * np.linspace(1, 1.5, 8)  # every seed: least at 10, three times that at 100
-    answer = does_more_training_hurt(epochs, bell)
-    assert (answer["verdict"], answer["best_epochs"]) == ("hurts", 10) and answer["ratio"] == pytest.approx(3)
-    assert does_more_training_hurt(epochs, np.array([[9.0], [3], [1]]) * np.ones(8))["verdict"] == "helps"
-    noise = np.where(np.arange(8) % 2, 1.1, 0.9)  # at 100 half of the seeds are better, half worse
-    flat = np.stack([np.full(8, 9.0), np.full(8, 1.0), noise + 0.01])
-    assert does_more_training_hurt(epochs, flat)["verdict"] == "no evidence"
-    assert does_more_training_hurt(epochs, bell[:, :4])["verdict"] == "no evidence"  # 4 seeds cover only 87.5 %
-    assert does_more_training_hurt(epochs, bell[:, :1])["verdict"] == "one seed"
-    assert does_more_training_hurt(epochs, np.array([[1.0, 1], [np.nan, 1], [1, 1]]))["verdict"] == "diverged"
-    text = sentence(0.1, answer, 8)
-    assert "least at 10 epochs; at 100 a seed's is 3.00 times its own at the epochs that the other seeds choose" in text
-    assert text.endswith("interval 3.00 to 3.00): past its best, more training hurts.")
-    exact = does_more_training_hurt(epochs, np.array([[1.0, 1], [0, 0], [0, 0]]))  # no ratio, no division by it
-    assert "falls to 0" in sentence(0.1, exact, 2)
-
-
-def test_a_constant_function_has_no_r2() -> None:
-    known = {"median": 0.5, "q25": 0.4, "q75": 0.6}
-    answer = {"lr": 0.1, "epochs": 10, **dict.fromkeys(("train_mse", "true_mse", "true_max_abs_error"), known)}
-    answer["r2"] = dict.fromkeys(known, -math.inf)
-    assert CurveRecord._cells(answer, 4)[2:] == ["0.5 [0.4, 0.6]"] * 3 + ["-"]
-    answer |= dict.fromkeys(("train_mse", "true_mse", "true_max_abs_error"), dict.fromkeys(known, math.inf))
-    assert CurveRecord._cells(answer, 1)[2:] == ["diverged"] * 4
-
-
-def test_a_diverged_seed_counts_as_the_worst() -> None:
-    # Positions 0.25 * 2 and 0.75 * 2 lie between two values; the nearest is taken, of two as near the even one.
-    assert quartiles(np.array([1.0, 2, 3])) == {"median": 2, "q25": 1, "q75": 3}
-    one_bad = np.array([math.nan, 1.0, 2, 3, 4])
-    assert quartiles(one_bad) == {"median": 3, "q25": 2, "q75": 4}  # in order: 1 2 3 4 inf
-    assert quartiles(one_bad, worst=-math.inf) == {"median": 2, "q25": 1, "q75": 3}  # in order: -inf 1 2 3 4
-    assert quartiles(np.array([math.inf, math.nan, 1.0]))["median"] == math.inf
-    assert medians(np.array([[1.0, math.nan, math.nan], [5.0, 6, 7]])).tolist() == [math.inf, 6]
-
-
-def test_what_a_held_out_sample_chooses() -> None:
-    true, held_out = np.array([[4.0, 4], [1, 1], [2, 2]]), np.array([[14.0, 14], [11, 11], [10, 10]])
-    assert held_out_choice(np.array([1, 10, 100]), true, held_out) == {
-        "best_epochs": 10,
-        "best_true_mse": 1,
-        "held_out_epochs": 100,
-        "held_out_true_mse": 2,
-    }
-    # Each seed by its own held-out points: 1, 10 and 100 epochs, true errors 4, 1 and 2.
-    true, held_out = np.array([[4.0] * 3, [1] * 3, [2] * 3]), np.array([[1.0, 3, 3], [2, 1, 2], [3, 2, 1]])
-    choice = held_out_choice(np.array([1, 10, 100]), true, held_out)
-    assert (choice["held_out_epochs"], choice["held_out_true_mse"]) == (10, 2)

@@ -18,7 +18,7 @@ import torch
 
 from callbacks import LRStep
 from datamodules import CIFAR10DataModule
-from scripts.cifar import RECIPES
+from scripts.recipe import recipe_defaults
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "8")
@@ -27,6 +27,7 @@ TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_b
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
 FIT_FLAGS = "function x_min x_max num_samples noise_std epochs lr num_seeds hidden".split()
 CIFAR_FLAGS = "recipe data data_root download val_size num_seeds probe_train batch_size compile milestones".split()
+CIFAR_FLAGS += "lr momentum nesterov weight_decay he_init warmup_fraction image_sizes max_shift alternate_flips".split()
 
 
 def command(*args, script="cifar.py"):
@@ -276,9 +277,9 @@ def test_the_papers_recipe(folder):
     (group,) = checkpoint["optimizer_states"][0]["param_groups"]
     assert (group["lr"], group["momentum"], group["weight_decay"], group["nesterov"]) == (0.1, 0.9, 1e-4, False)
     assert checkpoint["hyper_parameters"]["he_init"] is True
-    recipe = RECIPES["paper"]
-    assert (recipe.max_epochs, recipe.max_steps, recipe.batch_size) == (None, 64_000, 128)
-    schedule = LRStep(recipe.milestones, recipe.milestones_in)
+    recipe = recipe_defaults(["--recipe", "paper"])
+    assert (recipe.get("max_epochs"), recipe["max_steps"], recipe["batch_size"]) == (None, 64_000, 128)
+    schedule = LRStep(recipe["milestones"], recipe["milestone_unit"])
     rates = {31_999: None, 32_000: 0.01, 47_999: 0.01, 48_000: 0.001}  # 0.1 divided by 10, twice
     assert {step: schedule.lr_at(step) for step in rates} == rates
 
@@ -291,7 +292,7 @@ def test_the_fast_recipe(folder):
     assert [row["val_acc"] for row in content["epochs"]] == [None] * 5, "the test split is looked at once"
     assert content["test_acc"] is not None
     rates = [row["lr"] for row in content["epochs"]]  # of an epoch's last step: 3.5, 7.5, ... of 20 steps
-    peak, warm_up = RECIPES["fast"].lr, RECIPES["fast"].warm_up
+    peak, warm_up = 0.2, 0.2
     done = [(4 * epoch + 3.5) / 20 for epoch in range(5)]
     assert rates == pytest.approx([peak * min(d / warm_up, (1 - d) / (1 - warm_up)) for d in done])
     checkpoint = torch.load(folder / "fast" / "checkpoints" / "last.ckpt", weights_only=True)
@@ -324,16 +325,17 @@ class Seen(Callback):
 
 
 @pytest.mark.parametrize(
-    ("epochs", "sizes", "shifts", "decay", "alternates"),
+    ("epochs", "sizes", "shifts", "decay"),
     [
-        # of 19 steps those with step / 19 below 0.65 (0 to 12), below 0.85 (13 to 16), and the rest
-        (19, [20] * 13 + [24] * 4 + [32] * 2, [2, 6], 1e-3, True),
-        # of 20 steps those with step / 20 below 0.55 (0 to 10), below 0.75 (11 to 14), and the rest
-        (20, [20] * 11 + [24] * 4 + [32] * 5, [0, 8], 5e-4, False),
+        # of 4 steps those with step / 4 below 0.6 (0 to 2), below 0.8 (3); at the short end of the rules by length
+        (4, [20] * 3 + [24], [2, 6], 1e-3),
+        # of 15 steps those with step / 15 below 0.6 (0 to 8), below 0.8 (9 to 11), and the rest; half-way between 4 and
+        # 54 epochs on a logarithmic axis: log(15 / 4) / log(54 / 4) = 0.508
+        (15, [20] * 9 + [24] * 3 + [32] * 3, [1, 7], 7.46e-4),
     ],
 )
-def test_the_images_of_the_fast_recipe(folder, epochs, sizes, shifts, decay, alternates):
-    """Small ones first; trainings of 20 epochs or more see more large ones, more augmentation and less decay."""
+def test_the_images_of_the_fast_recipe(folder, epochs, sizes, shifts, decay):
+    """Small ones first; longer training runs have more augmentation and less decay."""
     (folder / "seen.py").write_text(SEEN)
     flags = ("--recipe", "fast", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", str(epochs))
     flags += ("--val_size", "9968", "--limit_val_batches", "0", "--limit_test_batches", "0")  # an epoch is one batch
@@ -342,7 +344,7 @@ def test_the_images_of_the_fast_recipe(folder, epochs, sizes, shifts, decay, alt
     done = launch.run_anew([str(SCRIPTS / "cifar.py"), *flags], folder, env)
     assert done.returncode == 0, done.stderr
     (seen,) = (json.loads(line) for line in done.stdout.splitlines() if line.startswith("{"))
-    assert seen == {"sizes": sizes, "shifts": shifts, "alternates": alternates}
+    assert seen == {"sizes": sizes, "shifts": shifts, "alternates": True}
     checkpoint = torch.load(folder / f"fast_{epochs}" / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["optimizer_states"][0]["param_groups"][0]["weight_decay"] == decay
 
@@ -529,7 +531,7 @@ import sys, torch
 from pytorch_lightning import LightningModule, Trainer
 from callbacks import LRStep
 from datamodules import CIFAR10DataModule
-from scripts.cifar import RECIPES
+from scripts.recipe import recipe_defaults
 
 class Data(CIFAR10DataModule):
     def setup(self, stage):

@@ -13,11 +13,12 @@ import torchvision.transforms.functional as tv
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
-from datamodules.cifar10 import EvalBatches, TrainBatches, crop_and_flip, normalize, shrink
-from datamodules.download import DataError
+from datamodules.augmentation import crop_and_flip, normalize, resize
+from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.expression import ExpressionError, evaluate
 from datamodules.synthetic import synthetic_images
 
@@ -35,7 +36,7 @@ def cifar(cifar10_root: Path) -> CIFAR10DataModule:
 
 def ready(data: CIFAR10DataModule) -> CIFAR10DataModule:
     data.prepare_data()
-    data.setup("fit")
+    data.setup()
     return data
 
 
@@ -123,7 +124,7 @@ def test_training_images_are_what_torchvisions_transforms_give(cifar: CIFAR10Dat
     assert torch.equal(kept, labels)
 
 
-def test_test_images_are_normalised_and_nothing_else(cifar: CIFAR10DataModule) -> None:
+def test_test_images_are_normalized_and_nothing_else(cifar: CIFAR10DataModule) -> None:
     batches = list(cifar.test_dataloader())
     for start, batch in ((0, batches[0]), (78 * 128, batches[78])):
         ours, labels = cifar.on_after_batch_transfer(batch, 0)
@@ -133,18 +134,18 @@ def test_test_images_are_normalised_and_nothing_else(cifar: CIFAR10DataModule) -
         assert torch.equal(labels, cifar.test[1][start : start + 128])
 
 
-def test_shrink_is_the_mean_over_the_pixels_that_a_new_one_covers(cifar: CIFAR10DataModule) -> None:
+def test_resize_is_the_mean_over_the_pixels_that_a_new_one_covers(cifar: CIFAR10DataModule) -> None:
     images = normalize(cifar.train[0][:8])
-    halved = shrink(images, 16)
+    halved = resize(images, 16)
     blocks = (
         images[:, :, 1:-1, 1:-1].unfold(2, 4, 2).unfold(3, 4, 2)
     )  # a new pixel inside lies in the middle of 4 x 4 old ones,
     weights = torch.tensor([1.0, 3, 3, 1]) / 8  # which count by a triangle two pixels wide to either side
     assert torch.allclose(halved[:, :, 1:-1, 1:-1], (blocks * weights * weights[:, None]).sum((-1, -2)), atol=1e-5)
-    assert shrink(images, 32) is images
+    assert resize(images, 32) is images
 
 
-def test_the_padding_is_black_before_normalisation(cifar: CIFAR10DataModule) -> None:
+def test_the_padding_is_black_before_normalization(cifar: CIFAR10DataModule) -> None:
     """torchvision pads the pixels, so the border ends at (0 - mean) / std, not at 0."""
     black = -torch.tensor(MEAN) / torch.tensor(STD)
     corner = torch.zeros(8, 2, dtype=torch.int64)  # four rows and columns of padding at the top left
@@ -298,19 +299,20 @@ def test_one_flipped_bit_is_found(linked: Path, name: str) -> None:
     content[len(content) // 2] ^= 1
     path.unlink()
     path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"{name} is corrupt") as caught:
+    with pytest.raises(MisconfigurationException, match=rf"{name} is corrupt") as caught:
         CIFAR10DataModule(linked).prepare_data()
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named(linked: Path) -> None:
     (linked / FOLDER / "data_batch_5").unlink()
-    with pytest.raises(DataError, match=r"data_batch_5 is missing"):
+    with pytest.raises(MisconfigurationException, match=r"data_batch_5 is missing"):
         CIFAR10DataModule(linked).prepare_data()
 
 
 def test_absent_data_without_leave_to_download(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=f"not in {re.escape(str(tmp_path))}.*CIFAR10_ROOT.*--download") as caught:
+    words = f"not in {re.escape(str(tmp_path))}.*CIFAR10_ROOT.*--download"
+    with pytest.raises(MisconfigurationException, match=words) as caught:
         CIFAR10DataModule(tmp_path, download=False).prepare_data()
     assert "\n" not in str(caught.value) and not list(tmp_path.iterdir())
 

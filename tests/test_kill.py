@@ -24,6 +24,7 @@ FIT = (
     *("scripts/fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),
     str(20_000 * KILLS),
 )
+pytestmark = pytest.mark.slow
 RUNS = {
     "cifar": CIFAR,
     "cifar with momentum": (*CIFAR, "--recipe", "fast", "--val_size", "100", "--probe_train", "true"),

@@ -1,8 +1,13 @@
 """scripts/predict.py on real pictures in every kind of file, on curves, and what it exports."""
 
 import csv
+import io
 import json
+import runpy
+import signal
 import subprocess
+import sys
+from contextlib import redirect_stderr, redirect_stdout
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -14,15 +19,30 @@ import torch
 from PIL import Image
 
 from datamodules import CIFAR10DataModule
-from datamodules.cifar10 import normalize
+from datamodules.augmentation import normalize
 from lit_models import ResNet20
 
 ROOT = Path(__file__).parents[1]
-COUNT = 200
+PREDICT = str(ROOT / "scripts" / "predict.py")
+COUNT = 40
 
 
 def predict(folder: Path, *args: str) -> subprocess.CompletedProcess:
-    return launch.run([str(ROOT / "scripts" / "predict.py"), *args], folder)
+    """The command in this process, without the seconds that a new one takes to start."""
+    out, err, code = io.StringIO(), io.StringIO(), None
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.chdir(folder)
+        patch.setattr(sys, "argv", [PREDICT, *args])
+        handlers = {number: signal.getsignal(number) for number in signal.valid_signals()}
+        try:
+            runpy.run_path(PREDICT, run_name="__main__")
+        except SystemExit as ended:
+            code = ended.code
+        finally:
+            for number, handler in handlers.items():
+                if signal.getsignal(number) is not handler:
+                    signal.signal(number, handler)
+    return subprocess.CompletedProcess(args, code, out.getvalue(), err.getvalue())
 
 
 def answers(folder: Path, *args: str) -> Any:
@@ -33,14 +53,14 @@ def answers(folder: Path, *args: str) -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path:
-    """A short run on the real images, its checkpoint in run/, and 200 test images as files of every kind.
+    """A short run on the real images, its checkpoint in run/, and 40 test images as files of every kind.
 
     In modes/ is one picture of each unusual mode.
     """
     folder = tmp_path_factory.mktemp("predict")
     done = launch.run(
         [str(ROOT / "scripts" / "cifar.py"), "--data_root", str(cifar10_root.resolve()),
-         "--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "30", "--limit_val_batches", "0",
+         "--accelerator", "cpu", "--max_epochs", "1", "--limit_train_batches", "10", "--limit_val_batches", "0",
          "--limit_test_batches", "1", "--batch_size", "32", "--run_dir", "run"],
         folder,
     )  # fmt: skip
@@ -50,7 +70,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path
         "png": lambda image: image,
         "webp": lambda image: image,  # lossless
         "upscaled": lambda image: image.resize((128, 128), Image.Resampling.NEAREST),
-        "grey": lambda image: image.convert("L"),
+        "gray": lambda image: image.convert("L"),
         "alpha": lambda image: image.convert("RGBA"),
         "turned": lambda image: image.transpose(Image.Transpose.ROTATE_90),  # and EXIF says: turn back
         "jpeg": lambda image: image,
@@ -69,25 +89,30 @@ def folder(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path
                 image.save(folder / kind / f"{i:03}.jpeg", quality=98, subsampling=0)
             else:
                 image.save(folder / kind / f"{i:03}.png")
-    (folder / "modes").mkdir()
-    wide = Image.new("RGBA", (300, 200), (0, 0, 0, 0))  # nothing but transparent: white
-    wide.save(folder / "modes" / "wide.png")
-    Image.new("RGB", (32, 32), "white").save(folder / "modes" / "white.png")
-    Image.fromarray(np.full((40, 40), 65535, dtype=np.uint16)).save(folder / "modes" / "sixteen_bits.png")
-    Image.new("P", (32, 32)).save(folder / "modes" / "palette.gif")
-    Image.new("CMYK", (50, 60)).save(folder / "modes" / "print.jpg")
-    Image.new("RGB", (5, 9), "white").save(folder / "modes" / "tiny.png")
-    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(folder / "modes" / "from_0_to_1.tiff")
-    Image.new("RGB", (32, 32)).save(folder / "modes" / "black.png")
-    Image.fromarray(np.full((32, 32), 100, dtype=np.uint16)).save(folder / "modes" / "dark_sixteen_bits.png")
-    Image.fromarray(np.full((32, 32), np.nan, dtype=np.float32)).save(folder / "modes" / "nan.tiff")
+    save_modes(folder / "modes")
     return folder
+
+
+def save_modes(folder: Path) -> None:
+    """One picture of each unusual mode."""
+    folder.mkdir()
+    wide = Image.new("RGBA", (300, 200), (0, 0, 0, 0))  # nothing but transparent: white
+    wide.save(folder / "wide.png")
+    Image.new("RGB", (32, 32), "white").save(folder / "white.png")
+    Image.fromarray(np.full((40, 40), 65535, dtype=np.uint16)).save(folder / "sixteen_bits.png")
+    Image.new("P", (32, 32)).save(folder / "palette.gif")
+    Image.new("CMYK", (50, 60)).save(folder / "print.jpg")
+    Image.new("RGB", (5, 9), "white").save(folder / "tiny.png")
+    Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(folder / "from_0_to_1.tiff")
+    Image.new("RGB", (32, 32)).save(folder / "black.png")
+    Image.fromarray(np.full((32, 32), 100, dtype=np.uint16)).save(folder / "dark_sixteen_bits.png")
+    Image.fromarray(np.full((32, 32), np.nan, dtype=np.float32)).save(folder / "nan.tiff")
 
 
 def tensor(cifar10_root: Path) -> torch.Tensor:
     data = CIFAR10DataModule(cifar10_root, download=False)
     data.prepare_data()
-    data.setup("test")
+    data.setup()
     return data.test[0][:COUNT]
 
 
@@ -107,7 +132,7 @@ LOSSLESS = ("png", "webp", "upscaled", "alpha", "turned")
 @pytest.fixture(scope="module")
 def of_kind(folder: Path) -> dict[str, list[Any]]:
     """What one command says of all pictures: {folder: answers in its order}."""
-    told = answers(folder, *CKPT, *LOSSLESS, "grey/*.png", "jpeg", "modes", "--sheet", "sheet.png")
+    told = answers(folder, *CKPT, *LOSSLESS, "gray/*.png", "jpeg", "modes", "--sheet", "sheet.png")
     return {kind: list(part) for kind, part in groupby(told, lambda answer: Path(answer["file"]).parent.name)}
 
 
@@ -126,14 +151,14 @@ def test_files_that_lose_nothing_give_the_evaluations_results(
         assert sheet.format == "PNG" and min(sheet.size) > 500
 
 
-def test_grey_is_three_equal_colours_and_jpeg_is_near(
+def test_gray_is_three_equal_colors_and_jpeg_is_near(
     folder: Path, of_kind: dict[str, list[Any]], cifar10_root: Path
 ) -> None:
     images = tensor(cifar10_root)
-    grey = torch.from_numpy(
+    gray = torch.from_numpy(
         np.stack([np.array(Image.fromarray(i).convert("L").convert("RGB")) for i in images.numpy()])
     )
-    for answer, row in zip(of_kind["grey"], evaluated(folder, grey), strict=True):
+    for answer, row in zip(of_kind["gray"], evaluated(folder, gray), strict=True):
         assert answer["probabilities"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
     best = evaluated(folder, images).argmax(1).tolist()
     classes = CIFAR10DataModule().classes
@@ -156,12 +181,14 @@ def test_the_table_and_broken_pictures(folder: Path) -> None:
     (folder / "mixed" / "good $name.png").write_bytes(content)
     (folder / "mixed" / "half.png").write_bytes(content[: len(content) // 2])
     (folder / "mixed" / "text.png").write_text("no picture")
-    done = predict(folder, *CKPT, "mixed", "nowhere.png")
+    (folder / "mixed" / "a class").mkdir()
+    (folder / "mixed" / "a class" / "good.png").write_bytes(content)
+    done = launch.run([PREDICT, *CKPT, "mixed", "nowhere.png"], folder)  # as users do
     assert done.returncode == 0, done.stderr
-    (line,) = done.stdout.splitlines()
-    assert line.startswith("mixed/good $name.png") and line.count("%") == 3
+    for line, name in zip(done.stdout.splitlines(), ("a class/good.png", "good $name.png"), strict=True):
+        assert line.startswith(f"mixed/{name} ") and line.count("%") == 3
     for name in ("half.png", "text.png", "nowhere.png"):
-        assert f"{name}: " in done.stderr
+        assert f"{name}: " in done.stderr and "skipped" in done.stderr
     assert "Traceback" not in done.stderr
 
 
@@ -193,9 +220,9 @@ def test_help_says_what_is_required(folder: Path) -> None:
         ((*CKPT, "--export", "a.h5"), ".onnx or .pt2"),
     ],
 )
-def test_mistakes_get_one_line(folder: Path, args: tuple[str, ...], word: str) -> None:
+def test_usage_errors_get_one_line(folder: Path, args: tuple[str, ...], word: str) -> None:
     done = predict(folder, *args)
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("passed over")]
+    errors = [line for line in done.stderr.splitlines() if not line.startswith("skipped")]
     assert done.returncode == 2 and len(errors) == 1 and word in errors[0], done.stderr
     assert done.stdout == ""
 
@@ -205,6 +232,8 @@ def test_mistakes_get_one_line(folder: Path, args: tuple[str, ...], word: str) -
     [
         (lambda state: {"state_dict": state, "best_prec1": np.float64(91.73)}, "save its state_dict alone"),
         (lambda state: [state], "it is a list"),
+        (lambda state: {"state_dict": {f"net.{k}": v for k, v in state.items()}}, "lacks mean, std and classes"),
+        (lambda state: {"state_dict": state, "pytorch-lightning_version": "2.6.6"}, "lacks mean, std and classes"),
         (lambda state: {**state, "conv1.weight": state["conv1.weight"] * np.nan}, "nan or infinite"),
     ],
 )
@@ -245,6 +274,20 @@ def test_public_weights_by_their_names(folder: Path) -> None:
         expected = net.eval()((images - mean[:, None, None]) / std[:, None, None]).softmax(1)
     for answer, row in zip(told, expected, strict=True):
         assert answer["probabilities"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+def test_another_data_modules_own_classes_and_normalization(folder: Path) -> None:
+    """A data module stores them under its class's name."""
+    checkpoint = torch.load(folder / "run" / "checkpoints" / "last.ckpt", weights_only=True)
+    data = checkpoint.pop("CIFAR10DataModule")
+    reversed_names = [name[::-1] for name in data["classes"]]
+    torch.save({**checkpoint, "OwnData": {**data, "classes": reversed_names}}, folder / "own.ckpt")
+    (own,), (usual,) = (answers(folder, *c, "png/000.png") for c in (("--ckpt_path", "own.ckpt"), CKPT))
+    assert own["classes"] == [name[::-1] for name in usual["classes"]]
+    assert own["probabilities"] == usual["probabilities"]
+    data["mean"] = [mean + 0.1 for mean in data["mean"]]
+    torch.save({**checkpoint, "OwnData": data}, folder / "own.ckpt")
+    assert answers(folder, "--ckpt_path", "own.ckpt", "png/000.png")[0]["probabilities"] != usual["probabilities"]
 
 
 @pytest.fixture(scope="module")

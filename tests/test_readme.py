@@ -1,51 +1,66 @@
-"""Every command of the README, run as it stands there but shortened."""
+"""Every command and every Python block of the README, run as it stands there but shortened."""
 
 import json
 import os
 import re
 import shlex
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
+import launch
 import pytest
 import torch
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
-
-
-def commands(text: str) -> list[str]:
-    return [
-        re.split(r"\s+# ", line)[0].strip()
-        for block in re.findall(r"```sh\n(.*?)```", text, flags=re.S)
-        for line in block.splitlines()
-        if line.strip()
-    ]
-
-
-COMMANDS = commands(README)
-RUNS = [c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c]
 SHORT = {
     "fit.py": "--max_epochs 20",
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 
 
+def blocks(text: str, language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.S)
+
+
+def commands(text: str) -> list[str]:
+    lines = "".join(blocks(text, "sh")).splitlines()
+    return [re.split(r"\s+# ", line)[0].strip() for line in lines if line.strip()]
+
+
+COMMANDS = commands(README)
+RUNS = list(dict.fromkeys(c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c))
+USES = [c for c in RUNS if "predict.py" in c or "report.py" in c]
+
+
+def succeed(folder: Path, script: str, *flags: str, **env: str) -> str:
+    done = launch.run([str(ROOT / script), *flags], folder, os.environ | env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
 def test_the_readme_has_its_commands() -> None:
     assert len(RUNS) > 8
-    assert "make demo" in COMMANDS and "make test" in COMMANDS
-    targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), flags=re.M)
+    assert {"make demo", "make test", "make test-all"} <= set(COMMANDS)
+    targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), flags=re.M)
     assert {c.split()[1] for c in COMMANDS if c.startswith("make")} <= set(targets)
 
 
 def test_the_chinese_readme_keeps_step() -> None:
     assert commands(CHINESE) == COMMANDS
+    assert blocks(CHINESE, "python") == blocks(README, "python")
     tables = [re.findall(r"^\|(?: [\d.,% -]+ \|)+$", text, flags=re.M) for text in (README, CHINESE)]
     assert len(tables[0]) > 14 and tables[1] == tables[0]  # rows of numbers
     assert CHINESE.count("\n## ") == README.count("\n## ")
+
+
+def test_what_the_readme_links_to_is_there() -> None:
+    for text in (README, CHINESE):
+        for path in re.findall(r"\]\((?!https?:)(.*?)\)", text):
+            assert (ROOT / path).exists(), path
+        for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
+            assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
 
 
 def test_the_epochs_of_the_lab_recipe_are_those_of_the_reported_runs() -> None:
@@ -69,55 +84,69 @@ def test_the_epochs_of_the_lab_recipe_are_those_of_the_reported_runs() -> None:
     assert f"{statistics.mean(final):.2f} % ± {statistics.stdev(final):.2f}" in README
 
 
-@pytest.mark.parametrize("line", [c for c in dict.fromkeys(RUNS) if "predict.py" in c or "report.py" in c])
-def test_a_command_on_finished_runs(line: str, finished: Path) -> None:
-    _, script, *flags = shlex.split(line)
-    if Path(script).name == "report.py":  # five minutes of runs: here, of those that are there
-        flags += ["runs/fit/mine", "runs/cifar/mine"]
-    done = subprocess.run([sys.executable, str(ROOT / script), *flags], cwd=finished, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with runs/cifar/mine, runs/fit/mine, and pictures of one's own."""
-    folder = tmp_path_factory.mktemp("readme")
-    few = SHORT["cifar.py"].split()[2:]
-    for name, flags in (
-        ("cifar", ["--data", "synthetic", "--max_epochs", "2", "--milestones", "{1: 0.01}", *few]),
-        ("fit", ["--epochs", "10", "20"]),
-    ):
-        command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *flags, "--run_dir", f"runs/{name}/mine"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-    (folder / "holiday").mkdir()
-    for picture in ("cat.jpg", "holiday/beach.png"):
-        Image.new("RGB", (64, 48), "orange").save(folder / picture)
-    return folder
-
-
-@pytest.mark.parametrize("line", [c for c in dict.fromkeys(RUNS) if "fit.py" in c or "cifar.py" in c])
+@pytest.mark.parametrize("line", [c for c in RUNS if c not in USES])
 def test_command(line: str, tmp_path: Path, cifar10_root: Path) -> None:
     _, script, *flags = shlex.split(line)
     if "--data_root" in flags:
         flags[flags.index("--data_root") + 1] = str(cifar10_root)
     if "--num_seeds 3" in line:
         flags += ["--num_seeds", "2"]
-    done = subprocess.run(
-        [sys.executable, str(ROOT / script), *flags, *SHORT[Path(script).name].split()],
-        cwd=tmp_path,
-        env=os.environ | {"CIFAR10_ROOT": str(cifar10_root)},
-        capture_output=True,
-        text=True,
-    )
+    flags += SHORT[Path(script).name].split()
     if "gpu" in flags and not torch.cuda.is_available():
+        done = launch.run([str(ROOT / script), *flags], tmp_path)
         assert done.returncode == 2 and "no GPU" in done.stderr
         return
-    assert done.returncode == 0, done.stderr
+    printed = succeed(tmp_path, script, *flags, CIFAR10_ROOT=str(cifar10_root))
+    if "--print_config" in flags:
+        assert "\nrecipe: fast\n" in printed and "\nlr: 0.3\n" in printed
+        return
     (summary,) = (tmp_path / "runs").glob("*/*/summary.json")
     assert summary.parent.joinpath("config.yaml").is_file()
 
 
-def test_pictures_are_there() -> None:
-    for picture in re.findall(r"!\[.*?\]\((.*?)\)", README + CHINESE):
-        assert (ROOT / picture).read_bytes().startswith(b"\x89PNG")
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with runs/cifar/mine, runs/fit/mine, and pictures of one's own."""
+    folder = tmp_path_factory.mktemp("readme")
+    batches = "--limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1".split()
+    two_epochs = ("--data", "synthetic", "--max_epochs", "2", "--milestones", "{1: 0.01}", *batches)
+    succeed(folder, "scripts/cifar.py", *two_epochs, "--run_dir", "runs/cifar/mine")
+    succeed(folder, "scripts/fit.py", "--epochs", "10", "20", "--run_dir", "runs/fit/mine")
+    (folder / "holiday").mkdir()
+    for picture in ("cat.jpg", "holiday/beach.png"):
+        Image.new("RGB", (64, 48), "orange").save(folder / picture)
+    return folder
+
+
+@pytest.mark.parametrize("line", USES)
+def test_a_command_on_finished_runs(line: str, finished: Path) -> None:
+    _, script, *flags = shlex.split(line)
+    if Path(script).name == "report.py":  # five minutes of runs: here, of those that are there
+        flags += ["runs/fit/mine", "runs/cifar/mine"]
+    succeed(finished, script, *flags)
+
+
+def printed_by(folder: Path, block: str, expression: str) -> object:
+    """What an expression is after a block of Python."""
+    script = folder / "block.py"
+    script.write_text(f"{block}import json\nprint(json.dumps({expression}))\n", encoding="utf-8")
+    return json.loads(succeed(folder, str(script)).splitlines()[-1])
+
+
+def test_the_classifier_from_python(tmp_path: Path, cifar10_root: Path) -> None:
+    block = blocks(README, "python")[0]
+    few = "limit_train_batches=2, limit_val_batches=1, limit_test_batches=1"
+    for whole, short in (("max_epochs=10", f"max_epochs=2, {few}"), ("{5: 0.01}", "{1: 0.01}")):
+        assert block.count(whole) == 1
+        block = block.replace(whole, short)
+    (tmp_path / "data").symlink_to(cifar10_root)
+    expression = "[type(model).__name__, dict(model.hparams)['lr'], trainer.optimizers[0].param_groups[0]['lr'], "
+    expression += "sorted(trainer.callback_metrics)]"
+    known = ["ResNet20Classifier", 0.1, 0.01, ["test/acc", "test/loss"]]
+    assert printed_by(tmp_path, block, expression) == known
+
+
+def test_the_curve_from_python(tmp_path: Path) -> None:
+    expression = "[*curves.shape, (curves - data.truth).square().mean().item()]"
+    *shape, error = printed_by(tmp_path, blocks(README, "python")[1], expression)
+    assert shape == [6, 1001] and error < 0.5  # the noise on the points has variance 1

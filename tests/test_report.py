@@ -7,29 +7,46 @@ import json
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import launch
 import pytest
 from matplotlib.image import imread
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
+from test_analysis import DROPPED, PARTS, STAYED, rows
 
-from callbacks.classifier_answers import drop_sentences, gap_sentences, mean_and_interval, what_the_drop_did
-from callbacks.curve_answers import sentence
-from scripts import measure, report
-from scripts.cli import UserError
-from scripts.report import Run, Section, expand, read
+from analysis import classifier_measurements, report_sections
+from analysis.classifier_findings import GAP, gap, lr_drop
+from analysis.classifier_measurements import measured, network
+from analysis.curve_findings import METRICS
+from analysis.report_sections import (
+    GAP_COLUMNS,
+    Run,
+    Section,
+    classifier_sections,
+    curve_sections,
+    epochs_section,
+    gap_section,
+    is_branch,
+    make_sections,
+    number_ids,
+)
+from analysis.statistics import mean_ci
+from scripts import report
+from scripts.rendering import environment, fit_text, sentences
+from scripts.report import expand, read
 
 ROOT = Path(__file__).parents[1]
 CLASSIFIER = (
-    *("cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", "4", "--limit_train_batches", "6"),
-    *("--limit_val_batches", "3", "--limit_test_batches", "3", "--batch_size", "32", "--probe_train", "true"),
+    *("cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", "4", "--limit_train_batches", "4"),
+    *("--limit_val_batches", "2", "--limit_test_batches", "2", "--batch_size", "16", "--probe_train", "true"),
 )
 
 
@@ -41,23 +58,47 @@ def script(folder: Path, name: str, *args: str) -> str:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Runs of both exercises, two seeds of the classifier with and without the fall of its rate, and their report."""
+    """Runs of both experiments, two seeds of the classifier with and without its drop, and their report."""
     folder = tmp_path_factory.mktemp("report")
-    epochs = ("--epochs", "10", "100", "1000", "3000")
+    epochs = ("--epochs", "10", "100", "1000")
     script(folder, "fit.py", *epochs, "--lr", "0.1", "0.01", "--num_seeds", "8", "--run_dir", "rates")
     script(folder, "fit.py", *epochs, "auto", "--function", "sin(x)", "--num_seeds", "3", "--run_dir", "own")
     for lr in ("0.1", "0.01"):
         script(folder, "fit.py", "--epochs", "1000", "--lr", lr, "--run_dir", f"alone_{lr}")
-    for seed in ("0", "1"):
-        flags = ("--seed", seed, "--milestones")
-        script(folder, *CLASSIFIER, *flags, "{2: 0.01}", "--run_dir", f"with_{seed}")
-        branch = ("--ckpt_path", f"with_{seed}/checkpoints/end_of_epoch1.ckpt", "--limit_test_batches", "0")
-        script(folder, *CLASSIFIER, *flags, "{}", *branch, "--run_dir", f"without_{seed}")
-    told = script(folder, "report.py", *RUNS)
-    assert "report.html" in told
+    script(folder, *CLASSIFIER, "--milestones", "{2: 0.01}", "--run_dir", "with_0")
+    branch = ("--ckpt_path", "with_0/checkpoints/end_of_epoch1.ckpt", "--limit_test_batches", "0")
+    script(folder, *CLASSIFIER, "--milestones", "{}", *branch, "--run_dir", "without_0")
+    for name in ("with", "without"):
+        add_seed(folder, name)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["report.py", *RUNS])
+        patch.setattr(classifier_measurements, "TRAIN_SUBSET", FEW)
+        report.run()
     return folder
 
 
+def add_seed(folder: Path, name: str) -> None:
+    """``name``_1 beside ``name``_0: as if another seed had led to other accuracies."""
+    shutil.copytree(folder / f"{name}_0", folder / f"{name}_1")
+    content = summary(folder, f"{name}_0")
+    content["seed"] = content["settings"]["seed"] = 1
+    if content["origin"]:
+        content["origin"]["settings"]["seed"] = 1
+    for row in content["epochs"]:
+        row |= {n: row[n] + 0.01 * (row["epoch"] + 1) for n in ("train_acc", "val_acc", "val_loss", "probe_acc")}
+    content["test_acc"] = content["test_acc"] and content["test_acc"] + 0.05
+    (folder / f"{name}_1" / "summary.json").write_text(json.dumps(content))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few images to measure, and no figures where a test makes sections itself."""
+    monkeypatch.setattr(classifier_measurements, "TRAIN_SUBSET", FEW)
+    monkeypatch.setattr(report_sections, "light_and_dark", lambda draw: (b"", b""))
+
+
+FEW = 64  # images, instead of 5,000
 RUNS = ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0", "with_1", "without_1")
 
 
@@ -129,7 +170,14 @@ def test_more_epochs(page: dict[str, Any], reported: Path) -> None:
         low, high = map(float, cells[4].split(" to "))
         assert sum(low <= r["true_mse"] * 1.01 and r["true_mse"] <= high * 1.01 for r in results) >= 4
     for part in content["more_training"]:
-        assert sentence(part["lr"], part, 8) in page["epochs-rates"]["text"]
+        (line,) = sentences("more_training", part, 8)
+        assert line in page["epochs-rates"]["text"]
+        # "overfitting" where the training MSE is lower at the end than where the error is lowest
+        results = [row for row in content["over_seeds"] if row["lr"] == part["lr"]]
+        lowest = min(results, key=lambda row: row["true_mse"]["median"])
+        falls = results[-1]["train_mse"]["median"] < lowest["train_mse"]["median"]
+        is_overfitting = f"{line} The training MSE falls meanwhile: overfitting." in page["epochs-rates"]["text"]
+        assert is_overfitting == (falls and part["verdict"] == "hurts")
 
 
 def test_learning_rates(page: dict[str, Any], reported: Path) -> None:
@@ -175,8 +223,14 @@ def test_the_curve(page: dict[str, Any], reported: Path) -> None:
             assert mean == pytest.approx(statistics.mean(values), abs=6e-3)
             assert deviation == pytest.approx(statistics.stdev(values), abs=6e-3)
     mean = statistics.mean(run["test_acc"] for run in runs)
-    assert f"{mean:.2%} test accuracy" in page["curve"]["text"]
+    half = students_t(len(runs)) * statistics.stdev(run["test_acc"] for run in runs) / len(runs) ** 0.5
+    assert f"{100 * mean:.2f} % test accuracy (mean of {len(runs)} seeds" in page["curve"]["text"]
+    assert f"95 % CI {100 * (mean - half):.1f}"[:-1] in page["curve"]["text"]
     assert ("SYNTHETIC" in page["curve"]["text"]) == (runs[0]["data"] == "synthetic")
+
+
+def students_t(n: int) -> float:
+    return {2: 12.706, 3: 4.3027}[n]  # of one and two degrees of freedom, two-sided 95 %
 
 
 def test_the_drop(page: dict[str, Any], reported: Path) -> None:
@@ -190,13 +244,12 @@ def test_the_drop(page: dict[str, Any], reported: Path) -> None:
         expected += [with_it[at] - without[at], with_it[-1] - without[-1]]
         assert [float(cell) for cell in cells[1:]] == pytest.approx([100 * e for e in expected], abs=6e-3)
         effects.append(expected[2:])
-    t = {2: 12.706, 3: 4.303}[len(effects)]  # Student's for one and two degrees of freedom
     for when, values in zip(("At once", "At the end"), zip(*effects, strict=True), strict=True):
-        half = t * statistics.stdev(values) / len(values) ** 0.5
-        verdict = "raises accuracy is not shown" if abs(statistics.mean(values)) <= half else (
-            "raises accuracy is shown" if statistics.mean(values) > 0 else "lowers accuracy is shown"
-        )  # fmt: skip
-        assert f"{when}: that the fall {verdict}" in page["drop"]["text"]
+        half, mean = students_t(len(values)) * statistics.stdev(values) / len(values) ** 0.5, statistics.mean(values)
+        verdict = "that the drop changes accuracy is not shown"
+        if abs(mean) > half:
+            verdict = f"the drop {'raises' if mean > 0 else 'lowers'} accuracy"
+        assert f"{when}: {verdict}" in page["drop"]["text"]
 
 
 def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
@@ -205,38 +258,33 @@ def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
         rows = [row for run in runs for row in run if row["lr"] == lr]
         path = statistics.mean(row["path"] for row in rows)
         straightness = statistics.mean(row["displacement"] / row["path"] for row in rows)
-        assert f"{path:.3g}" in page["drop"]["text"] and f"{100 * straightness:.1f} % of that" in page["drop"]["text"]
+        assert (
+            f"length {path:.3g}" in page["drop"]["text"]
+            and f"{100 * straightness:.1f} % of that" in page["drop"]["text"]
+        )
     paths = [reported / f"with_{seed}" / "noise.json" for seed in seeds(reported)]
     noises = [json.loads(path.read_text())["noise"] for path in paths if path.exists()]  # measured by report.py
     assert all(0 < noise < 1 + 1 / 39 for noise in noises)  # 40 batches that share nothing may come out as that
     assert len(noises) == len(paths) or reported == ROOT / "docs" / "report"  # its checkpoints are gone
     if noises:
-        assert f"{100 * min(1, statistics.mean(noises)):.0f} % of a batch's gradient" in page["drop"]["text"]
+        assert f"before the drop is {100 * min(1, statistics.mean(noises)):.0f} %" in page["drop"]["text"]
 
 
 def test_the_gap(page: dict[str, Any], reported: Path) -> None:
+    header = [GAP_COLUMNS[name] for name in GAP]
+    assert page["gap"]["rows"][0] == ["run", *header]
     for seed, cells in zip(seeds(reported), page["gap"]["rows"][1:], strict=True):
         run = summary(reported, f"with_{seed}")
-        told = dict(zip(page["gap"]["rows"][0][1:], cells[1:], strict=True))
-        for name, value in (
-            ("running", run["epochs"][-1]["train_acc"]),
-            ("probe", run["epochs"][-1]["probe_acc"]),
-            ("test", run["test_acc"]),
-        ):
-            assert told[name] == f"{value:.2%}"
-        measured = json.loads((reported / f"with_{seed}" / "gap.json").read_text())  # by report.py
-        for name in ("batch_norm", "augmented"):
-            assert told[name] == f"{measured[name]:.2%}"
-    assert list(told) == ["running", "batch_norm", "augmented", "probe", "test"]
-    means = [
-        statistics.mean(float(cell.removesuffix("%")) for cell in column)
-        for column in zip(*(row[1:] for row in page["gap"]["rows"][1:]), strict=True)
-    ]
-    steps = [float(step) for step in re.findall(r"([+-]\d+\.\d) points \(mean", page["gap"]["text"])]
+        last, kept = run["epochs"][-1], json.loads((reported / f"with_{seed}" / "gap.json").read_text())  # by report.py
+        values = [last["train_acc"], kept["batch_norm"], kept["augmented"], last["probe_acc"], run["test_acc"]]
+        assert cells[1:] == [f"{100 * value:.2f} %" for value in values]
+    columns = zip(*(row[1:] for row in page["gap"]["rows"][1:]), strict=True)
+    means = [statistics.mean(float(cell.removesuffix(" %")) for cell in column) for column in columns]
+    steps = [float(step) for step in re.findall(r"([+-]\d+\.\d) pp \(mean", page["gap"]["text"])]
     assert steps == pytest.approx([end - start for start, end in itertools.pairwise(means)], abs=0.061)  # of rounding
 
 
-def test_the_page_needs_no_network_and_tells_the_commands(reported: Path) -> None:
+def test_the_page_needs_no_network_and_has_the_commands(reported: Path) -> None:
     text = (reported / "report.html").read_text(encoding="utf-8")
     assert not re.findall(r'(?:src|href|srcset)="(?!data:|#)', text) and "url(" not in text and "<script" not in text
     for path in reported.glob("*/summary.json"):
@@ -244,9 +292,7 @@ def test_the_page_needs_no_network_and_tells_the_commands(reported: Path) -> Non
 
 
 def test_a_report_of_nothing(tmp_path: Path) -> None:
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "scripts" / "report.py"), "nowhere"], cwd=tmp_path, capture_output=True, text=True
-    )
+    done = launch.run([str(ROOT / "scripts" / "report.py"), "nowhere"], tmp_path)
     assert done.returncode == 2 and "nowhere" in done.stderr and len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "report.html").exists()
 
@@ -254,7 +300,7 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize("flags", [("--out", ""), ("--out", "."), ("--num_seeds", "0")])
 def test_flags_that_cannot_be_meant(flags: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["report.py", *flags])
-    with pytest.raises(UserError, match=flags[0]):
+    with pytest.raises(MisconfigurationException, match=flags[0]):
         report.run()
 
 
@@ -262,7 +308,7 @@ def test_flags_that_cannot_be_meant(flags: tuple[str, str], monkeypatch: pytest.
 @pytest.mark.parametrize("content", ["", "{", "{}", "[1]", '"function"', '{"recipe": "lab", "runs": []}'])
 def test_a_summary_of_no_run(content: str, tmp_path: Path) -> None:
     (tmp_path / "summary.json").write_text(content)
-    with pytest.raises(UserError, match="no finished run"):
+    with pytest.raises(MisconfigurationException, match="no finished run"):
         read(tmp_path)
 
 
@@ -276,75 +322,153 @@ def test_seeds_in_their_order_and_no_run_twice(tmp_path: Path) -> None:
 
 
 def test_each_section_has_an_id_of_its_own() -> None:
-    sections = [Section(id, "", []) for id in ("a", "a", "b", "a-2", "a")]
-    report.number_ids(sections)
+    sections = [Section("", id, {}, []) for id in ("a", "a", "b", "a-2", "a")]
+    number_ids(sections)
     assert [section.id for section in sections] == ["a", "a-2", "b", "a-2-2", "a-3"]
 
 
-def test_missing_runs_are_made_and_interrupted_ones_go_on(folder: Path, tmp_path: Path) -> None:
+def test_missing_runs_are_made_and_interrupted_ones_resumed(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     names = {name: name for name in ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0")}
     for name, source in {**names, "alone_1": "alone_0.1"}.items():
         shutil.copytree(folder / source, tmp_path / "R_quick" / name)
     (tmp_path / "R_quick" / "alone_0.01" / "summary.json").unlink()
-    told = script(tmp_path, "report.py", "--quick", "true", "--runs", "R", "--data_root", "absent")
-    assert "SYNTHETIC" in told
-    assert [line for line in told.splitlines() if line.startswith("==")] == [
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["report.py", "--quick", "true", "--runs", "R", "--data_root", "absent"])
+    run = SimpleNamespace(run=lambda command, check: launch.run(command[1:], tmp_path))  # without its own imports
+    monkeypatch.setattr(report, "subprocess", run)
+    report.run()
+    printed = capsys.readouterr().out
+    assert "SYNTHETIC" in printed
+    assert [line for line in printed.splitlines() if line.startswith("==")] == [
         "== python scripts/fit.py --epochs 1000 --lr 0.01 --ckpt_path last --run_dir R_quick/alone_0.01",
         "== python scripts/fit.py --epochs 1000 --lr 0.001 --run_dir R_quick/alone_0.001",
     ]
     for lr in (0.01, 0.001):
         (result,) = summary(tmp_path / "R_quick", f"alone_{lr}")["results"]
         assert (result["lr"], result["epochs"]) == (lr, 1000)
-    went_on, whole = (summary(at, "alone_0.01")["seconds"] for at in (tmp_path / "R_quick", folder))
-    assert went_on["train"] == whole["train"] and went_on["total"] > whole["train"]  # the earlier ones count
+    resumed, whole = (summary(at, "alone_0.01")["seconds"] for at in (tmp_path / "R_quick", folder))
+    assert resumed["train"] == whole["train"] and resumed["total"] > whole["train"]  # the earlier ones count
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "These were short runs" in text and {"rates-rates", "drop"} <= Page(text).sections.keys()
 
 
 def test_what_diverged(tmp_path: Path) -> None:
     flags = ("--function", "exp(20*x)", "--lr", "1e30", "1e31", "--epochs", "10", "50", "auto", "--run_dir", "run")
-    told = script(tmp_path, "fit.py", *flags)
-    assert "Learning rate 1e+30: diverged" in told and " inf" not in told and "nan" not in told
-    epochs, rates, settings = report.curve_sections([read(tmp_path / "run")])
+    printed = script(tmp_path, "fit.py", *flags)
+    assert "Learning rate 1e+30: diverged." in printed and " inf" not in printed and "nan" not in printed
+    run = read(tmp_path / "run")
+    assert fit_text(run.summary) in printed  # null in JSON is what nan and infinity are in Python
+    epochs, lr, settings = curve_sections([run])
     assert [row[2:] for row in epochs.table[1:]] == [["diverged", "diverged", "-", "diverged"]] * len(epochs.table[1:])
-    assert "every learning rate had diverged" in " ".join(rates.answer) and len(rates.answer) == 1
-    assert settings.answer == ["With every setting that was tried the training diverged."]
+    assert sentences("lr_answer", lr.facts) == ["At 50 epochs every learning rate had diverged."]
+    assert sentences("settings_answer", settings.facts) == ["Training diverged with every setting that was tried."]
+    assert sentences("epochs_answer", epochs.facts)[1:] == [
+        f"Learning rate {lr}: 1 of 1 seeds diverged, so the effect of more training was not judged."
+        for lr in ("1e+30", "1e+31")
+    ]
 
 
 def test_a_constant_function_has_no_r2(folder: Path) -> None:
     run = read(folder / "own")
     for row in run.summary["over_seeds"]:
         row["r2"] = dict.fromkeys(row["r2"])  # -inf is null in JSON
-    section = report.epochs_section(run)
+    section = epochs_section(run)
     assert section.table[0][-1] == "R²" and {row[-1] for row in section.table[1:]} == {"-"}
+    lines = fit_text(run.summary).splitlines()
+    assert lines[0].split()[-1] == "[quartiles]" and all(line.endswith("  -") for line in lines[1:4])
 
 
-def test_a_true_error_of_zero_has_no_multiples() -> None:
-    best = {"lr": 0.1, "best_epochs": 10, "best_true_mse": 0.0, "held_out_epochs": 10, "held_out_true_mse": 0.0}
-    assert "times that" not in " ".join(report.settings_answer(best))
+def test_the_time_alone_is_that_of_one_network_on_the_same_problem(folder: Path) -> None:
+    def seconds(*runs: Run) -> list[bool]:
+        section = next(s for s in curve_sections([read(folder / "rates"), *runs]) if s.id == "rates-rates")
+        return [row[-1] != "-" for row in section.table[1:]]
 
-
-def test_the_time_alone_is_that_of_one_network(folder: Path) -> None:
-    rates, one, eight = (read(folder / name) for name in ("rates", "alone_0.1", "alone_0.01"))
+    one, eight = read(folder / "alone_0.1"), read(folder / "alone_0.01")
     eight.summary["results"] *= 8
-    section = next(s for s in report.curve_sections([rates, one, eight]) if s.id == "rates-rates")
-    assert [row[-1] == "-" for row in section.table[1:]] == [False, True]
+    assert seconds(one, eight) == [True, False]
+    one.summary["settings"]["hidden"] = [8]
+    assert seconds(one, eight) == [False, False]
+    assert [s.id for s in curve_sections([read(folder / "rates"), one])][-1] == "epochs-alone_0.1"  # its own section
 
 
-def test_a_branch_is_measured_as_its_run_was(folder: Path) -> None:
+# Which runs belong together
+
+
+def ids(runs: list[Run]) -> list[tuple[str, int]]:
+    """Of each section of the classifier its id and its table's rows; the numbers of epochs are left out."""
+    return [(s.id, len(s.table) - 1) for s in make_sections(runs, "absent") if s.id.split("-")[0] in ("drop", "gap")]
+
+
+def test_runs_are_told_apart_by_seed_settings_and_origin(folder: Path) -> None:
+    def run(name: str, **settings: Any) -> Run:
+        found = read(folder / name)
+        found.summary["settings"].update(settings)
+        return found
+
+    both = [run("with_0"), run("with_1")]
+    assert ids(both) == [("drop", 2), ("gap", 2)]
+    assert ids([*both, run("with_0")]) == [("drop", 2), ("gap", 2)]  # the same run twice
+    moved = run("with_1", data_root="elsewhere", save_every_n_steps=7, num_seeds=2, enable_progress_bar=False)
+    assert ids([both[0], moved]) == [("drop", 2), ("gap", 2)]
+    # settings of another value are another group, though its losses may be equal
+    assert ids([both[0], run("with_1", precision="bf16-mixed")]) == [
+        *(("drop", 1), ("gap", 1)),
+        *(("drop-2", 1), ("gap-2", 1)),
+    ]
+    branch = run("with_1")
+    branch.summary["origin"] = {"settings": {}, "epochs": 1}
+    assert ids([both[0], branch]) == [("drop", 1), ("gap", 1), ("drop-2", 1), ("gap-2", 1)]
+
+
+def test_a_curve_of_more_seeds_is_another_run(folder: Path) -> None:
+    runs = [read(folder / "rates"), read(folder / "rates"), read(folder / "rates")]
+    runs[2].summary["results"] = [r for r in runs[2].summary["results"] if r["seed"] == 0]
+    assert [s.id for s in make_sections(runs, "absent")] == [
+        *("epochs-rates", "rates-rates", "epochs-rates-2", "rates-rates-2"),
+    ]
+
+
+def test_a_branch_continues_its_run_measured_alike(folder: Path) -> None:
     def branch() -> Run:
         return read(folder / "without_0")
 
-    run, other, unmeasured = read(folder / "with_0"), branch(), branch()
+    run, unmeasured = read(folder / "with_0"), branch()
     unmeasured.summary["epochs"][-1]["val_acc"] = None
-    assert report.is_branch(run, other) and not report.is_branch(run, unmeasured)
-    assert not report.is_branch(run, read(folder / "without_1"))
-    for name, value in (("val_batches", 79), ("measured_on", "held-out")):
+    assert is_branch(run, branch()) and not is_branch(run, unmeasured)
+    assert not is_branch(run, read(folder / "without_1")) and not is_branch(run, run)
+    for name, value in (("val_batches", 79), ("measured_on", "validation"), ("seed", 1), ("origin", None)):
         other = branch()
         other.summary[name] = value
-        assert not report.is_branch(run, other)
-    sections = report.classifier_sections([run, branch(), branch()], "absent")
-    assert [len(section.table) for section in sections if section.id == "drop"] == [2]  # told once
+        assert not is_branch(run, other)
+    for name, value in (("weight_decay", 0.1), ("batch_size", 8), ("precision", "bf16-true")):
+        other = branch()
+        other.summary["settings"][name] = value
+        assert not is_branch(run, other)
+        other.summary["settings"][name] = run.summary["settings"][name]
+        other.summary["origin"]["settings"][name] = value
+        assert not is_branch(run, other)
+    longer = branch()
+    longer.summary["origin"]["settings"] |= {"max_epochs": 100, "data_root": "elsewhere"}
+    assert is_branch(run, longer)
+    longer.summary["origin"]["epochs"] = 1  # it left the run earlier
+    assert not is_branch(run, longer)
+    sections = make_sections([run, branch(), branch()], "absent")
+    assert [len(section.table) for section in sections if section.id == "drop"] == [2]  # counted once
+    assert [section.id for section in sections] == ["curve", "drop", "gap"]  # the branch has no sections of its own
+    held_out = read(folder / "with_0")
+    held_out.summary["measured_on"] = "held-out"  # an older word
+    assert held_out.measured_on == "validation" and "validation loss" in classifier_sections([held_out], "")[0].table[0]
+
+
+def test_one_cycle_is_no_drop(folder: Path) -> None:
+    run = read(folder / "with_0")
+    run.summary["settings"] |= {"milestones": None, "warmup_fraction": 0.2}
+    assert [section.id for section in make_sections([run], "absent")] == ["curve", "gap"]
+
+
+# What is measured of the weights
 
 
 def test_what_is_measured_is_of_the_end_of_the_run(
@@ -354,99 +478,173 @@ def test_what_is_measured_is_of_the_end_of_the_run(
     run = read(tmp_path / "run")
     kept = json.loads((run.path / "gap.json").read_text())
     last = run.path / "checkpoints" / "last.ckpt"
-    last.write_bytes(last.read_bytes()[:1000])
-    assert measure.measured(run.path, run.summary, "gap", "absent") == kept  # without a checkpoint
+    whole = last.read_bytes()
+    for broken in (whole[:1000], whole.replace(b"train_loss", b"train_lost"), whole[:-5000] + whole[-4000:], b""):
+        last.write_bytes(broken)
+        assert network(run.path, run.summary, 4) is None
+    assert measured(run.path, run.summary, "gap", "absent") == kept  # without a checkpoint
     for content in ("{", "[1]", json.dumps(kept | {"epoch": 1})):
         (run.path / "gap.json").write_text(content)
-        assert measure.measured(run.path, run.summary, "gap", "absent") == {}
-    monkeypatch.setattr(measure, "measure_noise", lambda net, data: {"noise": 0.5})
+        assert measured(run.path, run.summary, "gap", "absent") == {}
+    last.write_bytes(whole)
+    assert measured(run.path, run.summary, "gap", "absent") == kept
+    assert json.loads((run.path / "gap.json").read_text()) == kept
+    monkeypatch.setattr(classifier_measurements, "measure_noise", lambda *_: {"noise": 0.5})
     (run.path / "noise.json").write_text(json.dumps({"noise": 0.7, "epoch": 1, "train_loss": 1.0}))
-    assert measure.measured(run.path, run.summary, "noise", "absent")["noise"] == 0.5
+    assert measured(run.path, run.summary, "noise", "absent")["noise"] == 0.5
     assert json.loads((run.path / "noise.json").read_text())["train_loss"] == run.summary["epochs"][-1]["train_loss"]
     run.summary["epochs"][0]["train_loss"] += 1
-    with pytest.raises(UserError, match="has gone on"):
-        measure.network(run.path, run.summary["epochs"], 2)
+    assert network(run.path, run.summary, 2) is None  # the checkpoint is of another run
 
 
-def test_the_gap_of_fast_has_no_steps_that_were_measured_with_other_augmentation(folder: Path) -> None:
-    run = Run(Path("nowhere"), read(folder / "with_0").summary | {"recipe": "fast"})
-    section = report.gap_section([run], "absent")
-    assert section.table[0] == ["run", "running", "probe", "test"] and "augments in its own way" in section.answer[-1]
+def test_nothing_is_measured_without_the_images_or_at_smaller_ones(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "with_0" / "checkpoints", tmp_path / "checkpoints")
+    run = Run(tmp_path, read(folder / "with_0").summary)
+    absent = {**run.summary, "data": "cifar10"}
+    assert measured(tmp_path, absent, "gap", str(tmp_path)) == {}
+    small = {**run.summary, "settings": {**run.summary["settings"], "image_sizes": {"0.0": 20, "0.9": 32}}}
+    section = gap_section([Run(tmp_path, small)], "absent")
+    assert section.table[0][1:] == [GAP_COLUMNS[name] for name in ("epoch_average", "probe", "test")]
+    assert "The first step is not taken apart" in sentences("gap_answer", section.facts)[-1]
+    settings = run.summary["settings"] | {"image_sizes": {"0.0": 20, "0.75": 32}}  # the last of four epochs
+    assert {"batch_norm", "augmented"} <= measured(tmp_path, {**run.summary, "settings": settings}, "gap", "").keys()
 
 
-# The answers
+# The words
 
 
-def rows(*accuracies: float, lr: float = 0.01, straightness: float = 0.05) -> list[dict[str, Any]]:
-    """Five epochs at 0.1, the others at ``lr``."""
-    return [
-        {"epoch": i, "lr": 0.1 if i < 5 else lr, "val_acc": a, "val_loss": 1 - a, "path": 10.0 if i < 5 else 1.0,
-         "displacement": straightness * (10 if i < 5 else 1), "gradient": 1.0, "mean_gradient": 0.1}
-        for i, a in enumerate(accuracies)
-    ]  # fmt: skip
+def test_the_sentences_of_more_training() -> None:
+    known = {"lr": 0.1, "best_epochs": 1000, "last_epochs": 20000}
+    several = known | {"ratio": 3.0, "low": 2.5, "high": 4.0, "coverage": 0.99}
+
+    def words(part: dict[str, Any]) -> str:
+        (line,) = sentences("more_training", part, 8)
+        return line
+
+    numbers = "lowest at 1,000 epochs; at 20,000 it is 3.00 times as large (median of 8 seeds"
+    hurts = words(several | {"verdict": "hurts"})
+    assert hurts.startswith("Learning rate 0.1: a U-shaped error curve. ") and numbers in hurts
+    assert hurts.endswith("99 % CI 2.50 to 4.00).")
+    unclear = words(several | {"verdict": "no evidence", "coverage": 0.875})
+    assert "is not shown" in unclear and numbers in unclear and unclear.endswith("one of 95 % needs six seeds).")
+    assert "at 20,000 it is 3.00 times that (one seed" in words(known | {"verdict": "one seed", "ratio": 3.0})
+    assert "2 of 8 seeds diverged" in words(known | {"verdict": "diverged", "diverged": 2})
+    assert "no U-shaped error curve up to there" in words(known | {"verdict": "helps"})
+    assert "reaches 0" in words(known | {"verdict": "exact"})
+
+    def first(*parts: dict[str, Any]) -> str:
+        facts = {"num_seeds": 8, "more_training": [{"overfits": True, **part} for part in parts]}
+        return sentences("epochs_answer", facts)[0]
+
+    helps = known | {"verdict": "helps", "lr": 0.01}
+    assert first(several | {"verdict": "hurts"}, helps).endswith("the error curve is U-shaped at learning rate 0.1.")
+    assert first(helps, helps) == "More epochs lowered the error up to the most that were measured."
+    assert "show at no learning rate" in first(several | {"verdict": "no evidence"}, helps)
+    assert "One measured epoch count shows nothing" in first()
 
 
-def test_an_interval_of_students() -> None:
-    # 1, 2, 3: mean 2, deviation 1, and 4.303 / sqrt(3) = 2.484
-    shown = mean_and_interval([1, 2, 3])
-    assert (shown["mean"], shown["sd"]) == (2, 1) and shown["low"] == pytest.approx(2 - 2.484, abs=1e-3)
-    assert mean_and_interval([5])["low"] is None
+def test_the_sentences_of_a_training_run() -> None:
+    facts = {"recipe": "lab", "data": "synthetic", "train_batches": 8, "test_acc": mean_ci([0.5])}
+    assert sentences("training_answer", facts) == [
+        "Recipe lab on the SYNTHETIC stand-in for CIFAR-10 reaches 50.00 % test accuracy (one seed).",
+        "Each epoch had only 8 batches: a demonstration, not the exercise.",
+    ]
+    facts |= {"data": "cifar10", "train_batches": 391, "test_acc": mean_ci([0.5, 0.6])}
+    assert sentences("training_answer", facts) == [  # 12.706 * 0.0707 / sqrt(2) = 0.635
+        "Recipe lab on CIFAR-10 reaches 55.00 % test accuracy (mean of 2 seeds, standard deviation 7.07 pp, "
+        "95 % CI -8.53 to 118.53 %)."
+    ]
+    assert "was not tested" in sentences("training_answer", facts | {"test_acc": None})[0]
 
 
-def test_what_the_drop_did_and_what_is_not_shown() -> None:
-    fell = [rows(0.5, 0.6, 0.7, 0.6, 0.7 + d, 0.8 + d, 0.81 + d) for d in (0, 0.01, 0.02)]
-    stayed = [rows(0.5, 0.6, 0.7, 0.6, 0.7 + d, 0.72 + d, 0.7 + d, lr=0.1) for d in (0, 0.01, 0.02)]
-    answer = what_the_drop_did(fell, stayed)
-    assert answer["change"]["mean"] == pytest.approx(0.1) and answer["effect"]["mean"] == pytest.approx(0.08)
-    assert answer["final_effect"]["mean"] == pytest.approx(0.11)
-    assert answer["change_loss"]["mean"] == pytest.approx(-0.1)
-    assert answer["effect_loss"]["mean"] == pytest.approx(-0.08)
-    # Two values lie on a line: only parts of three epochs or more scatter about theirs, 0.5 0.6 0.7 0.6 0.7+d about
-    # 0.54+0.2d, 0.58+0.1d, ...: with d = 0 slope 0.04, remainders -0.04 0.02 0.08 -0.06 0, their squares' sum 0.012.
-    assert what_the_drop_did(fell[:1], [])["before"]["scatter"] == pytest.approx((0.012 / 3) ** 0.5)
-    assert answer["after"]["scatter"] is None and answer["after_without"]["scatter"] is None
-    text = " ".join(drop_sentences(answer, 400))
-    assert "At once: that the fall raises accuracy is shown" in text
-    assert "At the end: that the fall raises accuracy is shown" in text
+def test_an_error_of_zero_has_no_multiples() -> None:
+    best = {"lr": 0.1, "best_epochs": 10, "best_true_mse": 0.0, "held_out_epochs": 10, "held_out_true_mse": 0.0}
+    answers = [*sentences("settings_answer", {"best": best, "num_seeds": 1}), *sentences("early_stopping", best, 1)]
+    assert "gets 0" in answers[1] and "times that" not in " ".join(answers)
+
+
+def test_the_text_of_a_fit(folder: Path) -> None:
+    content = summary(folder, "own")
+    lines = fit_text(content).splitlines()
+    assert len(lines) == 1 + len(content["over_seeds"]) + 1 + 1 + 1
+    assert lines[-3] == f"Trained 3 networks in {content['seconds']['train']:.1f} s"
+    (part,), (choice,) = content["more_training"], content["auto"]
+    assert lines[-2:] == [*sentences("more_training", part, 3), *sentences("early_stopping", choice, 3)]
+    times = f"{choice['held_out_true_mse'] / choice['best_true_mse']:.2f} times that (medians of 3 seeds)."
+    assert f"early stopping on a validation sample takes {choice['held_out_epochs']:,} and gets" in lines[-1]
+    assert lines[-1].endswith(times)
+    alone = summary(folder, "alone_0.1")
+    header, row, *rest = fit_text(alone | {"not_measured": [2000, 3000]}).splitlines()
+    assert header.split("  ")[-4:] == ["train mse", "true mse", "true max error", "r2"] or "true max error" in header
+    assert row.split() == ["0.1", "1,000", *(f"{alone['results'][0][name]:.4g}" for name in METRICS)]
+    assert rest == [  # one result says nothing of more training
+        f"Trained 1 network in {alone['seconds']['train']:.1f} s",
+        "Not measured, and so not reported: 2000, 3000 epochs",
+    ]
+
+
+def test_the_sentences_of_the_drop() -> None:
+    def words(*args: Any) -> str:
+        return " ".join(sentences("drop_answer", {**lr_drop(*args), "measured_on": "test"}))
+
+    text = words(DROPPED, STAYED, 400)
+    assert text.startswith(
+        "The drop of the learning rate from 0.1 to 0.01 raises test accuracy at once, by 8.0 percent"
+    )
+    assert "At once: the drop raises accuracy. At the end: the drop raises accuracy." in text
     assert "independent random steps 5.0 %" in text and "random steps with a drift" in text and "valley" not in text
-    undone = what_the_drop_did([rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03)], [])
-    text = " ".join(drop_sentences(undone, 400))
-    assert "undo each other" in text and "valley" in text and "noise was not measured" in text
-    text = " ".join(drop_sentences(undone, 400, "test", [0.9, 0.7]))
-    assert "80 % of a batch's gradient, by squared length, is noise" in text and "(mean of 2 seeds)" in text
-    assert "most of a gradient is chance" in text and "not measured" not in text
-    text = " ".join(drop_sentences(undone, 400, "test", [0.4]))
-    assert "40 % of a batch's gradient" in text and "is chance" not in text and "valley" in text
-    assert "100 % of a batch's gradient" in " ".join(drop_sentences(undone, 400, "test", [1.02]))
-    straight = " ".join(drop_sentences(what_the_drop_did([rows(*[0.5] * 5, 0.8, straightness=0.9)], []), 400))
-    assert "mostly onwards" in straight and "valley" not in straight
-    for effects, verdict, fits_a_valley in (
-        ([0.08, 0.081, 0.079], "At once: that the fall raises accuracy is shown", True),
-        ([0.08, -0.08, 0.01], "At once: that the fall raises accuracy is not shown", False),
-        ([-0.08, -0.081, -0.079], "At once: that the fall lowers accuracy is shown", False),
-        ([0.08], "At once: one seed cannot", True),
+    oscillating = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03)]
+    text = words(oscillating, [], 400)
+    assert "the weights oscillate" in text and "valley" in text and "fraction was not measured" in text
+    assert "+10.0 pp (one seed) within one epoch" in text and "is not known, since no run was continued" in text
+    text = words(oscillating, [], 400, [0.9, 0.7])
+    assert "gradient-noise fraction at the weights before the drop is 80 % (mean of 2 seeds)" in text
+    assert "most of a gradient is noise" in text and "not measured" not in text
+    text = words(oscillating, [], 400, [0.4])
+    assert "before the drop is 40 % (one seed)" in text and "most of a gradient" not in text and "valley" in text
+    straight = words([rows(*[0.5] * 5, 0.8, straightness=0.9)], [], 400)
+    assert "mostly in one direction" in straight and "valley" not in straight
+    unrecorded = [[{**row, "path": None} for row in DROPPED[0]]]
+    assert "Why was not measured: --probe_train true" in words(unrecorded, [], 400)
+    for effects, first, verdict in (
+        ([0.08, 0.081, 0.079], "raises test accuracy at once", "At once: the drop raises accuracy"),
+        ([0.08, -0.08, 0.01], "These runs do not show", "At once: that the drop changes accuracy is not shown"),
+        ([-0.08, -0.081, -0.079], "lowers test accuracy at once, by 8.0", "At once: the drop lowers accuracy"),
+        ([0.08], "In one seed, test accuracy changes at once by +8.0", "At once: one seed cannot"),
     ):
         stay = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8 - effect, 0.7, lr=0.1) for effect in effects]
-        same = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03) for _ in effects]
-        text = " ".join(drop_sentences(what_the_drop_did(same, stay), 400))
-        assert verdict in text and ("valley" in text) == fits_a_valley
-    fell_or_rose = [rows(0.5, 0.6, 0.7, 0.6, 0.7, a, a, straightness=0.03) for a in (0.6, 0.9)]
-    assert "valley" not in " ".join(drop_sentences(what_the_drop_did(fell_or_rose, []), 400))
-    assert "not known" in " ".join(drop_sentences(what_the_drop_did(fell, []), 400))
+        text = words([rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81) for _ in effects], stay, 400)
+        assert first in text and verdict in text
 
 
-def test_the_gap_taken_apart_adds_up() -> None:
-    parts = {"running": 0.82, "batch_norm": 0.84, "augmented": 0.83, "probe": 0.86, "test": 0.81}
-    told = gap_sentences([parts])
-    steps = [float(line.split(" ")[0]) for line in told[1:]]
-    assert steps == [2.0, -1.0, 3.0, -5.0] and sum(steps) == pytest.approx(100 * (parts["test"] - parts["running"]))
-    whole = {name: parts[name] for name in ("running", "probe", "test")}  # where a checkpoint is missing
-    assert [line.split(" ")[0] for line in gap_sentences([whole])[1:]] == ["+4.0", "-5.0"]
-    other = parts | {"batch_norm": 0.82}  # 2 and 0: mean 1, deviation sqrt(2), 12.706 * sqrt(2) / sqrt(2) = 12.7
-    two = gap_sentences([parts, other])
-    assert "+1.0 points (mean of 2 seeds, 95 % interval -11.7 to +13.7)" in two[1]
-    assert [line.endswith("The interval holds 0.") for line in two[1:]] == [True, True, False, False]
-    assert "The interval holds 0." not in " ".join(told)  # one seed has none
+def test_the_sentences_of_the_gap() -> None:
+    one = sentences("gap_answer", gap([PARTS]))
+    assert one[0] == (
+        "In one seed the final network has an accuracy of 86.0 % on the training subset, 81.0 % on test images."
+    )
+    assert [line.split(" ")[0] for line in one[2:]] == ["+2.0", "-1.0", "+3.0", "-5.0"]
+    assert "The CI includes 0." not in " ".join(one)  # one seed has none
+    two = sentences("gap_answer", gap([PARTS, PARTS | {"batch_norm": 0.82}]))
+    assert two[0].startswith("The final network is better on training images than on test images: 86.0 %")
+    assert "+1.0 pp (mean of 2 seeds, 95 % CI -11.7 to +13.7 pp)" in two[2]
+    assert [line.endswith("The CI includes 0.") for line in two[2:]] == [True, True, False, False]
+    unclear = sentences("gap_answer", gap([PARTS, PARTS | {"test": 0.9}]))
+    assert unclear[0].startswith("These runs do not show that the final network is better")
+    fewer = sentences("gap_answer", gap([{name: PARTS[name] for name in ("epoch_average", "probe", "test")}]))
+    assert [line.split(" ")[0] for line in fewer[2:4]] == ["+4.0", "-5.0"]
+    assert fewer[2].count(";") == 2 and "not taken apart" in fewer[-1]
+
+
+def test_what_a_user_wrote_is_escaped_on_the_page() -> None:
+    facts = {"function": "1 if x<0 else <b>2</b>"}
+    (text,) = sentences("lr_question", facts)
+    assert text.endswith("f(x) = 1 if x<0 else <b>2</b>")
+    section = Section(
+        "training", "curve", {"recipe": "<b>", "data": "cifar10", "test_acc": None, "train_batches": 391}, [["<i>"]]
+    )
+    page = environment(autoescape=True).get_template("report.html")
+    html = page.render(sections=[section], runs=[], quick=False, about={"versions": "", "machine": ""})
+    assert "Recipe &lt;b&gt; on" in html and "<th>&lt;i&gt;</th>" in html and "<b>" not in html and "&amp;" not in html
 
 
 # The page in a browser

@@ -38,7 +38,7 @@ NAMES = {
 }
 PICTURES = {
     "fit/curve": {"curves", "errors"},
-    "cifar/images": {"training", "confusion", "mistakes", "filters"},
+    "cifar/images": {"training", "confusion", "confident_errors", "filters"},
 }
 
 

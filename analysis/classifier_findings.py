@@ -1,0 +1,169 @@
+"""What runs of the classifier show of the learning-rate drop, and of training against test accuracy."""
+
+import itertools
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, TypedDict
+
+from analysis.statistics import MeanCI, mean_ci
+
+Rows = Sequence[Mapping[str, Any]]  # the epochs of a run, as in its summary.json
+
+# the accuracies between the training accuracy of the last epoch and the test accuracy, in this order
+GAP = ("epoch_average", "batch_norm", "augmented", "probe", "test")
+
+
+class Motion(TypedDict):
+    """How accuracy and weights move from epoch to epoch, means over runs; see ``motion``."""
+
+    residual_sd: float | None
+    straightness: float | None
+    path: float | None
+
+
+class LRDrop(TypedDict):
+    """See ``lr_drop``; None is what was not measured."""
+
+    epoch: int
+    lr_before: float
+    lr_after: float
+    steps_per_epoch: int
+    change: MeanCI
+    change_loss: MeanCI
+    change_without: MeanCI | None
+    effect: MeanCI | None
+    effect_loss: MeanCI | None
+    final_effect: MeanCI | None
+    before: Motion
+    after: Motion
+    after_without: Motion | None
+    weights: Literal["oscillate", "drift", "move on"] | None
+    gradient_noise: float | None
+    num_noises: int
+    agrees_with_valley: bool
+
+
+class GapStep(TypedDict):
+    """One step from the training to the test accuracy; ``parts`` are the entries of GAP that it brings in."""
+
+    parts: tuple[str, ...]
+    change: MeanCI
+
+
+class Gap(TypedDict):
+    """Mean accuracies by their names in GAP, as far as they are known, and the steps between them."""
+
+    accuracies: dict[str, float]
+    steps: list[GapStep]
+
+
+def epoch_of_drop(rows: Rows) -> int | None:
+    """The index in ``rows`` of the first epoch with a lower learning rate than the one before; None without a drop."""
+    return next((i for i in range(1, len(rows)) if rows[i]["lr"] < rows[i - 1]["lr"]), None)
+
+
+def lr_drop(
+    with_drop: Sequence[Rows], without: Sequence[Rows], steps_per_epoch: int, noises: Sequence[float] = ()
+) -> LRDrop:
+    """Compares runs, paired by seed, that are the same up to the drop of the learning rate.
+
+    Accuracies are those of each epoch's validation, fractions of 1, losses in nats. "change" is the difference between
+    the first epoch after the drop and the last before it; "effect" and "final_effect" are with the drop minus without
+    it, in the first epoch after it and in the last. "agrees_with_valley": the weights oscillate before the drop, and
+    accuracy rises with it, as in a valley that long steps jump across and short ones sink into.
+
+    Args:
+        with_drop: the epochs of the runs that drop.
+        without: of the same runs, continued at the rate before; may be empty, then there are no effects.
+        steps_per_epoch: optimizer steps.
+        noises: gradient-noise fractions at the weights before the drop, of the runs for which they are known.
+
+    Raises:
+        ValueError: the first run has no drop.
+    """
+    at = epoch_of_drop(with_drop[0])
+    if at is None:
+        raise ValueError("these runs have no drop of the learning rate")
+    pairs = list(zip(with_drop, without, strict=False))
+    before = motion([rows[:at] for rows in with_drop])
+    gain = _effect(pairs, at, "val_acc") or _change(with_drop, at, "val_acc")
+    weights = _weights(before["straightness"], steps_per_epoch)
+    return {
+        "epoch": with_drop[0][at]["epoch"],
+        "lr_before": with_drop[0][at - 1]["lr"],
+        "lr_after": with_drop[0][at]["lr"],
+        "steps_per_epoch": steps_per_epoch,
+        "change": _change(with_drop, at, "val_acc"),
+        "change_loss": _change(with_drop, at, "val_loss"),
+        "change_without": _change([b for _, b in pairs], at, "val_acc") if pairs else None,
+        "effect": _effect(pairs, at, "val_acc"),
+        "effect_loss": _effect(pairs, at, "val_loss"),
+        "final_effect": _effect(pairs, -1, "val_acc"),
+        "before": before,
+        "after": motion([rows[at:] for rows in with_drop]),
+        "after_without": motion([b[at:] for _, b in pairs]) if pairs else None,
+        "weights": weights,
+        "gradient_noise": min(1.0, statistics.mean(noises)) if noises else None,  # an estimate may be above 1
+        "num_noises": len(noises),
+        "agrees_with_valley": weights == "oscillate" and (gain["mean"] if gain["low"] is None else gain["low"]) > 0,
+    }
+
+
+def _change(runs: Sequence[Rows], at: int, name: str) -> MeanCI:
+    return mean_ci([rows[at][name] - rows[at - 1][name] for rows in runs])
+
+
+def _effect(pairs: Sequence[tuple[Rows, Rows]], epoch: int, name: str) -> MeanCI | None:
+    return mean_ci([a[epoch][name] - b[epoch][name] for a, b in pairs]) if pairs else None
+
+
+def motion(parts: Sequence[Rows]) -> Motion:
+    """How much accuracy varies around its linear trend, and how the weights move; means over runs and epochs.
+
+    "residual_sd" is the standard deviation of an epoch's accuracy around the straight line through the run's epochs;
+    None with fewer than three. "straightness" is the distance that the weights cover in an epoch over the length of
+    their path: 1 for a straight path, near 1 / sqrt(steps) for independent random steps, less where steps undo each
+    other. "path" is the mean length of a path. Both are None where the weights were not recorded.
+    """
+    moved = [row for rows in parts for row in rows if row.get("path")]
+
+    def mean(values: Sequence[float]) -> float | None:
+        return statistics.mean(values) if values else None
+
+    return {
+        "residual_sd": mean([_residual_sd([row["val_acc"] for row in rows]) for rows in parts if len(rows) > 2]),
+        "straightness": mean([row["displacement"] / row["path"] for row in moved]),
+        "path": mean([row["path"] for row in moved]),
+    }
+
+
+def _residual_sd(values: Sequence[float]) -> float:
+    """The standard deviation, with n - 2 degrees of freedom, of what a straight line through the values leaves."""
+    slope, intercept = statistics.linear_regression(range(len(values)), values)
+    return math.sqrt(sum((y - intercept - slope * x) ** 2 for x, y in enumerate(values)) / (len(values) - 2))
+
+
+def _weights(straightness: float | None, steps: int) -> Literal["oscillate", "drift", "move on"] | None:
+    """What the weights do in an epoch, judged against independent random steps."""
+    if straightness is None:
+        return None
+    return "oscillate" if straightness < 1 / math.sqrt(steps) else "drift" if straightness < 0.5 else "move on"
+
+
+def gap(runs: Sequence[Mapping[str, float]]) -> Gap:
+    """Takes the gap between training and test accuracy apart.
+
+    Args:
+        runs: of each run the accuracies at its end by their names in GAP, fractions of 1: "epoch_average" over the last
+            epoch, each batch scored before learning from it; on the training subset "batch_norm" (augmented, train
+            mode: batch statistics), "augmented" (augmented, eval mode) and "probe" (not augmented, eval mode); and
+            "test". What one run lacks is left out of all.
+    """
+    names = [name for name in GAP if all(name in run for run in runs)]
+    steps: list[GapStep] = []
+    for start, end in itertools.pairwise(names):
+        change = mean_ci([run[end] - run[start] for run in runs])
+        parts = GAP[GAP.index(start) + 1 : GAP.index(end) + 1]
+        steps.append({"parts": parts, "change": change})
+    return {"accuracies": {name: statistics.mean(run[name] for run in runs) for name in names}, "steps": steps}

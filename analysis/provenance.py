@@ -1,0 +1,33 @@
+"""Where results come from: the command, the versions, the machine."""
+
+import os
+import platform
+import shlex
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+PACKAGES = ("pytorch-lightning", "torch", "torchvision", "torchmetrics", "tensorboard")
+
+
+def command_line() -> str:
+    """The command of this process, to be typed again."""
+    script, here = Path(sys.argv[0]), Path.cwd()
+    name = script.relative_to(here) if script.is_relative_to(here) else script
+    return shlex.join(["python", str(name), *sys.argv[1:]])
+
+
+def about(device: torch.device) -> dict[str, str]:
+    """{"command", "versions", "machine"} of this process, as Markdown; ``device`` is where the networks run."""
+    versions = ["Python " + platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES)]
+    machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores"]
+    machine += [f"{torch.get_num_threads()} threads of PyTorch, {torch.backends.cpu.get_cpu_capability()}"]
+    if device.type == "cuda":
+        machine.append(torch.cuda.get_device_name(device))
+    return {
+        "command": f"`{command_line()}`",
+        "versions": "\n".join(f"- {line}" for line in versions),
+        "machine": "\n".join(f"- {line}" for line in machine),
+    }

@@ -1,0 +1,184 @@
+"""ClassifierRecord: what every epoch of a classifier's training reached: a line on the terminal, and the summary."""
+
+import statistics
+import sys
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.trainer.states import TrainerFn
+
+from analysis.provenance import command_line
+from callbacks.tensorboard_layout import tensorboard_writers
+
+WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
+COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
+
+
+class ClassifierRecord(Callback):
+    """Collects what each epoch reached, over resumes too, prints a line for it, and puts it together for summary.json.
+
+    Args:
+        settings: all settings of the run, with ``recipe``, ``data``, ``seed``, ``val_size``; plain values.
+        is_branch: training begins with the checkpoint of another run, which becomes this run's ``origin``.
+        start: ``time.perf_counter()`` at the start of the process, for the total time.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
+        self.settings, self.is_branch = dict(settings), is_branch
+        self.start = time.perf_counter() if start is None else start
+        self.origin: dict[str, Any] | None = None
+        self.epochs: list[dict[str, Any]] = []
+        self.test: dict[str, float] = {}
+        self.batches = {"train_batches": 0, "val_batches": 0}
+        self.first_step: float | None = None
+        self._start_of_epoch: float | None = None
+        self._earlier = 0.0  # seconds of this epoch before an interruption
+        self._earlier_total = 0.0  # and of the whole run
+
+    def state_dict(self) -> dict[str, Any]:
+        inside = 0.0 if self._start_of_epoch is None else time.perf_counter() - self._start_of_epoch - self._pause
+        return {
+            "settings": self.settings,
+            "origin": self.origin,
+            "epochs": self.epochs,
+            "batches": self.batches,
+            "seconds_of_this_epoch": self._earlier + inside,
+            "seconds_in_all": self._earlier_total + time.perf_counter() - self.start,
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
+        self.origin = state["origin"]
+        if self.is_branch:
+            self.origin = {"settings": state["settings"], "epochs": len(self.epochs)}
+        self._earlier, self._earlier_total = state["seconds_of_this_epoch"], state["seconds_in_all"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begin(pl_module)  # Lightning leaves out on_train_epoch_start when it resumes inside an epoch
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._earlier = 0.0
+        self._begin(pl_module)
+
+    def _begin(self, pl_module: LightningModule) -> None:
+        self._start_of_epoch = self._start_of_count = now(pl_module.device)
+        self._images = self._batches = 0
+        self._pause = self._pause_before_count = 0.0
+        self._validated = False
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
+    ) -> None:
+        if self.first_step is None:
+            self.first_step = now(pl_module.device) - self.start
+        self._batches += 1
+        self._images += len(batch[1])
+        if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
+            self._start_of_count, self._images = now(pl_module.device), 0
+            self._pause_before_count = self._pause
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._end = now(pl_module.device)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.sanity_checking:
+            return
+        if trainer.state.fn == TrainerFn.VALIDATING:  # of the end of a training run that ended inside an epoch
+            for name, value in trainer.callback_metrics.items():
+                self.epochs[-1][name.replace("/", "_")] = value.item()
+            return
+        self._pause += now(pl_module.device) - self._end
+        self._validated = True
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        end = now(pl_module.device) - self._pause
+        counted = end - self._start_of_count + self._pause_before_count
+        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        if not self._validated:  # Lightning still holds the values of an earlier epoch
+            metrics = {name: value for name, value in metrics.items() if not name.startswith(("val/", "probe/"))}
+        self.batches = {
+            "train_batches": int(trainer.num_training_batches),
+            "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,
+        }
+        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row |= {
+            f"{part}_{name}": metrics.get(f"{part}/{name}") for part in ("train", "val") for name in ("loss", "acc")
+        }
+        row |= {
+            "seconds": self._earlier + end - (self._start_of_epoch or 0.0),
+            "images_per_second": self._images * trainer.world_size / counted,
+        }
+        if "probe/acc" in trainer.callback_metrics:
+            row |= {"probe_acc": metrics.get("probe/acc"), "probe_loss": metrics.get("probe/loss")}
+        row |= {n.removeprefix("trajectory/"): v for n, v in metrics.items() if n.startswith("trajectory/")}
+        self.epochs.append(row)
+        for writer in tensorboard_writers(trainer.loggers) if trainer.is_global_zero else ():
+            # not into metrics.csv, which a seed repeats bit for bit
+            writer.add_scalar("images_per_second", row["images_per_second"], trainer.global_step - 1)
+        self._start_of_epoch, self._earlier = None, 0.0
+        # Through Lightning, which writes above a running bar, and on the first process alone.
+        if len(self.epochs) == 1:
+            pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
+        pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
+
+    def ended_unmeasured(self, trainer: Trainer) -> bool:
+        """Whether training has ended inside an epoch, whose weights no validation has seen."""
+        validates = trainer.num_val_batches and trainer.limit_val_batches and trainer.check_val_every_n_epoch == 1
+        return bool(validates and self.epochs and self.epochs[-1]["val_acc"] is None)
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
+
+    def summary(self, model: LightningModule) -> dict[str, Any]:
+        """The content of summary.json, once all is done."""
+        speeds = [row["images_per_second"] for row in self.epochs]
+        settings = self.settings
+        return {
+            "recipe": settings["recipe"],
+            "data": settings["data"],
+            "seed": settings["seed"],
+            "measured_on": "validation" if settings["val_size"] else "test",
+            "command": command_line(),
+            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+            "parameters": sum(p.numel() for p in model.parameters()),
+            **self.batches,
+            "epochs": self.epochs,
+            "test_acc": self.test.get("acc"),
+            "test_loss": self.test.get("loss"),
+            "images_per_second": statistics.median(speeds) if speeds else None,
+            "seconds": {
+                "train": sum(row["seconds"] for row in self.epochs),
+                "total": self._earlier_total + time.perf_counter() - self.start,
+                "to_first_step": self.first_step,
+            },
+            "peak_memory_mb": peak_memory_mb(model.device),
+            "settings": settings,
+            "origin": self.origin,
+        }
+
+
+def cell(name: str, value: float | None) -> str:
+    """A number of the table on the terminal."""
+    return "-" if value is None else f"{value:.4g}" if name in ("epoch", "lr") else f"{value:.4f}"
+
+
+def now(device: torch.device) -> float:
+    """Seconds on a clock that sees finished work only."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def peak_memory_mb(device: torch.device) -> float | None:
+    """Of the GPU if training ran there, else resident memory of this process; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 1e6
+    if sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6

@@ -1,0 +1,50 @@
+"""Recipes: YAML files of defaults for the flags of cifar.py, one file each in ``scripts/recipes/``."""
+
+import argparse
+import math
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import yaml
+
+FOLDER = Path(__file__).parent / "recipes"
+NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
+LENGTHS = ("max_epochs", "max_steps", "max_time")
+
+
+def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
+    """The defaults of the recipe that a command line names, or the config file that it names, or else of ``lab``.
+
+    A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are those of the run's
+    number of epochs.
+    """
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    for name in ("recipe", "config", *LENGTHS):
+        early.add_argument(f"--{name}")
+    flags = vars(early.parse_known_args(args)[0])
+    asked: dict[str, Any] = {}
+    with suppress(OSError, yaml.YAMLError, TypeError, ValueError):  # the parser itself reports what is wrong with it
+        asked |= yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+    asked |= {name: value for name, value in flags.items() if value is not None}
+    name = asked.get("recipe", "lab")
+    defaults = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) if name in NAMES else {}
+    epochs = asked.get("max_epochs") or defaults.get("max_epochs")
+    if any(asked.get(length) not in (None, -1) for length in LENGTHS):
+        defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
+    return {name: at_length(value, epochs) for name, value in defaults.items()}
+
+
+def at_length(value: Any, epochs: Any) -> Any:
+    """The value, or for {"by_epochs": {epochs: value, ...}} the one at so many epochs, on a line over log(epochs)."""
+    if not (isinstance(value, dict) and "by_epochs" in value):
+        return value
+    lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
+    try:
+        epochs = max(1, int(epochs))
+    except (TypeError, ValueError):  # no number of epochs: a training run that steps or time end
+        epochs = lengths[-1]
+    at = float(np.interp(math.log(epochs), np.log(lengths), values))
+    return round(at) if all(isinstance(v, int) for v in values) else float(f"{at:.3g}")

@@ -1,0 +1,69 @@
+"""Several seeds by one command: a run each, in its own sub-folder, and the summary of them all."""
+
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from analysis.classifier_figures import training_figure
+from analysis.drawing import pixels_of, save_png
+from analysis.files import write_json
+from scripts import START
+from scripts.run_dir import Checkpoint
+
+
+def seed_runs(cfg: Namespace, top: Path) -> list[tuple[Namespace, Path]]:
+    """Settings and folder of each seed's run; of a single one they are its own."""
+    if cfg.num_seeds == 1:
+        return [(cfg, top)]
+    seeds = range(cfg.seed, cfg.seed + cfg.num_seeds)
+    return [(Namespace({**cfg, "seed": seed, "num_seeds": 1}), top / f"seed{seed}") for seed in seeds]
+
+
+def finished(run_dir: Path, cfg: Namespace) -> dict[str, Any] | None:
+    """The summary of a run that need not be resumed, since it is as long as asked for."""
+    path = run_dir / "summary.json"
+    if not path.exists():
+        return None
+    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+
+    def limits(settings: Any) -> list[float]:
+        return [math.inf if settings[name] in (None, -1) else settings[name] for name in ("max_epochs", "max_steps")]
+
+    done = summary["settings"]
+    is_far_enough = all(a <= d for a, d in zip(limits(cfg), limits(done), strict=True))
+    return summary if cfg.max_time == done["max_time"] and is_far_enough else None
+
+
+def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
+    """What a seed's run that has begun is resumed from."""
+    folder = run_dir / "checkpoints"
+    return Checkpoint.latest(folder) if any(folder.glob("*.ckpt")) else None
+
+
+def write_summary_of_all(summaries: Sequence[Mapping[str, Any]], top: Path) -> None:
+    """The top figure, and summary.json: each seed's results, their means and standard deviations."""
+    tested = [summary["test_acc"] for summary in summaries]
+    figure = training_figure([summary["epochs"] for summary in summaries], tested, summaries[0]["measured_on"])
+    save_png(pixels_of(figure), top / "training.png")
+    spread: dict[str, float | None] = {}
+    for name in ("test_acc", "test_loss"):
+        values = [summary[name] for summary in summaries if summary[name] is not None]
+        if values:
+            spread[f"{name}_mean"] = statistics.mean(values)
+            spread[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    content = {
+        **{name: summaries[0][name] for name in ("recipe", "data")},
+        **spread,
+        "runs": [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries],
+        "seconds": {
+            "train": sum(summary["seconds"]["train"] for summary in summaries),
+            "total": time.perf_counter() - START,
+        },
+    }
+    write_json(top / "summary.json", content)

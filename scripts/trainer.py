@@ -1,0 +1,228 @@
+"""Lightning's Trainer from its flags, with the loggers, checkpoints and progress bar of a run added."""
+
+import csv
+import io
+import os
+import shutil
+import sys
+import traceback
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
+
+from analysis.files import write_atomically
+from callbacks.checkpointing import AtomicCheckpointIO, SaveLast, SaveOnInterrupt, steps_done
+from scripts.cli import Parser, arguments, keep_freed_memory, quiet, usage_errors
+from scripts.run_dir import Checkpoint, is_claimed
+
+LIBRARIES = ("pytorch_lightning", "lightning_fabric", "torch", "torchmetrics")
+CALLBACKS = "pytorch_lightning.callbacks."
+
+
+def check_trainer_flags(cfg: Namespace) -> None:
+    """Raises UsageError for values that Lightning would take, and then fail or do something else."""
+    mps = cfg.accelerator == "gpu" and torch.backends.mps.is_available()
+    if cfg.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or mps):
+        raise UsageError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
+    if not 0 <= cfg.seed < 2**32:
+        raise UsageError(f"--seed is {cfg.seed}; it must be from 0 to {2**32 - 1}")
+    if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
+        raise UsageError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
+    for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "log_every_n_steps"):
+        if isinstance(cfg[name], int | float) and cfg[name] <= 0:
+            raise UsageError(f"--{name} is {cfg[name]}; it must be above 0")
+    if any(word in str(cfg.strategy) for word in ("spawn", "fork", "notebook")):
+        raise UsageError("a --strategy that spawns or forks keeps a run's results in its child processes: give ddp")
+    if cfg.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
+        raise UsageError("--num_nodes above 1 needs torchrun or srun, which start the run on each of the machines")
+
+
+def check_monitors(trainer: Trainer, logged: Collection[str]) -> None:
+    """Raises UsageError where a callback monitors a metric that is not ``logged``: Lightning would after an epoch.
+
+    With a callback of the user's own, which may log any metric, only Lightning can tell.
+    """
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if not all(type(callback).__module__.startswith(("callbacks.", CALLBACKS)) for callback in callbacks):
+        return
+    for callback in callbacks:
+        monitor = getattr(callback, "monitor", None)
+        if monitor not in (None, *logged) and getattr(callback, "strict", True):
+            name, known = type(callback).__name__, " ".join(sorted(logged))
+            raise UsageError(f"{name} monitors {monitor}, which this run does not log; it logs: {known}")
+
+
+@contextmanager
+def flag_errors(trainer: Trainer, checkpoint: Checkpoint | None, *folders: Path) -> Iterator[None]:
+    """Around a run's start and ``trainer.fit``: makes usage errors of what libraries raise for flags that they refuse.
+
+    Those are any error of theirs before the first step, after which the run's ``folders`` are again as they were, and
+    later one of a callback of Lightning's. Other errors keep their traceback.
+    """
+    new = [folder for folder in folders if not folder.exists() or not any(folder.iterdir())]
+    files = [folder / name for folder in folders for name in ("config.yaml", "summary.json")]
+    before = {path: path.read_bytes() for path in files if path.exists()}
+    try:
+        yield
+    except Exception as error:
+        has_begun = steps_done(trainer) > (checkpoint.next_step if checkpoint else 0)
+        for folder in (folder for folder in folders if not has_begun and is_claimed(folder)):
+            for path in (path for path in before if path.parent == folder):
+                path.write_bytes(before[path])
+            if folder in new:
+                shutil.rmtree(folder, ignore_errors=True)
+        frames = [(frame.f_globals["__name__"], frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)]
+        at_fault = [type(names.get("self")).__name__ for module, names in frames if module.startswith(CALLBACKS)]
+        is_library = frames[-1][0].split(".")[0] in LIBRARIES and not isinstance(error, UsageError | OSError)
+        if is_library and (at_fault or not has_begun):
+            what = f"{at_fault[0]} cannot be used in this run" if at_fault else "a flag does not fit this run"
+            raise UsageError(f"{what}: {str(error) or type(error).__name__}") from error
+        raise
+
+
+def build_trainer(
+    parser: Parser,
+    cfg: Namespace,
+    run_dir: Path,
+    callbacks: Sequence[Callback],
+    bar: Callback,
+    save_last: SaveLast,
+    checkpoint: Checkpoint | None,
+    resume_dir: Path,
+    **instead: Any,
+) -> Trainer:
+    """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of a run.
+
+    Args:
+        parser, cfg: the flags.
+        run_dir: where the loggers write.
+        callbacks: of the run.
+        bar: shown where the output is a terminal.
+        save_last: how the run is saved.
+        checkpoint: what the run is resumed from.
+        resume_dir: what the user is told to give to resume: run_dir, or the folder of all seeds.
+        instead: arguments of the Trainer that take the place of their flags.
+
+    Raises:
+        UsageError: for flags that do not go together, or name what is not installed.
+    """
+    check_trainer_flags(cfg)
+    quiet()
+    keep_freed_memory()
+    seed_everything(cfg.seed, workers=True)
+    with usage_errors():  # callbacks, loggers, ... that are named by their classes
+        flags = arguments(Trainer, parser.instantiate(cfg)) | instead
+    checkpoints: list[Callback] = []
+    if flags["enable_checkpointing"] is not False:
+        checkpoints = [SaveOnInterrupt(save_last, resume_dir), save_last]
+    has_own_bar = any(isinstance(own, ProgressBar) for own in listed(flags["callbacks"]))
+    has_bar = flags["enable_progress_bar"] is not False and (sys.stdout.isatty() or has_own_bar)
+    bars = [bar] if has_bar and not has_own_bar else []
+    flags |= {
+        "logger": make_loggers(flags["logger"], run_dir, checkpoint),
+        "callbacks": [*callbacks, *listed(flags["callbacks"]), *bars, *checkpoints],
+        "enable_progress_bar": has_bar,
+        "plugins": [*listed(flags["plugins"]), AtomicCheckpointIO()],
+        "default_root_dir": flags["default_root_dir"] or str(run_dir),
+        "enable_model_summary": bool(flags["enable_model_summary"]),
+        # cuDNN's fastest convolutions: the shapes stay the same
+        "benchmark": not flags["deterministic"] if flags["benchmark"] is None else flags["benchmark"],
+    }
+    with usage_errors():
+        return Trainer(**flags)
+
+
+def make_loggers(asked: Any, run_dir: Path, checkpoint: Checkpoint | None) -> list[Logger]:
+    """metrics.csv and TensorBoard of a run, which go on where the checkpoint is, and those that the user asked for."""
+    if asked is False:
+        return []
+    first_step = checkpoint.next_step if checkpoint else 0
+    history = (checkpoint.path.parents[1] if checkpoint else run_dir) / "metrics.csv"
+    board = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=first_step)
+    return [MetricsCSV(run_dir, first_step, history), board, *([] if asked is True else listed(asked))]
+
+
+def listed(value: Any) -> list[Any]:
+    """What Lightning takes as one thing, several or none, as a list."""
+    return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+class MetricsCSV(CSVLogger):
+    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows from before ``first_step``.
+
+    Lightning's own logger begins anew in a folder that has been used, and rewrites the file in place.
+
+    Args:
+        run_dir: where metrics.csv is.
+        first_step: the first step that is logged anew.
+        history: the metrics.csv whose earlier rows are kept, this run's own or the one that it began with.
+    """
+
+    def __init__(self, run_dir: Path, first_step: int, history: Path) -> None:
+        super().__init__(run_dir, name="", version="")
+        self._rows = MetricsRows(Path(run_dir) / "metrics.csv", read_rows(history, first_step))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MetricsRows":
+        return self._rows
+
+    def finalize(self, status: str) -> None:
+        self.save()
+
+
+class MetricsRows:
+    """The rows of a CSV file: new ones are appended; where they bring new columns, the file is replaced as a whole."""
+
+    NAME_METRICS_FILE = "metrics.csv"
+
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+        self.path, self.metrics = path, list(rows)
+        self._written, self._columns = 0, set[str]()
+
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        values = {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in metrics.items()}
+        self.metrics.append(values | {"step": len(self.metrics) if step is None else step})
+
+    def log_hparams(self, params: Mapping[str, Any]) -> None:
+        """They are in config.yaml."""
+
+    def save(self) -> None:
+        new = self.metrics[self._written :]
+        if not new:
+            return
+        columns = self._columns.union(*new)
+        if columns == self._columns:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, sorted(columns)).writerows(new)
+        else:
+            write_atomically(self.path, lambda file: file.write(as_csv(self.metrics, columns).encode()))
+        self._written, self._columns = len(self.metrics), columns
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: set[str]) -> str:
+    """A header and the rows, columns in alphabetical order."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, sorted(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
+    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    if not path.is_file():
+        return []
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
+    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+    return [row for row in rows if int(row["step"]) < first_step]

@@ -1,0 +1,220 @@
+"""The folder of a run, what is written there and when, and what a killed or extended run leaves."""
+
+import csv
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import launch
+import pytest
+import torch
+from filelock import FileLock
+
+from scripts.run_dir import _claims, claim, new_folder, run_directory
+from scripts.trainer import MetricsRows, read_rows
+
+ROOT = Path(__file__).parents[1]
+CIFAR = (
+    *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--batch_size", "16"),
+    *("--limit_train_batches", "6", "--limit_val_batches", "2", "--limit_test_batches", "2", "--max_epochs"),
+)
+LOGGING = """
+from pytorch_lightning import Callback
+
+class Logging(Callback):
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        pl_module.log("mine/step", float(trainer.global_step))
+        trainer.loggers[0].log_metrics({"mine/direct": float(batch_idx)}, trainer.global_step - 1)
+
+    def on_train_epoch_end(self, trainer, pl_module):
+        pl_module.log("mine/epoch", float(trainer.current_epoch))
+"""
+
+
+def run(folder: Path, *args: str, **env: str) -> subprocess.CompletedProcess:
+    script, *flags = args
+    return launch.run([str(ROOT / script), *flags], folder, os.environ | {"CUDA_VISIBLE_DEVICES": ""} | env)
+
+
+def succeed(folder: Path, *args: str, **env: str) -> str:
+    done = run(folder, *args, **env)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def summary(run_dir: Path) -> dict:
+    return json.loads((run_dir / "summary.json").read_text())
+
+
+# Which folder
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    folders = [new_folder(tmp_path / "runs" / "now") for _ in range(4)]
+    assert [path.name for path in folders] == ["now", "now_2", "now_3", "now_4"]
+    assert all(path.is_dir() for path in folders)
+
+
+def test_two_runs_in_one_process_have_folders_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LITLAB_RUN_DIR", raising=False)
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    with run_directory(None, str(tmp_path)) as first, run_directory(None, str(tmp_path)) as second:
+        assert first != second
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that Lightning has started for another device
+    with run_directory(None, str(tmp_path)) as shared:
+        assert shared == second
+
+
+def test_a_folder_that_an_error_left_empty_is_removed(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), run_directory(None, str(tmp_path)):
+        raise RuntimeError
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("env", [{"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_NTASKS": "2"}])
+def test_processes_started_one_by_one_need_a_name_for_their_folder(env: dict[str, str], tmp_path: Path) -> None:
+    done = run(tmp_path, "scripts/fit.py", "--epochs", "5", **env)
+    assert done.returncode == 2 and "--run_dir" in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("number", ["ENOLCK", "ENOSYS", "EOPNOTSUPP"])
+def test_a_disk_without_locks_is_used_without(
+    number: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise OSError(getattr(errno, number), "no locks")
+
+    monkeypatch.setattr(FileLock, "acquire", refuse)
+    before = len(_claims)
+    claim(tmp_path / "run")
+    assert (tmp_path / "run").is_dir() and len(_claims) == before
+    assert "without file locks" in capsys.readouterr().err
+
+
+# metrics.csv
+
+
+def test_a_resumed_file_keeps_what_is_older_than_the_checkpoint_and_no_half_row(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = MetricsRows(path, [])
+    for step in range(4):
+        rows.log_metrics({"loss": torch.tensor(0.5 + step)}, step)
+        rows.save()
+    rows.log_metrics({"loss": 9.0, "acc": 0.25}, 4)  # a new column: the file as a whole
+    rows.save()
+    assert path.read_text().splitlines()[0] == "acc,loss,step"
+    with open(path, "a", newline="") as file:
+        file.write("0.5,7.")  # killed here
+    assert read_rows(path, 3) == [{"loss": f"{0.5 + step}", "step": f"{step}"} for step in range(3)]
+    assert read_rows(path, 5)[-1] == {"acc": "0.25", "loss": "9.0", "step": "4"}
+    resumed = MetricsRows(path, read_rows(path, 3))
+    resumed.log_metrics({"loss": 3.5}, 3)
+    resumed.save()
+    assert path.read_text().splitlines() == ["loss,step", "0.5,0", "1.5,1", "2.5,2", "3.5,3"]
+
+
+def test_a_resume_loses_no_row_that_anything_has_logged(tmp_path: Path) -> None:
+    """Steps and epochs, by Lightning's log or straight to a logger; stopped inside an epoch and at its end."""
+    (tmp_path / "logging_callback.py").write_text(LOGGING)
+    flags = ("--callbacks+=logging_callback.Logging", "--log_every_n_steps", "1", "--save_every_n_steps", "1")
+    env = {"PYTHONPATH": str(tmp_path)}
+    succeed(tmp_path, *CIFAR, "3", *flags, "--run_dir", "whole", **env)
+    succeed(tmp_path, *CIFAR, "1", *flags, "--run_dir", "parts", **env)
+    resume = ("--run_dir", "parts", "--ckpt_path", "last")
+    interrupted = (
+        LOGGING
+        + """
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        import os, signal
+        if trainer.global_step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+    )
+    (tmp_path / "logging_callback.py").write_text(interrupted)
+    assert run(tmp_path, *CIFAR, "3", *flags, *resume, **env).returncode == 143
+    (tmp_path / "logging_callback.py").write_text(LOGGING)
+    succeed(tmp_path, *CIFAR, "3", *flags, *resume, **env)
+    assert (tmp_path / "parts" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+    with open(tmp_path / "whole" / "metrics.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    counts = {name: sum(bool(row[name]) for row in rows) for name in ("mine/step", "mine/direct", "mine/epoch")}
+    assert counts == {"mine/step": 18, "mine/direct": 18, "mine/epoch": 3}
+    assert sum(bool(row["train/loss_step"]) for row in rows) == sum(bool(row["lr_step"]) for row in rows) == 18
+
+
+# What an extended or killed run leaves
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("finished")
+    succeed(folder, *CIFAR, "1", "--num_seeds", "2", "--milestones", "{1: 0.01}", "--run_dir", "seeds")
+    return folder
+
+
+def test_an_extended_run_has_no_results_until_it_ends_again(finished: Path, tmp_path: Path) -> None:
+    """Two seeds; the first is killed in its second epoch, and then both are resumed: nothing of before is taken."""
+    shutil.copytree(finished / "seeds", tmp_path / "seeds", ignore=shutil.ignore_patterns(".lock"))
+    longer = (*CIFAR, "2", "--num_seeds", "2", "--milestones", "{1: 0.01}", "--run_dir", "seeds", "--ckpt_path", "last")
+    (tmp_path / "kill.py").write_text(
+        "import os, signal\nfrom pytorch_lightning import Callback\n\nclass Kill(Callback):\n"
+        "    def on_train_batch_end(self, trainer, *args):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    killed = run(tmp_path, *longer, "--callbacks+=kill.Kill", PYTHONPATH=str(tmp_path))
+    assert killed.returncode == -signal.SIGKILL
+    assert not (tmp_path / "seeds" / "summary.json").exists()
+    assert not (tmp_path / "seeds" / "seed0" / "summary.json").exists()
+    assert summary(tmp_path / "seeds" / "seed1")["epochs"] == summary(finished / "seeds" / "seed1")["epochs"]
+    succeed(tmp_path, *longer)
+    top = summary(tmp_path / "seeds")
+    assert [len(one["epochs"]) for one in top["runs"]] == [2, 2]
+    for one in top["runs"]:
+        assert one["epochs"] == summary(tmp_path / "seeds" / f"seed{one['seed']}")["epochs"]
+
+
+def test_a_summary_names_the_settings_the_seed_and_the_origin(finished: Path, tmp_path: Path) -> None:
+    branch = finished / "seeds" / "seed1" / "checkpoints" / "end_of_epoch0.ckpt"
+    args = (*CIFAR, "2", "--seed", "1", "--milestones", "{}", "--ckpt_path", str(branch), "--run_dir", "branch")
+    succeed(tmp_path, *args)
+    parent, child = summary(finished / "seeds" / "seed1"), summary(tmp_path / "branch")
+    assert parent["origin"] is None and (parent["seed"], child["seed"]) == (1, 1)
+    assert child["origin"] == {"settings": parent["settings"], "epochs": 1}
+    assert (parent["settings"]["milestones"], child["settings"]["milestones"]) == ({"1": 0.01}, {})
+    assert child["epochs"][0] == parent["epochs"][0] and len(child["epochs"]) == 2
+
+
+def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    fast = (*CIFAR, "2", "--recipe", "fast", "--val_size", "100", "--run_dir", "fast")
+    succeed(tmp_path, *fast)
+    before = {path: path.read_bytes() for path in (tmp_path / "fast").rglob("*") if path.is_file()}
+    done = run(tmp_path, *fast, "--max_epochs", "3", "--ckpt_path", "last")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    assert "12 steps, not 18" in done.stderr and "--max_epochs" in done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "fast").rglob("*") if path.is_file()} == before
+
+
+# Signals
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="Windows has no SIGHUP")
+@pytest.mark.parametrize(("handler", "code"), [(signal.SIG_DFL, 129), (signal.SIG_IGN, 0)])
+def test_a_lost_terminal_ends_a_run_but_not_under_nohup(handler: signal.Handlers, code: int, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / CIFAR[0]), *CIFAR[1:], "3", "--save_every_n_steps", "1", "--run_dir", "run"],
+        cwd=tmp_path,
+        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
+        stdout=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGHUP, handler),
+    )
+    while not (tmp_path / "run" / "checkpoints" / "last.ckpt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=60) == code
+    assert (tmp_path / "run" / "summary.json").exists() == (code == 0)
