@@ -69,7 +69,7 @@ class SaveLast(Checkpoint):
         every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
         interval: seconds after which to save without ``every_n_steps``; then epochs' ends wait for it too, if
             ``each_epoch`` is False.
-        each_epoch: save at the end of each epoch.
+        each_epoch: save at the end of each epoch, not only where training is stopped.
         branches: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before: a run resumed from there
             shows what happens without a milestone.
     """
@@ -117,7 +117,7 @@ class SaveLast(Checkpoint):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 in self.branches:
             self._branch = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
-        if self.each_epoch or self._is_due(trainer, 0):
+        if self.each_epoch or trainer.should_stop or self._is_due(trainer, 0):
             self._save(trainer)
 
     def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:

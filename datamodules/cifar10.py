@@ -85,9 +85,7 @@ class CIFAR10DataModule(LightningDataModule):
         if not 0 <= max_shift <= PADDING:
             raise ValueError(f"max_shift is {max_shift}; it must be from 0 to {PADDING}")
         if not all(0 <= start < 1 and 8 <= size <= 32 for start, size in image_sizes.items()):
-            raise ValueError(
-                f"image_sizes is {image_sizes}; fractions are from 0 to below 1, sizes 8 to 32 pixels"
-            )
+            raise ValueError(f"image_sizes is {image_sizes}; fractions are from 0 to below 1, sizes 8 to 32 pixels")
 
     @property
     def num_batches(self) -> dict[str, int]:

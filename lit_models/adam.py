@@ -30,7 +30,7 @@ class ElementwiseAdam(torch.optim.Optimizer):
         eps: float = 1e-8,
     ) -> None:
         lr = element_lr.flatten()[0].item()
-        rates = {"lr": lr, "initial_lr": lr, "element_lr": element_lr}
+        rates = {"lr": lr, "reference_lr": lr, "element_lr": element_lr}
         super().__init__(params, {**rates, "betas": betas, "eps": eps, "weight_decay": 0.0})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -48,7 +48,7 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 loss = closure()
         for group in self.param_groups:
             (beta1, beta2), lr, eps = group["betas"], group["element_lr"], group["eps"]
-            factor = group["lr"] / group["initial_lr"]
+            factor = group["lr"] / group["reference_lr"]
             for p in group["params"]:
                 state = self.state[p]
                 if not state:

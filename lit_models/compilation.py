@@ -1,12 +1,12 @@
 """Whether ``torch.compile`` works here, and makes ResNet-20 faster."""
 
+import importlib.util
 import shutil
 import sys
 import sysconfig
 from pathlib import Path
 
 import torch
-from torch.utils._triton import has_triton
 
 
 def gains_by_compilation(device: torch.device) -> bool:
@@ -16,7 +16,10 @@ def gains_by_compilation(device: torch.device) -> bool:
     the memory; with AVX-512 6 to 12 % slower. A GPU waits for Python between the small kernels of this network;
     compilation joins them (not measured).
     """
-    gains = has_triton() if device.type == "cuda" else torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if device.type == "cuda":
+        gains = importlib.util.find_spec("triton") is not None
+    else:
+        gains = torch.backends.cpu.get_cpu_capability() == "AVX2"
     return gains and sys.platform == "linux" and has_compiler()
 
 

@@ -7,6 +7,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.optim.lr_scheduler import LRScheduler
 
 from lit_models.adam import ElementwiseAdam
 from lit_models.mlps import MLPs
@@ -110,6 +111,11 @@ class FunctionRegressor(LightningModule):
         loss = mse.quantile(0.5)
         self._log({"train/loss": loss})
         return {"loss": loss, "epochs": until, "train_mse": mse}
+
+    def on_train_epoch_end(self) -> None:
+        scheduler = self.lr_schedulers()  # such as weight averaging brings; with manual optimization it is ours to step
+        if isinstance(scheduler, LRScheduler):
+            scheduler.step()
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """Compares with f, and with a noisy validation sample.

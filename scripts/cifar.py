@@ -4,7 +4,6 @@ from scripts import START
 
 # isort: split
 import ast
-import math
 import os
 import sys
 import time
@@ -13,9 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import torch
 from jsonargparse import Namespace
-from pytorch_lightning import Callback, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.classifier_figures import training_figure
@@ -31,12 +28,12 @@ from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-from lit_models.compilation import gains_by_compilation, has_compiler
+from scripts.cifar_checks import check_run, compiles
 from scripts.cli import Parser, add_trainer_flags, arguments, is_rank_zero, main, make_parser, usage_errors
 from scripts.recipe import NAMES, recipe_defaults
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
 from scripts.seeds import finished, latest_checkpoint, seed_runs, write_summary_of_all
-from scripts.trainer import build_trainer, check_monitors, flag_errors
+from scripts.trainer import build_trainer, flag_errors
 
 CHARTS = {
     "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
@@ -49,7 +46,9 @@ CHARTS = {
 class LRSteps:
     """Parses ``{epoch: lr}``, as text or from a config file; YAML's blank after the colon may be left out."""
 
-    def __call__(self, value: Any) -> dict[int, float]:
+    def __call__(self, value: Any) -> dict[int, float] | None:
+        if value in (None, "null"):
+            return None
         try:
             steps = ast.literal_eval(value) if isinstance(value, str) else value
             return {int(epoch): float(lr) for epoch, lr in steps.items()}
@@ -138,9 +137,7 @@ def train(
     branches = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches)
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last, checkpoint, top)
-    check_batches(data, trainer)
-    check_monitors(trainer, logged_metrics(data, trainer))
-    check_cycle(schedule, checkpoint, num_batches(data, trainer) / trainer.accumulate_grad_batches)
+    check_run(data, trainer, schedule, checkpoint)
     data.prepare_data()
     with usage_errors():
         model = ResNet20Classifier(**arguments(ResNet20Classifier, cfg) | {"compile": compiles(cfg, data, trainer)})
@@ -169,66 +166,6 @@ def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
     if cfg.milestones is None and cfg.warmup_fraction is not None:
         return OneCycle(cfg.lr, cfg.warmup_fraction)
     return LRStep(cfg.milestones or {}, cfg.milestone_unit)
-
-
-def check_cycle(schedule: Callback, checkpoint: Checkpoint | None, num_steps: float) -> None:
-    """Raises UsageError where one cycle has no end, or the checkpoint is of one of another length."""
-    if isinstance(schedule, OneCycle):
-        if checkpoint and "OneCycle" in checkpoint.callbacks:
-            schedule.load_state_dict(checkpoint.callbacks["OneCycle"])
-        schedule.check_length(math.ceil(num_steps) if num_steps < math.inf else num_steps)
-
-
-def check_batches(data: CIFAR10DataModule, trainer: Trainer) -> None:
-    """Raises UsageError where Lightning would, perhaps hours later, for a part of the batches that is none."""
-    data.check_processes(trainer.world_size)
-    for stage, of_all in data.num_batches.items():
-        limit = getattr(trainer, f"limit_{stage}_batches")
-        if isinstance(limit, float) and 0 < limit * of_all < 1:
-            raise UsageError(f"--limit_{stage}_batches {limit:g} of {of_all} batches is less than one: give more")
-    interval = getattr(trainer, "val_check_interval", None)  # missing where it is a time
-    batches = batches_per_epoch(data, trainer)
-    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
-        raise UsageError(f"--val_check_interval is {interval}, but an epoch has {batches} batches: give at most that")
-
-
-def logged_metrics(data: CIFAR10DataModule, trainer: Trainer) -> list[str]:
-    """The names that callbacks can monitor in this run."""
-    names = ["train/loss", "train/acc", "train/loss_step", "lr", "lr_step"]
-    if data.probe_train:
-        names += [f"trajectory/{name}" for name in ("path", "displacement", "gradient", "mean_gradient")]
-    if trainer.limit_val_batches and (data.val_size or data.test_each_epoch or data.probe_train):
-        names += [f"{part}/{name}" for part in ("val", "probe")[: 1 + data.probe_train] for name in ("loss", "acc")]
-    return names
-
-
-def batches_per_epoch(data: CIFAR10DataModule, trainer: Trainer) -> int:
-    """Training batches of an epoch, as far as ``--limit_train_batches`` leaves them."""
-    of_all, limit = data.num_batches["train"], trainer.limit_train_batches
-    return min(of_all, limit) if isinstance(limit, int) else int(of_all * limit)
-
-
-def num_batches(data: CIFAR10DataModule, trainer: Trainer) -> float:
-    """Batches of the whole training run; infinite where only ``--max_time`` ends it."""
-    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    batches_of_all_steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
-    return min(epochs * batches_per_epoch(data, trainer), batches_of_all_steps)
-
-
-def compiles(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
-    """What ``--compile`` says, or for "auto" whether the run is long enough and the machine gains by it.
-
-    Each size of the images is compiled for itself, in 25 to 50 s the first time on two CPU cores, in 5 s later.
-    """
-    if cfg.compile is True and sys.platform == "linux" and not has_compiler():
-        raise UsageError("--compile true needs g++ and Python's headers: install them, or leave out --compile")
-    if cfg.compile != "auto":
-        return bool(cfg.compile)
-    batches = num_batches(data, trainer) / max(1, len(data.image_sizes))
-    repays = batches >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
-    if repays:
-        torch._dynamo.config.suppress_errors = True  # a compiler that fails after all costs speed, not the run
-    return repays
 
 
 if __name__ == "__main__":

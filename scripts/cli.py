@@ -105,7 +105,7 @@ def what_is_wrong(message: object) -> str:
     if not errors:
         return " ".join(str(message).split())
     flag = re.match(r'Parser key "(\w+)"', head)
-    telling = [e for e in errors if e and not re.match(r"Expected a (<|typing|collections)", e)]
+    telling = [e for e in errors if e and not re.match(r"Expected a (<|typing|collections)|Import path", e)]
     text = telling[0] if telling else "; ".join(errors) + ", not" + given.partition("Given value:")[2]
     return f"--{flag[1]}: {text}" if flag else text
 
@@ -154,6 +154,7 @@ def fail(error: object, code: int = 2) -> NoReturn:
     """One line on stderr, from the first process alone."""
     if is_rank_zero():
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.unraisablehook = lambda _: None  # what a library's half-made object says when it is deleted
     sys.exit(code)
 
 
@@ -183,6 +184,7 @@ def quiet() -> None:
         ".*Total length of `list` across ranks is zero.*",  # nothing is validated
         ".*torch.jit.trace.* is deprecated.*",
         ".*strategy is deprecated.*",
+        ".*all_gather is deprecated.*",
         ".*NaN values found in confusion matrix.*",
         ".*overridden `on_before_batch_transfer`.*",
         ".*overridden `transfer_batch_to_device`.*",

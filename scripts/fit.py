@@ -80,8 +80,6 @@ def run() -> None:
             todo = "Writing the results of" if is_trained else "Fitting"
             print(f"{todo} {data.function} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
             trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
-        if trainer.checkpoint_callbacks and not is_trained:
-            trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
         summary = record.summary(model, data)
         for name, figure in record.figures(model, data, summary).items():
             publish(figure, name, run_dir, trainer.loggers)
@@ -122,8 +120,6 @@ def check(cfg: Namespace, last: int) -> None:
         raise UsageError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
     if not 0 <= cfg.seed <= 2**32 - cfg.num_seeds:
         raise UsageError(f"--seed is {cfg.seed}; with --num_seeds it must be from 0 to {2**32 - 1}")
-    if cfg.min_epochs is not None or cfg.min_steps is not None:
-        raise UsageError("fit.py trains for --epochs: leave out --min_epochs and --min_steps")
     if str(cfg.precision) not in ("32", "64", "32-true", "64-true"):
         raise UsageError("fit.py trains in --precision 32-true or 64-true")
     if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:

@@ -42,6 +42,8 @@ def check_trainer_flags(cfg: Namespace) -> None:
             raise UsageError(f"--{name} is {cfg[name]}; it must be above 0")
     if any(word in str(cfg.strategy) for word in ("spawn", "fork", "notebook")):
         raise UsageError("a --strategy that spawns or forks keeps a run's results in its child processes: give ddp")
+    if cfg.barebones:
+        raise UsageError("--barebones true logs no metrics, of which a run's results are made: leave it out")
     if cfg.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
         raise UsageError("--num_nodes above 1 needs torchrun or srun, which start the run on each of the machines")
 
@@ -66,25 +68,28 @@ def flag_errors(trainer: Trainer, checkpoint: Checkpoint | None, *folders: Path)
     """Around a run's start and ``trainer.fit``: makes usage errors of what libraries raise for flags that they refuse.
 
     Those are any error of theirs before the first step, after which the run's ``folders`` are again as they were, and
-    later one of a callback of Lightning's. Other errors keep their traceback.
+    later one of Lightning or in a callback of its own. Other errors keep their traceback.
     """
     new = [folder for folder in folders if not folder.exists() or not any(folder.iterdir())]
     files = [folder / name for folder in folders for name in ("config.yaml", "summary.json")]
-    before = {path: path.read_bytes() for path in files if path.exists()}
+    before = {path: path.read_bytes() if path.exists() else None for path in files}
     try:
         yield
     except Exception as error:
         has_begun = steps_done(trainer) > (checkpoint.next_step if checkpoint else 0)
-        for folder in (folder for folder in folders if not has_begun and is_claimed(folder)):
-            for path in (path for path in before if path.parent == folder):
-                path.write_bytes(before[path])
+        ours = [] if has_begun else [folder for folder in folders if is_claimed(folder)]
+        for path, content in before.items():
+            if path.parent in ours:
+                path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
+        for folder in ours:
             if folder in new:
                 shutil.rmtree(folder, ignore_errors=True)
         frames = [(frame.f_globals["__name__"], frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)]
         at_fault = [type(names.get("self")).__name__ for module, names in frames if module.startswith(CALLBACKS)]
-        is_library = frames[-1][0].split(".")[0] in LIBRARIES and not isinstance(error, UsageError | OSError)
-        if is_library and (at_fault or not has_begun):
-            what = f"{at_fault[0]} cannot be used in this run" if at_fault else "a flag does not fit this run"
+        library = frames[-1][0].split(".")[0]
+        is_refusal = library == "pytorch_lightning" or (library in LIBRARIES and (at_fault or not has_begun))
+        if is_refusal and not isinstance(error, UsageError | OSError):
+            what = f"{at_fault[0]} stopped the run" if at_fault else "a flag does not fit this run"
             raise UsageError(f"{what}: {str(error) or type(error).__name__}") from error
         raise
 

@@ -108,10 +108,10 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with runs/cifar/mine, runs/fit/mine, and pictures of one's own."""
     folder = tmp_path_factory.mktemp("readme")
-    batches = "--limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1".split()
-    two_epochs = ("--data", "synthetic", "--max_epochs", "2", "--milestones", "{1: 0.01}", *batches)
-    succeed(folder, "scripts/cifar.py", *two_epochs, "--run_dir", "runs/cifar/mine")
-    succeed(folder, "scripts/fit.py", "--epochs", "10", "20", "--run_dir", "runs/fit/mine")
+    succeed(
+        folder, "scripts/cifar.py", "--data", "synthetic", *SHORT["cifar.py"].split(), "--run_dir", "runs/cifar/mine"
+    )
+    succeed(folder, "scripts/fit.py", *SHORT["fit.py"].split(), "--run_dir", "runs/fit/mine")
     (folder / "holiday").mkdir()
     for picture in ("cat.jpg", "holiday/beach.png"):
         Image.new("RGB", (64, 48), "orange").save(folder / picture)

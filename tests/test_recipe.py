@@ -60,8 +60,10 @@ def test_values_by_length_lie_on_a_line_over_the_logarithm_of_the_epochs() -> No
     assert at_length(rule, None) == 5e-4 and at_length({0: 20}, 4) == {0: 20}
 
 
-def test_a_milestone_without_yamls_blank(tmp_path: Path) -> None:
+def test_milestones_without_yamls_blank_and_none_of_them(tmp_path: Path) -> None:
     assert printed(tmp_path, "--milestones", "{3:0.5,7:0.1}")["milestones"] == {3: 0.5, 7: 0.1}
+    flags = printed(tmp_path, "--milestones", "null", "--warmup_fraction", "0.2")
+    assert (flags["milestones"], flags["warmup_fraction"]) == (None, 0.2)
 
 
 def test_the_defaults_of_the_flags_are_those_of_the_constructors(tmp_path: Path) -> None:

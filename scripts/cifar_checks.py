@@ -1,0 +1,82 @@
+"""What cifar.py checks of a run before it begins, and whether the network is compiled."""
+
+import math
+import sys
+
+import torch
+from jsonargparse import Namespace
+from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
+
+from callbacks import OneCycle
+from datamodules import CIFAR10DataModule
+from lit_models.compilation import gains_by_compilation, has_compiler
+from scripts.run_dir import Checkpoint
+from scripts.trainer import check_monitors
+
+
+def check_run(data: CIFAR10DataModule, trainer: Trainer, schedule: Callback, checkpoint: Checkpoint | None) -> None:
+    """Raises UsageError for what Lightning would refuse later, perhaps after hours, or not at all."""
+    data.check_processes(trainer.world_size)
+    check_batches(data, trainer)
+    check_monitors(trainer, logged_metrics(data, trainer))
+    check_cycle(schedule, checkpoint, num_batches(data, trainer) / trainer.accumulate_grad_batches)
+
+
+def check_cycle(schedule: Callback, checkpoint: Checkpoint | None, num_steps: float) -> None:
+    """Raises UsageError where one cycle has no end, or the checkpoint is of one of another length."""
+    if isinstance(schedule, OneCycle):
+        if checkpoint and "OneCycle" in checkpoint.callbacks:
+            schedule.load_state_dict(checkpoint.callbacks["OneCycle"])
+        schedule.check_length(math.ceil(num_steps) if num_steps < math.inf else num_steps)
+
+
+def check_batches(data: CIFAR10DataModule, trainer: Trainer) -> None:
+    """Raises UsageError where Lightning would, perhaps hours later, for a part of the batches that is none."""
+    for stage, of_all in data.num_batches.items():
+        limit = getattr(trainer, f"limit_{stage}_batches")
+        if isinstance(limit, float) and 0 < limit * of_all < 1:
+            raise UsageError(f"--limit_{stage}_batches {limit:g} of {of_all} batches is less than one: give more")
+    interval = getattr(trainer, "val_check_interval", None)  # missing where it is a time
+    batches = batches_per_epoch(data, trainer)
+    if isinstance(interval, int) and interval > batches and trainer.check_val_every_n_epoch is not None:
+        raise UsageError(f"--val_check_interval is {interval}, but an epoch has {batches} batches: give at most that")
+
+
+def logged_metrics(data: CIFAR10DataModule, trainer: Trainer) -> list[str]:
+    """The names that callbacks can monitor in this run."""
+    names = ["train/loss", "train/acc", "train/loss_step", "lr", "lr_step"]
+    if data.probe_train:
+        names += [f"trajectory/{name}" for name in ("path", "displacement", "gradient", "mean_gradient")]
+    if trainer.limit_val_batches and (data.val_size or data.test_each_epoch or data.probe_train):
+        names += [f"{part}/{name}" for part in ("val", "probe")[: 1 + data.probe_train] for name in ("loss", "acc")]
+    return names
+
+
+def batches_per_epoch(data: CIFAR10DataModule, trainer: Trainer) -> int:
+    """Training batches of an epoch, as far as ``--limit_train_batches`` leaves them."""
+    of_all, limit = data.num_batches["train"], trainer.limit_train_batches
+    return min(of_all, limit) if isinstance(limit, int) else int(of_all * limit)
+
+
+def num_batches(data: CIFAR10DataModule, trainer: Trainer) -> float:
+    """Batches of the whole training run; infinite where only ``--max_time`` ends it."""
+    epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
+    batches_of_all_steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
+    return min(epochs * batches_per_epoch(data, trainer), batches_of_all_steps)
+
+
+def compiles(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
+    """What ``--compile`` says, or for "auto" whether the run is long enough and the machine gains by it.
+
+    Each size of the images is compiled for itself, in 25 to 50 s the first time on two CPU cores, in 5 s later.
+    """
+    if cfg.compile is True and sys.platform == "linux" and not has_compiler():
+        raise UsageError("--compile true needs g++ and Python's headers: install them, or leave out --compile")
+    if cfg.compile != "auto":
+        return bool(cfg.compile)
+    batches = num_batches(data, trainer) / max(1, len(data.image_sizes))
+    repays = batches >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
+    if repays:
+        torch._dynamo.config.suppress_errors = True  # a compiler that fails after all costs speed, not the run
+    return repays
