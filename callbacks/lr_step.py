@@ -8,10 +8,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 
 
 class LRStep(Callback):
-    """Sets the learning rate of every parameter group at the start of the first epoch not before each milestone.
+    """From each milestone on, the learning rate of every parameter group is that milestone's.
 
-    The rate is a function of the epoch (or step) alone (before the first milestone the optimizer's own), so it is right
-    after any resume, from another run's checkpoint too.
+    It is set at the start of an epoch, and is a function of the epoch (or step) alone: before the first milestone the
+    optimizer's own, and right after any resume, from another run's checkpoint too.
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.

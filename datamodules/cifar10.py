@@ -39,10 +39,10 @@ class CIFAR10DataModule(LightningDataModule):
         dataset: cifar10, or synthetic, which needs no files (10,000 and 2,000 drawn images).
         probe_train: also measure 5,000 fixed training images in each validation, in eval mode, without augmentation
             (a second validation loader).
-        test_each_epoch: validate on the test split after each epoch where val_size is 0 (probe_train needs it too); if
-            false, the test split is measured at the end only.
-        image_sizes: {fraction of the training's steps from which on it holds: pixels a side}, the size to which
-            training images are resized (progressive resizing); before the first, and without any, 32.
+        test_each_epoch: validate on the test split after each epoch where val_size is 0; if false, the test split is
+            measured at the end only (but with probe_train after each epoch all the same).
+        image_sizes: {start, as a fraction of all steps: pixels a side}, to which training images are resized from
+            there on (progressive resizing); before the first start, and without any, 32.
         max_shift: pixels that a training image is moved at most, 0 to 4.
         alternate_flips: mirror each training image in every second epoch instead of at random (Jordan 2024, arXiv
             2404.00498).
@@ -154,7 +154,7 @@ class CIFAR10DataModule(LightningDataModule):
         if not (self.val_size or self.test_each_epoch or self.probe_train):
             return []
         images, labels = self.train if self.val_size else self.test
-        parts = [(images[-self.val_size :], labels[-self.val_size :])]
+        parts = [(images[-self.val_size :], labels[-self.val_size :])]  # with val_size 0 all of the test split
         if self.probe_train:
             kept = min(TRAIN_SUBSET, len(self.train[1]) - self.val_size)
             parts.append((self.train[0][:kept], self.train[1][:kept]))
@@ -175,7 +175,7 @@ class CIFAR10DataModule(LightningDataModule):
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels, *augmentation = batch
+        images, labels, *augmentation = batch  # shift and flip, of training batches only
         images = normalize(crop_and_flip(images, *augmentation) if augmentation else images)
         if augmentation and self.image_sizes and self.trainer is not None:
             done = self.trainer.global_step / self.trainer.estimated_stepping_batches

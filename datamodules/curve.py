@@ -61,7 +61,7 @@ class CurveDataModule(LightningDataModule):
         self.truth = evaluate(function, self.grid)
 
         self.x, self.y, self.held_out_x, self.held_out_y = (
-            torch.empty(len(seeds), num_samples).double() for _ in "1234"
+            torch.empty(len(seeds), num_samples).double() for _ in range(4)
         )
         for s, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
@@ -73,7 +73,7 @@ class CurveDataModule(LightningDataModule):
 
     @property
     def scale(self) -> dict[str, Any]:
-        """What maps x, and the noisy y of each seed, to the lab's own scale: x to [-5, 5], y to mean 0 and deviation 8.
+        """Center and scale of x and of each seed's y: what brings them to the lab's own, [-5, 5] and deviation 8.
 
         So a learning rate means the same for every function, and for the default one what it means in the lab.
         """

@@ -25,9 +25,10 @@ class FunctionRegressor(LightningModule):
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
     entry of ``measure_at``, so that Lightning's overhead is paid once a measurement, not once an epoch. The trajectory
     does not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run. So, other than in most
-    LightningModules: the Trainer's epochs are measurements, and ``EarlyStopping``, ``ModelCheckpoint`` and the like
-    act on those; training ends after the last of them, whatever ``max_epochs``; optimization is manual; several
-    learning rates take the place of ``Tuner.lr_find``. Logged values have epochs as their step.
+    LightningModules: the Trainer's epochs are measurements, and ``EarlyStopping``, ``ModelCheckpoint``, schedulers,
+    weight averaging and the like act on those; training ends after the last of them, or after ``max_epochs`` of them;
+    optimization is manual, without accumulation or clipping of gradients; several learning rates take the place of
+    ``Tuner.lr_find``. Logged values have epochs as their step.
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
     (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
@@ -108,7 +109,7 @@ class FunctionRegressor(LightningModule):
         if until == self.measure_at[-1]:
             self.trainer.should_stop = True
         mse = error.square().mean(1) * self.y_scale[:, 0].repeat(L).square()
-        loss = mse.quantile(0.5)
+        loss = median(mse)
         self._log({"train/loss": loss})
         return {"loss": loss, "epochs": until, "train_mse": mse}
 
@@ -123,11 +124,11 @@ class FunctionRegressor(LightningModule):
         Returns {"epochs": int, "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, held_out_mse.
         """
         measured = self._compare(batch)
-        self._log({"val/loss": measured["true_mse"].quantile(0.5)})
+        self._log({"val/loss": median(measured["true_mse"])})
         return {"epochs": self.epochs_done, **measured}
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._log({"test/loss": self._compare(batch)["true_mse"].quantile(0.5)})
+        self._log({"test/loss": median(self._compare(batch)["true_mse"])})
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """x, (N,) or (S, N) float64, alone or first in a tuple -> (M, N) float64."""
@@ -162,3 +163,8 @@ class FunctionRegressor(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.epochs_done = checkpoint.get("epochs_done", 0)
+
+
+def median(values: Tensor) -> Tensor:
+    """Over the members; one that has diverged counts as infinitely bad."""
+    return values.nan_to_num(nan=torch.inf, posinf=torch.inf).quantile(0.5)

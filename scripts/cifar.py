@@ -32,7 +32,7 @@ from scripts.cifar_checks import check_run, compiles
 from scripts.cli import Parser, add_trainer_flags, arguments, is_rank_zero, main, make_parser, usage_errors
 from scripts.recipe import NAMES, recipe_defaults
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
-from scripts.seeds import finished, latest_checkpoint, seed_runs, write_summary_of_all
+from scripts.seeds import finished_summary, latest_checkpoint, seed_runs, write_summary_of_all
 from scripts.trainer import build_trainer, flag_errors
 
 CHARTS = {
@@ -68,7 +68,7 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     add("--recipe", type=Literal[NAMES], default="lab", help="defaults of the flags below: scripts/recipes/*.yaml")
     add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
     add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
-    add("--milestones", type=LRSteps(), help="LR steps, as in '{5: 0.01}'; '{}': none; they go before one cycle")
+    add("--milestones", type=LRSteps(), help="LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle")
     add("--milestone_unit", type=Literal["epoch", "step"], default="epoch", help="what milestones are counted in")
     add("--warmup_fraction", type=float | None, help="one cycle of the LR that rises in this fraction of the steps")
     auto = "torch.compile the network; auto: where a long run repays it"
@@ -84,6 +84,8 @@ def run() -> None:
     recipe = recipe_defaults(sys.argv[1:])
     parser = cifar_parser(recipe)
     cfg = parser.parse_args()
+    if cfg.recipe != recipe.get("recipe"):
+        raise UsageError(f"--recipe {recipe.get('recipe')} and the config file's {cfg.recipe} are two recipes: give one")
     if cfg.num_seeds < 1:
         raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     if cfg.seed + cfg.num_seeds > 2**32:
@@ -96,15 +98,18 @@ def run() -> None:
         checkpoint = checkpoint_to_resume(top, cfg.ckpt_path)
         if cfg.num_seeds == 1 and any(top.glob("seed*/config.yaml")):
             raise UsageError(f"{top} holds runs of several seeds: resume them by the same --num_seeds")
+        if cfg.num_seeds > 1 and (checkpoint or (top / "metrics.csv").exists()):
+            raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
         summaries: list[dict[str, Any]] = []
         for own, run_dir in seed_runs(cfg, top):
-            if run_dir != top:
+            done = None
+            if cfg.num_seeds > 1:
+                done = finished_summary(run_dir, plain_settings(parser, own))
                 checkpoint = latest_checkpoint(run_dir)
-            done = finished(run_dir, cfg) if run_dir != top else None
             start = time.perf_counter() if summaries else START
             summaries.append(done or train(parser, own, cfg, run_dir, top, checkpoint, start))
         if is_rank_zero():
-            if run_dir != top:
+            if cfg.num_seeds > 1:
                 write_summary_of_all(summaries, top)
             for summary in summaries:
                 if summary["test_acc"] is not None:
@@ -132,8 +137,9 @@ def train(
         schedule = make_schedule(cfg)
     record = ClassifierRecord(settings, bool(checkpoint and not checkpoint.is_of(run_dir)), start)
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    pictures = [TensorBoardLayout(CHARTS, settings), TestPictures(run_dir)]
-    callbacks = [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *pictures]
+    shown = [TensorBoardLayout(CHARTS, settings), TestPictures(run_dir)]
+    # The record reads what the callbacks before it have logged of an epoch.
+    callbacks = [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown]
     branches = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches)
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last, checkpoint, top)

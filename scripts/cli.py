@@ -93,7 +93,7 @@ def usage_errors() -> Iterator[None]:
     """Around what is made from a user's settings: its ValueError, or a missing package, is a usage error."""
     try:
         yield
-    except (ImportError, ValueError, TypeError) as error:
+    except (ImportError, ValueError) as error:
         raise UsageError(what_is_wrong(error)) from error
 
 

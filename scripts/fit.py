@@ -24,6 +24,7 @@ from scripts.rendering import fit_text
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
 from scripts.trainer import build_trainer, check_monitors, flag_errors
 
+DEFAULT_EPOCHS = [1000]
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs
 CHARTS = {"median error": ["train/loss", "val/loss"]}
@@ -34,7 +35,7 @@ def fit_parser() -> Parser:
     parser = make_parser(__doc__ or "")
     add = parser.add_argument
     text = "epoch counts, every one reported; auto: the one of lowest MSE against f, up to the largest given, or 50,000"
-    add("--epochs", type=int | Literal["auto"], nargs="+", default=[1000], help=text)
+    add("--epochs", type=int | Literal["auto"], nargs="+", default=DEFAULT_EPOCHS, help=text)
     add("--lr", type=float, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
     add("--num_seeds", type=int, default=1, help="repetitions: seed, seed+1, ...")
     add("--hidden", type=int, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
@@ -47,7 +48,7 @@ def fit_parser() -> Parser:
 def run() -> None:
     parser = fit_parser()
     cfg = parser.parse_args()
-    auto, (asked, last) = "auto" in cfg.epochs, epoch_counts(cfg)
+    asked, last = epoch_counts(cfg)
     check(cfg, last)
     lrs, seeds = list(dict.fromkeys(cfg.lr)), list(range(cfg.seed, cfg.seed + cfg.num_seeds))
     with usage_errors():
@@ -64,14 +65,16 @@ def run() -> None:
             checkpoint.check_fits(model)
             check_same(checkpoint, settings)
         is_trained = checkpoint is not None and has_only_results_left(checkpoint, run_dir, last)
-        record = CurveRecord(asked, auto, settings, bool(checkpoint and not checkpoint.is_of(run_dir)), START)
+        record = CurveRecord(
+            asked, "auto" in cfg.epochs, settings, bool(checkpoint and not checkpoint.is_of(run_dir)), START
+        )
         callbacks = [record, TensorBoardLayout(CHARTS, settings)]
         save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, interval=60.0, each_epoch=False)
-        # The model ends the training run. Without batches Lightning loads the checkpoint, and returns.
-        ends = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None, "devices": 1}
-        ends |= {"limit_train_batches": 0} if is_trained else {}
+        # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
+        instead = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None, "devices": 1}
+        instead |= {"limit_train_batches": 0} if is_trained else {}
         trainer = build_trainer(
-            parser, cfg, run_dir, callbacks, TrajectoryBar(), save_last, checkpoint, run_dir, **ends
+            parser, cfg, run_dir, callbacks, TrajectoryBar(), save_last, checkpoint, run_dir, **instead
         )
         check_monitors(trainer, ["train/loss", *(["val/loss"] if trainer.limit_val_batches else [])])
 
@@ -89,12 +92,16 @@ def run() -> None:
 
 
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
-    """The epoch counts to report, and the last one; --max_epochs and --max_steps cut them (an epoch is a step)."""
+    """The epoch counts to report, and the last one; an epoch is a step.
+
+    ``--max_epochs`` and ``--max_steps`` cut what is asked for. The default of ``--epochs`` they may also exceed.
+    """
     asked = [e for e in cfg.epochs if e != "auto"]
     last = max(asked, default=AUTO_HORIZON)
-    for limit in (cfg.max_epochs, cfg.max_steps):
-        if limit not in (None, -1):
-            asked, last = [*(e for e in asked if e < limit), limit], limit
+    limits = [limit for limit in (cfg.max_epochs, cfg.max_steps) if limit not in (None, -1)]
+    if limits and (min(limits) < last or cfg.epochs == DEFAULT_EPOCHS):
+        last = min(limits)
+        asked = [*(e for e in asked if e < last), last]
     return asked, last
 
 
@@ -146,7 +153,7 @@ def check_same(checkpoint: Checkpoint, settings: dict[str, object]) -> None:
 
 
 def has_only_results_left(checkpoint: Checkpoint, run_dir: Path, last: int) -> bool:
-    """Whether the run was stopped after its last epoch, before its results were whole.
+    """Whether all epochs are trained, and summary.json is missing.
 
     Raises:
         UsageError: it has done all the epochs asked for, and has its results.

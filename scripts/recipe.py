@@ -30,11 +30,13 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
         asked |= yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
     asked |= {name: value for name, value in flags.items() if value is not None}
     name = asked.get("recipe", "lab")
-    defaults = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8")) if name in NAMES else {}
+    if name not in NAMES:
+        return {}
+    defaults = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     epochs = asked.get("max_epochs") or defaults.get("max_epochs")
-    if any(asked.get(length) not in (None, -1) for length in LENGTHS):
-        defaults = {name: value for name, value in defaults.items() if name not in LENGTHS}
-    return {name: at_length(value, epochs) for name, value in defaults.items()}
+    if any(asked.get(length) not in (None, -1, "-1", "null") for length in LENGTHS):
+        defaults = {flag: value for flag, value in defaults.items() if flag not in LENGTHS}
+    return {"recipe": name} | {flag: at_length(value, epochs) for flag, value in defaults.items()}
 
 
 def at_length(value: Any, epochs: Any) -> Any:
@@ -43,8 +45,10 @@ def at_length(value: Any, epochs: Any) -> Any:
         return value
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
     try:
-        epochs = max(1, int(epochs))
-    except (TypeError, ValueError):  # no number of epochs: a training run that steps or time end
+        epochs = int(epochs)
+    except (TypeError, ValueError):
+        epochs = -1
+    if epochs < 1:  # a training run that steps or time end
         epochs = lengths[-1]
     at = float(np.interp(math.log(epochs), np.log(lengths), values))
     return round(at) if all(isinstance(v, int) for v in values) else float(f"{at:.3g}")

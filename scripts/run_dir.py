@@ -208,6 +208,8 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
         print(f"Resumed with other settings: {changed}", file=sys.stderr)
     for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), run_dir / "summary.json"):
         left.unlink(missing_ok=True)
+    for left in event_files_of_results(run_dir):
+        left.unlink(missing_ok=True)
     content = dict(settings)
     if checkpoint and not is_own:
         content["ckpt_path"] = str(checkpoint.path.resolve())
@@ -220,6 +222,18 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
 def is_claimed(run_dir: Path) -> bool:
     """Whether this process has locked it."""
     return any(Path(lock.lock_file) == run_dir / ".lock" for lock in _claims)
+
+
+def event_files_of_results(run_dir: Path) -> list[Path]:
+    """TensorBoard's files from after a training run: test, figures. They are all but the first file of each process.
+
+    Lightning closes the writer when ``fit`` ends; names end in the process's number and a count of its writers.
+    ``purge_step`` does not reach them: TensorBoard's fast reader drops what is not older only tag by tag.
+    """
+    by_process: dict[str, list[Path]] = {}
+    for path in run_dir.glob("events.out.tfevents.*.*.*.*"):
+        by_process.setdefault(path.name.rsplit(".", 2)[1], []).append(path)
+    return [path for paths in by_process.values() for path in sorted(paths, key=lambda p: int(p.suffix[1:]))[1:]]
 
 
 def claim(run_dir: Path) -> None:

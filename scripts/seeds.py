@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.classifier_figures import training_figure
 from analysis.drawing import pixels_of, save_png
 from analysis.files import write_json
 from scripts import START
-from scripts.run_dir import Checkpoint
+from scripts.run_dir import MAY_CHANGE, Checkpoint
 
 
 def seed_runs(cfg: Namespace, top: Path) -> list[tuple[Namespace, Path]]:
@@ -25,19 +26,27 @@ def seed_runs(cfg: Namespace, top: Path) -> list[tuple[Namespace, Path]]:
     return [(Namespace({**cfg, "seed": seed, "num_seeds": 1}), top / f"seed{seed}") for seed in seeds]
 
 
-def finished(run_dir: Path, cfg: Namespace) -> dict[str, Any] | None:
-    """The summary of a run that need not be resumed, since it is as long as asked for."""
+def finished_summary(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The summary of a seed's run that is as long as asked for, and so need not be resumed.
+
+    Raises:
+        UsageError: it was trained with other settings than these.
+    """
     path = run_dir / "summary.json"
     if not path.exists():
         return None
     summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    done, asked = summary["settings"], json.loads(json.dumps(settings))
 
-    def limits(settings: Any) -> list[float]:
-        return [math.inf if settings[name] in (None, -1) else settings[name] for name in ("max_epochs", "max_steps")]
+    def limits(of: Mapping[str, Any]) -> list[float]:
+        return [math.inf if of[name] in (None, -1) else of[name] for name in ("max_epochs", "max_steps")]
 
-    done = summary["settings"]
-    is_far_enough = all(a <= d for a, d in zip(limits(cfg), limits(done), strict=True))
-    return summary if cfg.max_time == done["max_time"] and is_far_enough else None
+    is_far_enough = all(a <= d for a, d in zip(limits(asked), limits(done), strict=True))
+    if asked["max_time"] != done["max_time"] or not is_far_enough:
+        return None
+    if changed := [name for name in asked if asked[name] != done.get(name) and name not in MAY_CHANGE]:
+        raise UsageError(f"{run_dir} is finished, with another {' '.join(changed)}: start anew in another --run_dir")
+    return summary
 
 
 def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
@@ -49,8 +58,9 @@ def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
 def write_summary_of_all(summaries: Sequence[Mapping[str, Any]], top: Path) -> None:
     """The top figure, and summary.json: each seed's results, their means and standard deviations."""
     tested = [summary["test_acc"] for summary in summaries]
-    figure = training_figure([summary["epochs"] for summary in summaries], tested, summaries[0]["measured_on"])
-    save_png(pixels_of(figure), top / "training.png")
+    if all(summary["epochs"] for summary in summaries):
+        figure = training_figure([summary["epochs"] for summary in summaries], tested, summaries[0]["measured_on"])
+        save_png(pixels_of(figure), top / "training.png")
     spread: dict[str, float | None] = {}
     for name in ("test_acc", "test_loss"):
         values = [summary[name] for summary in summaries if summary[name] is not None]

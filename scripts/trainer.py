@@ -24,7 +24,7 @@ from callbacks.checkpointing import AtomicCheckpointIO, SaveLast, SaveOnInterrup
 from scripts.cli import Parser, arguments, keep_freed_memory, quiet, usage_errors
 from scripts.run_dir import Checkpoint, is_claimed
 
-LIBRARIES = ("pytorch_lightning", "lightning_fabric", "torch", "torchmetrics")
+LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 CALLBACKS = "pytorch_lightning.callbacks."
 
 
@@ -42,6 +42,8 @@ def check_trainer_flags(cfg: Namespace) -> None:
             raise UsageError(f"--{name} is {cfg[name]}; it must be above 0")
     if any(word in str(cfg.strategy) for word in ("spawn", "fork", "notebook")):
         raise UsageError("a --strategy that spawns or forks keeps a run's results in its child processes: give ddp")
+    if cfg.sync_batchnorm and (cfg.accelerator == "cpu" or not torch.cuda.is_available()):
+        raise UsageError("--sync_batchnorm true is for GPUs only: leave it out")
     if cfg.barebones:
         raise UsageError("--barebones true logs no metrics, of which a run's results are made: leave it out")
     if cfg.num_nodes > 1 and not {"MASTER_ADDR", "SLURM_NTASKS"} & os.environ.keys():
@@ -65,33 +67,34 @@ def check_monitors(trainer: Trainer, logged: Collection[str]) -> None:
 
 @contextmanager
 def flag_errors(trainer: Trainer, checkpoint: Checkpoint | None, *folders: Path) -> Iterator[None]:
-    """Around a run's start and ``trainer.fit``: makes usage errors of what libraries raise for flags that they refuse.
+    """Around a run's start and ``trainer.fit``: what Lightning, or a callback of its own, refuses is a usage error.
 
-    Those are any error of theirs before the first step, after which the run's ``folders`` are again as they were, and
-    later one of Lightning or in a callback of its own. Other errors keep their traceback.
+    If no step has been made, the run's ``folders`` are then again as they were. All else keeps its traceback: an error
+    from below Lightning may be a bug.
     """
     new = [folder for folder in folders if not folder.exists() or not any(folder.iterdir())]
     files = [folder / name for folder in folders for name in ("config.yaml", "summary.json")]
-    before = {path: path.read_bytes() if path.exists() else None for path in files}
+    before = {path: path.read_bytes() for path in files if path.exists()}
     try:
         yield
     except Exception as error:
-        has_begun = steps_done(trainer) > (checkpoint.next_step if checkpoint else 0)
-        ours = [] if has_begun else [folder for folder in folders if is_claimed(folder)]
-        for path, content in before.items():
-            if path.parent in ours:
-                path.unlink(missing_ok=True) if content is None else path.write_bytes(content)
-        for folder in ours:
-            if folder in new:
-                shutil.rmtree(folder, ignore_errors=True)
-        frames = [(frame.f_globals["__name__"], frame.f_locals) for frame, _ in traceback.walk_tb(error.__traceback__)]
-        at_fault = [type(names.get("self")).__name__ for module, names in frames if module.startswith(CALLBACKS)]
-        library = frames[-1][0].split(".")[0]
-        is_refusal = library == "pytorch_lightning" or (library in LIBRARIES and (at_fault or not has_begun))
-        if is_refusal and not isinstance(error, UsageError | OSError):
-            what = f"{at_fault[0]} stopped the run" if at_fault else "a flag does not fit this run"
-            raise UsageError(f"{what}: {str(error) or type(error).__name__}") from error
-        raise
+        modules = [frame.f_globals["__name__"] for frame, _ in traceback.walk_tb(error.__traceback__)]
+        callbacks = [name.removeprefix(CALLBACKS) for name in modules if name.startswith(CALLBACKS)]
+        by_lightning = callbacks or modules[-1].startswith(LIGHTNING)
+        if not isinstance(error, UsageError) and (isinstance(error, OSError) or not by_lightning):
+            raise
+        if steps_done(trainer) <= (checkpoint.next_step if checkpoint else 0):
+            for folder in filter(is_claimed, folders):
+                for path in (path for path in files if path.parent == folder):
+                    path.unlink(missing_ok=True)
+                    if path in before:
+                        path.write_bytes(before[path])
+                if folder in new:
+                    shutil.rmtree(folder, ignore_errors=True)
+        if isinstance(error, UsageError):
+            raise
+        what = f"callback {callbacks[0]}" if callbacks else "a flag"
+        raise UsageError(f"{what} does not fit this run: {str(error) or type(error).__name__}") from error
 
 
 def build_trainer(
@@ -142,8 +145,11 @@ def build_trainer(
         # cuDNN's fastest convolutions: the shapes stay the same
         "benchmark": not flags["deterministic"] if flags["benchmark"] is None else flags["benchmark"],
     }
-    with usage_errors():
-        return Trainer(**flags)
+    try:
+        with usage_errors():
+            return Trainer(**flags)
+    except TypeError as error:  # a strategy or a duration takes other arguments
+        raise UsageError(str(error)) from error
 
 
 def make_loggers(asked: Any, run_dir: Path, checkpoint: Checkpoint | None) -> list[Logger]:

@@ -15,7 +15,7 @@ import launch
 import pytest
 import torch
 
-from scripts.fit import measured_epochs
+from scripts.fit import epoch_counts, fit_parser, measured_epochs
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fit.py"
 SMALL = ("--lr", "0.1", "0.01", "--num_samples", "50")
@@ -230,6 +230,21 @@ def test_a_mistake_in_a_resume_harms_nothing(folder, whole):
 def test_max_epochs_cuts_the_epochs_asked_for(folder):
     succeed(folder, *SMALL, "--epochs", "20", "1000", "--max_epochs", "50", "--run_dir", "cut")
     assert {r["epochs"] for r in summary(folder / "cut")["results"]} == {20, 50}
+
+
+@pytest.mark.parametrize(
+    ("flags", "asked", "last"),
+    [
+        ([], [1000], 1000),
+        (["--max_epochs", "5000"], [1000, 5000], 5000),  # the default of --epochs does not end it
+        (["--epochs", "20", "100", "--max_epochs", "5000"], [20, 100], 100),
+        (["--epochs", "20", "100", "--max_epochs", "50", "--max_steps", "60"], [20, 50], 50),
+        (["--epochs", "auto"], [], 50_000),
+        (["--epochs", "auto", "10", "--max_steps", "5"], [5], 5),
+    ],
+)
+def test_the_epochs_that_are_trained(flags, asked, last):
+    assert epoch_counts(fit_parser().parse_args(flags)) == (asked, last)
 
 
 def test_save_every_n_steps_counts_epochs(folder):

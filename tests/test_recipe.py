@@ -49,6 +49,7 @@ def test_the_command_line_goes_before_the_recipe_wherever_it_stands(tmp_path: Pa
 def test_a_length_asked_for_takes_the_place_of_the_recipes(flag: tuple[str, str]) -> None:
     defaults = recipe_defaults(flag)
     assert not {"max_epochs", "max_steps"} & defaults.keys() and defaults["lr"] == 0.1
+    assert recipe_defaults([flag[0], "-1"])["max_epochs"] == 10  # Lightning's way to say that nothing is asked for
     assert "max_steps" not in recipe_defaults(["--recipe", "paper", *flag])
 
 
@@ -57,7 +58,8 @@ def test_values_by_length_lie_on_a_line_over_the_logarithm_of_the_epochs() -> No
     middle = round(math.sqrt(4 * 64))  # 16: half-way between log 4 and log 64
     assert [at_length(rule, epochs) for epochs in (1, 4, middle, 64, 1000)] == [1e-3, 1e-3, 7.5e-4, 5e-4, 5e-4]
     assert at_length({"by_epochs": {4: 2, 64: 4}}, "16") == 3  # whole numbers stay whole
-    assert at_length(rule, None) == 5e-4 and at_length({0: 20}, 4) == {0: 20}
+    assert at_length(rule, None) == at_length(rule, "-1") == 5e-4  # ended by steps or time
+    assert at_length({0: 20}, 4) == {0: 20}
 
 
 def test_milestones_without_yamls_blank_and_none_of_them(tmp_path: Path) -> None:
@@ -81,13 +83,16 @@ def test_the_defaults_of_the_flags_are_those_of_the_constructors(tmp_path: Path)
         (["--warmup_fraction", "0.2"], ["--milestones null"]),
         (["--recipe", "fast", "--warmup_fraction", "2"], ["warmup_fraction between 0 and 1"]),
         (["--recipe", "fast", "--max_steps", "-1", "--max_epochs", "-1"], ["--max_epochs"]),
+        (["--recipe", "fast", "--config", "paper.yaml"], ["two recipes"]),
         (["--max_shift", "5"], ["max_shift is 5", "0 to 4"]),
         (["--image_sizes", "{1.5: 20}"], ["image_sizes"]),
         (["--lr", "-0.1"], ["-0.1"]),
     ],
 )
 def test_settings_that_make_no_run_get_one_line(args: list[str], words: list[str], tmp_path: Path) -> None:
+    config = tmp_path / "paper.yaml"
+    config.write_text("recipe: paper\n")
     done = launch.run([CIFAR, "--data", "synthetic", *args, "--run_dir", "new"], tmp_path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
-    assert not list(tmp_path.iterdir())
+    assert list(tmp_path.iterdir()) == [config]

@@ -349,7 +349,8 @@ def test_missing_runs_are_made_and_interrupted_ones_resumed(
         (result,) = summary(tmp_path / "R_quick", f"alone_{lr}")["results"]
         assert (result["lr"], result["epochs"]) == (lr, 1000)
     resumed, whole = (summary(at, "alone_0.01")["seconds"] for at in (tmp_path / "R_quick", folder))
-    assert resumed["train"] == whole["train"] and resumed["total"] > whole["train"]  # the earlier ones count
+    # The earlier ones count, up to the last checkpoint, which is saved in the end of training.
+    assert resumed["train"] == pytest.approx(whole["train"], abs=0.2) and resumed["total"] > whole["train"]
     text = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "These were short runs" in text and {"rates-rates", "drop"} <= Page(text).sections.keys()
 

@@ -178,6 +178,20 @@ def test_an_extended_run_has_no_results_until_it_ends_again(finished: Path, tmp_
         assert one["epochs"] == summary(tmp_path / "seeds" / f"seed{one['seed']}")["epochs"]
 
 
+def test_several_seeds_are_not_mixed_with_a_single_run_nor_with_other_settings(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished / "seeds", tmp_path / "seeds", ignore=shutil.ignore_patterns(".lock"))
+    shutil.copytree(finished / "seeds" / "seed0", tmp_path / "one", ignore=shutil.ignore_patterns(".lock"))
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for args, words in (
+        (("--num_seeds", "2", "--run_dir", "one"), "holds a single run"),
+        (("--run_dir", "seeds"), "by the same --num_seeds"),
+        (("--num_seeds", "2", "--lr", "0.2", "--run_dir", "seeds"), "with another lr"),
+    ):
+        done = run(tmp_path, *CIFAR, "1", "--milestones", "{1: 0.01}", *args, "--ckpt_path", "last")
+        assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
 def test_a_summary_names_the_settings_the_seed_and_the_origin(finished: Path, tmp_path: Path) -> None:
     branch = finished / "seeds" / "seed1" / "checkpoints" / "end_of_epoch0.ckpt"
     args = (*CIFAR, "2", "--seed", "1", "--milestones", "{}", "--ckpt_path", str(branch), "--run_dir", "branch")
