@@ -85,7 +85,7 @@ def run() -> None:
     parser = cifar_parser(recipe)
     cfg = parser.parse_args()
     if cfg.recipe != recipe.get("recipe"):
-        raise UsageError(f"--recipe {recipe.get('recipe')} and the config file's {cfg.recipe} are two recipes: give one")
+        raise UsageError(f"--recipe {recipe.get('recipe')} is not the config file's {cfg.recipe}: give one recipe")
     if cfg.num_seeds < 1:
         raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     if cfg.seed + cfg.num_seeds > 2**32:

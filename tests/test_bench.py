@@ -23,6 +23,7 @@ def test_bench_fit(tmp_path: Path) -> None:
     assert result["grid_time_over_one_plain_run"] == pytest.approx(seconds["grid_4x8_50"]["train"] / 0.05)
 
 
+@pytest.mark.slow
 def test_bench_cifar(tmp_path: Path, cifar10_root: Path) -> None:
     plain = tmp_path / "plain.py"
     plain.write_text(

@@ -21,7 +21,8 @@ from datamodules import CIFAR10DataModule
 from scripts.recipe import recipe_defaults
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "8")
+BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "0")
+TESTED = ("--limit_test_batches", "8")  # which takes as long as all of these batches
 SETTINGS = ("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2:0.01}", "--accelerator", "cpu", *BATCHES)
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
@@ -63,8 +64,8 @@ def assert_same_run(run_dir, expected):
     mine, theirs = weights(run_dir), weights(expected)
     assert mine.keys() == theirs.keys()
     assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
-    for name in ("test_acc", "test_loss"):
-        assert summary(run_dir)[name] == summary(expected)[name]
+    if summary(run_dir)["test_acc"] is not None:
+        assert all(summary(run_dir)[name] == summary(expected)[name] for name in ("test_acc", "test_loss"))
     timed = ("seconds", "images_per_second")
     untimed = [
         [{name: value for name, value in row.items() if name not in timed} for row in summary(run)["epochs"]]
@@ -81,7 +82,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     """Three short epochs on the synthetic images: what it printed, and where it went."""
-    return succeed(folder, *SETTINGS, "--run_dir", "whole", run=launch.run_anew), folder / "whole"
+    return succeed(folder, *SETTINGS, *TESTED, "--run_dir", "whole", run=launch.run_anew), folder / "whole"
 
 
 def test_summary_is_complete(run):
@@ -240,7 +241,7 @@ def test_resume_at_an_epochs_end_ends_the_same(folder, run):
 
 
 def test_several_seeds_and_a_probe(folder):
-    short = ("--max_epochs", "1", "--limit_train_batches", "3")
+    short = ("--max_epochs", "1", "--limit_train_batches", "3", *TESTED)
     succeed(folder, *SETTINGS, *short, "--num_seeds", "2", "--probe_train", "true", "--run_dir", "seeds")
     top, runs = summary(folder / "seeds"), [summary(folder / "seeds" / f"seed{seed}") for seed in (0, 1)]
     for name in ("test_acc", "test_loss"):
@@ -451,6 +452,7 @@ def test_a_branch_that_was_killed_before_its_first_checkpoint_goes_on_from_where
         assert f"ckpt_path: {origin}" in (folder / run_dir / "config.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_compiled_run_goes_on_as_the_same_run(folder):
     """From the checkpoint that the run leaves before its step, in another folder."""
     short = ("--limit_train_batches", "4", "--milestones", "{1:0.01}", "--max_epochs")
@@ -464,6 +466,7 @@ def test_a_compiled_run_goes_on_as_the_same_run(folder):
     assert losses[0] == pytest.approx(losses[1], rel=0.01)  # other roundings, which early training makes larger
 
 
+@pytest.mark.slow
 def test_without_a_compiler(folder, run):
     """It is not needed, and who asks for it is told that it is missing."""
     env = environment() | {"PATH": "/nowhere"}
@@ -487,6 +490,7 @@ def test_two_processes_make_one_run_and_count_each_image_once(folder):
         assert accuracy * images == pytest.approx(round(accuracy * images), abs=1e-3)
 
 
+@pytest.mark.slow
 def test_the_losses_of_two_processes_follow_those_of_one(folder):
     settings = ("--data", "synthetic", "--max_epochs", "3", "--limit_val_batches", "0", "--limit_test_batches", "0")
     settings += ("--limit_train_batches", "20", "--batch_size", "64", "--accelerator", "cpu", "--seed", "5")
@@ -498,6 +502,7 @@ def test_the_losses_of_two_processes_follow_those_of_one(folder):
     assert one[-1] < 0.9 * one[0]
 
 
+@pytest.mark.slow
 def test_two_machines_under_torchrun(folder):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -556,6 +561,7 @@ trainer.fit(Recorder(), Data(dataset="synthetic", batch_size=100))
 """
 
 
+@pytest.mark.slow
 def test_two_processes_see_every_image_once_an_epoch_and_the_batches_of_one_process(folder):
     (folder / "indices.py").write_text(INDICES)
     run = [sys.executable, "indices.py"]

@@ -147,6 +147,7 @@ def test_a_signal_where_nothing_is_saved(
     assert not list(tmp_path.rglob("*.ckpt")) and not (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.slow
 def test_a_signal_during_validation_ends_it_and_the_resumed_run_is_the_same(tmp_path: Path) -> None:
     (tmp_path / "signals.py").write_text("""
 import os, signal

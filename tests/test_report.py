@@ -651,6 +651,7 @@ def test_what_a_user_wrote_is_escaped_on_the_page() -> None:
 # The page in a browser
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [390, 1280])

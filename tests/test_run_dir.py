@@ -22,7 +22,7 @@ from scripts.trainer import MetricsRows, read_rows
 ROOT = Path(__file__).parents[1]
 CIFAR = (
     *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--batch_size", "16"),
-    *("--limit_train_batches", "6", "--limit_val_batches", "2", "--limit_test_batches", "2", "--max_epochs"),
+    *("--limit_train_batches", "6", "--limit_val_batches", "2", "--limit_test_batches", "0", "--max_epochs"),
 )
 LOGGING = """
 from pytorch_lightning import Callback

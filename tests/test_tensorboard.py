@@ -130,6 +130,7 @@ return [...walk(document)]
 """
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_shows_the_curves(browser, address, tmp_path):
     query = urlencode({"tagFilter": f"^({'|'.join(TAGS)})$"})
@@ -141,6 +142,7 @@ def test_a_browser_shows_the_curves(browser, address, tmp_path):
     assert browser.save_screenshot(str(tmp_path / "tensorboard.png"))
 
 
+@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_shows_what_belongs_together_in_one_chart(browser, address, tmp_path):
     browser.get(f"{address}#custom_scalars")
