@@ -1,8 +1,9 @@
 """Confidence intervals and quartiles: what a few seeds show of all seeds; and how numbers are written.
 
-scipy is imported where it is needed: a run of one seed starts without it.
+Not by scipy: where it is installed, torchmetrics imports its signal processing too, half a second of every start.
 """
 
+import itertools
 import math
 import statistics
 from collections.abc import Sequence
@@ -38,11 +39,22 @@ def mean_ci(values: Sequence[float]) -> MeanCI:
     n, mean = len(values), statistics.mean(values)
     if n == 1:
         return {"values": list(values), "mean": mean, "sd": None, "low": None, "high": None}
-    from scipy.special import stdtrit
-
     sd = statistics.stdev(values)
-    half = float(stdtrit(n - 1, 0.975)) * sd / math.sqrt(n)
+    half = student_t(n - 1) * sd / math.sqrt(n)
     return {"values": list(values), "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
+
+
+def student_t(df: int, level: float = 0.95) -> float:
+    """The two-sided quantile of Student's t: t with P(|T| <= t) = ``level``, for ``df`` >= 1 degrees of freedom.
+
+    P(|T| > t) is the regularized incomplete beta function I_x(df / 2, 1 / 2) at x = df / (df + t**2).
+    """
+    from mpmath import betainc, findroot
+
+    def miss(t: float) -> float:
+        return betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) - (1 - level)
+
+    return float(findroot(miss, (1.0, 20.0), solver="anderson"))  # from 1.96 for many degrees to 12.71 for one
 
 
 def median_ci(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
@@ -52,13 +64,13 @@ def median_ci(values: np.ndarray, level: float = 0.95) -> tuple[float, float, fl
     the median with probability 1 - 2 P(Binomial(n, 1/2) < k); k is the largest that reaches ``level``, or 1 where none
     does (at 95 %: n below 6).
     """
-    from scipy.special import bdtr
-
     n, ordered = len(values), np.sort(values)
-    ks = np.arange(1, max(n // 2, 1) + 1)
-    coverage = 1 - 2 * bdtr(ks - 1, n, 0.5)
-    k = max(1, int((coverage >= level).sum()))  # coverage falls with k
-    return float(ordered[k - 1]), float(ordered[n - k]), float(coverage[k - 1])
+    tails = list(
+        itertools.accumulate(math.comb(n, i) for i in range(max(n // 2, 1)))
+    )  # 2**n P(Binomial < k), k = 1 ...
+    coverage = [1 - 2 * tail / 2**n for tail in tails]
+    k = max(1, sum(c >= level for c in coverage))  # coverage falls with k
+    return float(ordered[k - 1]), float(ordered[n - k]), coverage[k - 1]
 
 
 def quartiles(values: np.ndarray, worst: float = math.inf) -> Quartiles:

@@ -16,7 +16,6 @@ from torchvision.datasets.utils import check_integrity
 
 from datamodules.augmentation import MEAN, PADDING, STD, crop_and_flip, normalize, resize
 from datamodules.batches import EvalBatches, TrainBatches
-from datamodules.download import download_cifar10
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
 
@@ -105,6 +104,8 @@ class CIFAR10DataModule(LightningDataModule):
                     f"CIFAR-10 is not in {self.data_root}: set --data_root or CIFAR10_ROOT to the folder that holds "
                     f"{CIFAR10.base_folder}, or allow --download true, or try --data synthetic"
                 )
+            from datamodules.download import download_cifar10  # its HTTP client takes 60 ms to import
+
             download_cifar10(self.data_root)
         files = [*CIFAR10.train_list, *CIFAR10.test_list, [CIFAR10.meta["filename"], CIFAR10.meta["md5"]]]
         bad = [name for name, md5 in files if not check_integrity(str(folder / name), md5)]

@@ -10,6 +10,7 @@ import pytest
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
 
+@pytest.mark.slow
 def test_bench_fit(tmp_path: Path) -> None:
     plain = tmp_path / "plain.py"
     plain.write_text("""import sys; print('{"seconds": %f}' % (int(sys.argv[2]) / 1000))""")  # 1 ms an epoch

@@ -205,6 +205,7 @@ class TermAtValidation(Callback):
 
 
 @pytest.mark.parametrize("flags", [("--accumulate_grad_batches", "5"), ("--val_check_interval", "4")])
+@pytest.mark.slow
 def test_a_resume_with_flags_of_lightnings_is_the_same_run(folder, flags):
     """A step of several batches is not cut in two; validations inside an epoch are told again."""
     name = flags[0].strip("-")
@@ -412,6 +413,7 @@ def test_the_end_of_a_training_is_measured_where_it_is_inside_an_epoch_too(folde
     assert first["val_acc"] is first["val_loss"] is None and second["val_acc"] is not None
 
 
+@pytest.mark.slow
 def test_a_run_of_so_many_steps_goes_on_from_an_epochs_end_as_the_same_run(folder):
     """12 of the 313 batches an epoch: what begins anew are the epoch's order and the place in it."""
     steps = ("--recipe", "paper", "--data", "synthetic", "--accelerator", "cpu", *BATCHES)
@@ -421,6 +423,7 @@ def test_a_run_of_so_many_steps_goes_on_from_an_epochs_end_as_the_same_run(folde
     assert_same_run(folder / "steps_in_two", folder / "steps")
 
 
+@pytest.mark.slow
 def test_lightnings_precisions_and_clipping(folder):
     few = ("--max_epochs", "1", "--limit_train_batches", "2", "--limit_val_batches", "1", "--limit_test_batches", "1")
     for name, flags in {

@@ -117,6 +117,7 @@ def test_a_second_ctrl_c_exits_at_once(tmp_path: Path) -> None:
     load(tmp_path / "run" / "checkpoints" / "last.ckpt")
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_of_several_seeds_tells_how_to_go_on_with_all(tmp_path: Path) -> None:
     flags = (*CIFAR, "--num_seeds", "2", "--run_dir", "all")
     process = start(tmp_path, *flags, "--max_epochs", "1000")
@@ -167,6 +168,7 @@ class TermInValidation(Callback):
     assert_same(tmp_path / "stopped", tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_slurm_takes_the_job_back_and_starts_it_again(tmp_path: Path) -> None:
     tools = tmp_path / "tools"
     tools.mkdir()
@@ -247,6 +249,7 @@ def test_a_full_disk(script: tuple[str, ...], tmp_path: Path) -> None:
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 100_000
 
 
+@pytest.mark.slow
 def test_a_locale_without_utf8_and_a_path_with_spaces(tmp_path: Path) -> None:
     folder = tmp_path / "mit Ä, spaces 試"
     folder.mkdir()

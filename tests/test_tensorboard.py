@@ -41,6 +41,8 @@ PICTURES = {
     "cifar/images": {"training", "confusion", "confident_errors", "filters"},
 }
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
@@ -130,7 +132,6 @@ return [...walk(document)]
 """
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_shows_the_curves(browser, address, tmp_path):
     query = urlencode({"tagFilter": f"^({'|'.join(TAGS)})$"})
@@ -142,7 +143,6 @@ def test_a_browser_shows_the_curves(browser, address, tmp_path):
     assert browser.save_screenshot(str(tmp_path / "tensorboard.png"))
 
 
-@pytest.mark.slow
 @pytest.mark.browser
 def test_a_browser_shows_what_belongs_together_in_one_chart(browser, address, tmp_path):
     browser.get(f"{address}#custom_scalars")
