@@ -62,7 +62,8 @@ def _draw_mean(axes: Axes, runs: Sequence[Rows], name: str, label: str, color: s
 
 def _draw_lr_changes(axes: Axes, rows: Rows) -> None:
     changes = [(b["epoch"], b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
-    for epoch, lr in changes if len(changes) <= 3 else []:  # a rate that changes all the time is no event
+    is_schedule_of_steps = len(changes) <= 3 and (len(changes) < len(rows) - 1 or len(changes) == 1)
+    for epoch, lr in changes if is_schedule_of_steps else []:  # a rate that changes all the time is no event
         axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
 
 
