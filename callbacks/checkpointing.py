@@ -157,7 +157,7 @@ class SaveOnInterrupt(Callback):
     """On SIGINT (Ctrl-C), SIGTERM or SIGHUP saves at the end of the running step and exits with 128 + the signal.
 
     During validation at an epoch's end it leaves the checkpoint as SaveLast has put it there, before the epoch's last
-    step, since half a validation cannot be resumed; one in the middle of an epoch goes on until the next step. A
+    step, since half a validation cannot be resumed; one in the middle of an epoch is continued until the next step. A
     second signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same and puts the job back into
     the queue, exit code 0; Lightning's own handler would save in the middle of a step.
 

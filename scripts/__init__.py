@@ -1,4 +1,4 @@
-"""The command lines. Importing this package first starts the clock that a run's total time is told by."""
+"""The command lines. Importing this package first starts the clock of a run's total time."""
 
 import time
 

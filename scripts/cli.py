@@ -12,7 +12,6 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from enum import Enum
-from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -47,14 +46,9 @@ class Parser(ArgumentParser):
         raise UsageError(what_is_wrong(message))
 
 
-def make_parser(description: str, defaults: Path | None = None) -> Parser:
-    """A parser with ``--config``, ``--print_config`` and the flags that both training scripts have.
-
-    Args:
-        description: the script's.
-        defaults: a YAML file whose values are the defaults of the flags that it names.
-    """
-    parser = Parser(description=description, default_config_files=[str(defaults)] if defaults else None)
+def make_parser(description: str) -> Parser:
+    """A parser with ``--config``, ``--print_config`` and the flags that both training scripts have."""
+    parser = Parser(description=description)
     add = parser.add_argument
     add("--config", action="config", help="a YAML file of settings, such as a run's config.yaml")
     add("--seed", type=int, default=0, help="makes the run reproducible")
