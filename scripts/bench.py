@@ -23,7 +23,7 @@ import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
-from analysis.files import write_json
+from analysis.files import read_json, write_json
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 from lit_models.compilation import gains_by_compilation
@@ -52,7 +52,7 @@ def ours(script: str, *flags: str, **env: str) -> tuple[float, dict[str, Any]]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         process, _ = timed([sys.executable, str(SCRIPTS / script), "--run_dir", str(run_dir), *flags], **env)
-        return process, json.loads((run_dir / "summary.json").read_text())
+        return process, read_json(run_dir / "summary.json")
 
 
 def fit(args: argparse.Namespace) -> dict[str, Any]:
@@ -252,7 +252,7 @@ def throughputs_in_turn(steps: int, flags: list[str]) -> dict[str, float]:
         out = Path(folder) / "seconds.json"
         turns = ["--callbacks+=scripts.bench.BareSteps", "--callbacks.out", str(out), "--callbacks.block", str(block)]
         ours("cifar.py", *flags, str(steps + 2 * block), *turns)
-        return {name: 128 / seconds for name, seconds in json.loads(out.read_text()).items()}
+        return {name: 128 / seconds for name, seconds in read_json(out).items()}
 
 
 if __name__ == "__main__":

@@ -93,10 +93,13 @@ class Checkpoint:
 
     def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """{name: (before, now)} of the settings that make another run of it than the one that saved it."""
-        pairs = {name: (self.settings[name], now) for name, now in settings.items() if name in self.settings}
-        return {
-            name: (before, now) for name, (before, now) in pairs.items() if before != now and name not in MAY_CHANGE
-        }
+        return changed_settings(self.settings, settings)
+
+
+def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """{name: (before, now)} of those by which two runs differ, other than in their length."""
+    both = {name: (before[name], value) for name, value in now.items() if name in before}
+    return {name: pair for name, pair in both.items() if pair[0] != pair[1] and name not in MAY_CHANGE}
 
 
 @contextmanager
@@ -206,9 +209,8 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
     if checkpoint and is_own and (changes := checkpoint.changes(settings)):
         changed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         print(f"Resumed with other settings: {changed}", file=sys.stderr)
-    for left in (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"), run_dir / "summary.json"):
-        left.unlink(missing_ok=True)
-    for left in event_files_of_results(run_dir):
+    half_written = (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"))
+    for left in (*half_written, run_dir / "summary.json", *event_files_of_results(run_dir)):
         left.unlink(missing_ok=True)
     content = dict(settings)
     if checkpoint and not is_own:

@@ -13,9 +13,9 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException as 
 
 from analysis.classifier_figures import training_figure
 from analysis.drawing import pixels_of, save_png
-from analysis.files import write_json
+from analysis.files import read_json, write_json
 from scripts import START
-from scripts.run_dir import MAY_CHANGE, Checkpoint
+from scripts.run_dir import Checkpoint, changed_settings
 
 
 def seed_runs(cfg: Namespace, top: Path) -> list[tuple[Namespace, Path]]:
@@ -35,7 +35,7 @@ def finished_summary(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, An
     path = run_dir / "summary.json"
     if not path.exists():
         return None
-    summary: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    summary: dict[str, Any] = read_json(path)
     done, asked = summary["settings"], json.loads(json.dumps(settings))
 
     def limits(of: Mapping[str, Any]) -> list[float]:
@@ -44,7 +44,7 @@ def finished_summary(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, An
     is_far_enough = all(a <= d for a, d in zip(limits(asked), limits(done), strict=True))
     if asked["max_time"] != done["max_time"] or not is_far_enough:
         return None
-    if changed := [name for name in asked if asked[name] != done.get(name) and name not in MAY_CHANGE]:
+    if changed := changed_settings(done, asked):
         raise UsageError(f"{run_dir} is finished, with another {' '.join(changed)}: start anew in another --run_dir")
     return summary
 
