@@ -163,7 +163,7 @@ class SaveOnInterrupt(Callback):
 
     Args:
         save_last: what saves.
-        run_dir: the folder that the user is asked to give to resume; of one of several seeds it is the folder of all.
+        run_dir: the folder to name in order to resume; of one of several seeds it is the folder of all.
     """
 
     def __init__(self, save_last: SaveLast, run_dir: str | Path) -> None:

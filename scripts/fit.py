@@ -145,9 +145,9 @@ def check_same(checkpoint: Checkpoint, settings: dict[str, object]) -> None:
 
     changes = {name: pair for name, pair in checkpoint.changes(settings).items() if name in DECIDES}
     if changes:
-        changed = "; ".join(f"--{name} {shown(before)}, not {shown(now)}" for name, (before, now) in changes.items())
+        text = "; ".join(f"--{name} {shown(before)}, not {shown(now)}" for name, (before, now) in changes.items())
         raise UsageError(
-            f"{checkpoint.path} was trained with {changed}: resume it with its own settings, which are in config.yaml, or "
+            f"{checkpoint.path} was trained with {text}: resume it with its own settings, which are in config.yaml, or "
             "start anew in another --run_dir"
         )
 

@@ -117,7 +117,7 @@ def build_trainer(
         bar: shown where the output is a terminal.
         save_last: how the run is saved.
         checkpoint: what the run is resumed from.
-        resume_dir: the folder that the user is asked to give to resume: run_dir, or the folder of all seeds.
+        resume_dir: the folder to name in order to resume: run_dir, or the folder of all seeds.
         instead: arguments of the Trainer that take the place of their flags.
 
     Raises:
