@@ -26,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from analysis.files import read_json, write_json
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
-from lit_models.compilation import gains_by_compilation
+from lit_models.hardware import gains_by_compilation
 from scripts.cli import keep_freed_memory
 
 SCRIPTS = Path(__file__).parent

@@ -153,6 +153,9 @@ def train(
         if top != run_dir:
             start_run(plain_settings(parser, cfg_of_all), top, None)
         start_run(settings, run_dir, checkpoint)
+        if trainer.is_global_zero:
+            device = trainer.strategy.root_device.type
+            print(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {device} in {trainer.precision}")
         trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     if not cfg.fast_dev_run:
         if record.ended_unmeasured(trainer):

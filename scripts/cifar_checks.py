@@ -10,7 +10,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException as 
 
 from callbacks import OneCycle
 from datamodules import CIFAR10DataModule
-from lit_models.compilation import gains_by_compilation, has_compiler
+from lit_models.hardware import gains_by_compilation, has_compiler
 from scripts.run_dir import Checkpoint
 from scripts.trainer import check_monitors
 

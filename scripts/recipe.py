@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import yaml
+
+from lit_models.hardware import has_native_bfloat16
 
 FOLDER = Path(__file__).parent / "recipes"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -19,10 +22,10 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     """The defaults of the recipe that a command line names, or the config file that it names, or else of ``lab``.
 
     A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are those of the run's
-    number of epochs.
+    number of epochs, values given ``by_bfloat16`` those of the machine that trains.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "config", *LENGTHS):
+    for name in ("recipe", "config", "accelerator", *LENGTHS):
         early.add_argument(f"--{name}")
     flags = vars(early.parse_known_args(args)[0])
     asked: dict[str, Any] = {}
@@ -36,7 +39,22 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     epochs = asked.get("max_epochs") or defaults.get("max_epochs")
     if any(asked.get(length) not in (None, -1, "-1", "null") for length in LENGTHS):
         defaults = {flag: value for flag, value in defaults.items() if flag not in LENGTHS}
-    return {"recipe": name} | {flag: at_length(value, epochs) for flag, value in defaults.items()}
+    device = device_of(asked.get("accelerator"))
+    return {"recipe": name} | {flag: at_length(on_device(value, device), epochs) for flag, value in defaults.items()}
+
+
+def device_of(accelerator: str | None) -> torch.device:
+    """The kind of device that ``--accelerator`` names, "auto" like Lightning."""
+    if accelerator == "cpu":
+        return torch.device("cpu")
+    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    return torch.device(next((kind for kind, there in kinds.items() if there), "cpu"))
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """The value, or of {"by_bfloat16": {true: value, false: value}} the one for this device."""
+    by = value.get("by_bfloat16") if isinstance(value, dict) else None
+    return by[has_native_bfloat16(device)] if by else value
 
 
 def at_length(value: Any, epochs: Any) -> Any:

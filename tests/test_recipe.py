@@ -1,15 +1,17 @@
 """Recipes: YAML files of defaults, overridden by the command line, shown by --print_config."""
 
 import math
+import sys
 from pathlib import Path
 
 import launch
 import pytest
+import torch
 import yaml
 
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-from scripts.recipe import FOLDER, NAMES, at_length, recipe_defaults
+from scripts.recipe import FOLDER, NAMES, at_length, on_device, recipe_defaults
 
 CIFAR = str(Path(__file__).parents[1] / "scripts" / "cifar.py")
 
@@ -60,6 +62,16 @@ def test_values_by_length_lie_on_a_line_over_the_logarithm_of_the_epochs() -> No
     assert at_length({"by_epochs": {4: 2, 64: 4}}, "16") == 3  # whole numbers stay whole
     assert at_length(rule, None) == at_length(rule, "-1") == 5e-4  # ended by steps or time
     assert at_length({0: 20}, 4) == {0: 20}
+
+
+def test_fast_trains_in_bfloat16_where_the_device_computes_in_it(tmp_path: Path) -> None:
+    rule = {"by_bfloat16": {True: "bf16-mixed", False: "32-true"}}
+    assert on_device(rule, torch.device("mps")) == "32-true"
+    if sys.platform == "linux":
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+        here = "bf16-mixed" if flags & {"avx512_bf16", "amx_bf16"} else "32-true"
+        assert printed(tmp_path, "--recipe", "fast", "--accelerator", "cpu")["precision"] == here
+    assert printed(tmp_path, "--recipe", "fast", "--precision", "32-true")["precision"] == "32-true"
 
 
 def test_milestones_without_yamls_blank_and_none_of_them(tmp_path: Path) -> None:

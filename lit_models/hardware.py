@@ -1,0 +1,40 @@
+"""What makes ResNet-20 faster on this machine: ``torch.compile`` where it works, bfloat16 where it is native."""
+
+import importlib.util
+import shutil
+import sys
+import sysconfig
+from pathlib import Path
+
+import torch
+
+
+def has_native_bfloat16(device: torch.device) -> bool:
+    """Whether the device multiplies bfloat16 in hardware; emulated, as on AVX2, it is slower than float32.
+
+    Measured on two cores with AVX512-BF16, a whole step in bf16-mixed is 1.45 times as fast as in float32 at 32 pixels
+    and 1.3 times at 20.
+    """
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    has = torch.cpu.get_capabilities()
+    return device.type == "cpu" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+
+
+def gains_by_compilation(device: torch.device) -> bool:
+    """Whether a compiled step is faster here, and what compiles it is installed.
+
+    Measured on two cores with AVX2: 9 % faster to 1 % slower at 32 pixels, 3 to 18 % faster at 20, the more the busier
+    the memory; with AVX-512 6 to 12 % slower, in bfloat16 7 % slower to 6 % faster, which no run is long enough to
+    repay. A GPU waits for Python between the small kernels of this network; compilation joins them (not measured).
+    """
+    if device.type == "cuda":
+        gains = importlib.util.find_spec("triton") is not None
+    else:
+        gains = torch.backends.cpu.get_cpu_capability() == "AVX2"
+    return gains and sys.platform == "linux" and has_compiler()
+
+
+def has_compiler() -> bool:
+    """Whether torch.compile finds g++ and Python's headers."""
+    return shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
