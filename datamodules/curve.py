@@ -23,7 +23,8 @@ class CurveDataModule(LightningDataModule):
     ``seeds[s]`` alone. Testing is as validation; prediction is of the evenly spaced x.
 
     Args:
-        function: f(x), in Python syntax (datamodules/expression.py).
+        function: f(x) in Python's syntax, as in "2*x**2 + sin(x)" or "x if x > 0 else 0"; all of the language:
+            datamodules.expression.evaluate.
         x_min: x is drawn uniformly from x_min ...
         x_max: ... to x_max.
         num_samples: training points (for each seed).

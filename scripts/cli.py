@@ -8,15 +8,18 @@ import os
 import re
 import signal
 import sys
+import threading
 import warnings
+from argparse import Action
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from decimal import Decimal
 from enum import Enum
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_args
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 from jsonargparse.typing import register_type
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities import rank_zero_only
@@ -30,11 +33,11 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 
 
 class Parser(ArgumentParser):
-    """A parser whose errors are one line, and whose flags take values that begin with a minus."""
+    """A parser whose errors are one line; its flags take counts such as 1e4, and values that begin with a minus."""
 
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:  # type: ignore[override]
         # argparse takes -x**2 and -1e-3 for flags, unless they hold a blank.
-        given = list(sys.argv[1:] if args is None else args)
+        given = self.with_plain_counts(sys.argv[1:] if args is None else args)
         values = {f"{arg} ": arg for arg in given if re.match(r"-(?!-|h$)", arg)}
         cfg = super().parse_args([f"{arg} " if f"{arg} " in values else arg for arg in given], *rest, **options)
         for name, value in cfg.items():
@@ -42,8 +45,44 @@ class Parser(ArgumentParser):
                 cfg[name] = values[value]
         return cfg
 
+    def with_plain_counts(self, args: Sequence[str]) -> list[str]:
+        """The arguments, with 1e4 and 10,000 as 10000 behind the flags that take whole numbers.
+
+        Raises:
+            UsageError: another number behind a flag that takes nothing else.
+        """
+        plain, flag = [], ""
+        for arg in args:
+            head, value = re.findall(r"^(--[^=]+=?)?(.*)$", arg, re.DOTALL)[0]
+            flag = head.rstrip("=") or flag
+            action = self._option_string_actions.get(flag, Action([], ""))
+            types = types_in(getattr(action, "_typehint", None))
+            if int in types and str not in types and not (float in types and "." in value):
+                value = plain_count(value)
+                if value[:1].isdigit() and not value.replace("_", "").isdigit() and float not in types:
+                    raise UsageError(f"{flag} is {value}: give {KINDS['int']}" + SEVERAL * (action.nargs == "+"))
+            plain.append(head + value)
+        return plain
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(what_is_wrong(message))
+
+
+KINDS = {"int": "a whole number (such as 10000)", "float": "a number (such as 0.01)", "bool": "true or false"}
+SEVERAL = "; several have blanks between them"
+
+
+def types_in(hint: object) -> set[object]:
+    """A type, and those that it is a union or a list of."""
+    return {hint}.union(*map(types_in, get_args(hint)))
+
+
+def plain_count(text: str) -> str:
+    """1e4, 1.5e3 and 10,000 as Python writes a whole number; any other text as it is."""
+    if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
+        return text.replace(",", "")
+    value = Decimal(text) if re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) else None
+    return str(int(value)) if value is not None and value == int(value) else text
 
 
 def make_parser(description: str) -> Parser:
@@ -93,20 +132,46 @@ def usage_errors() -> Iterator[None]:
 
 def what_is_wrong(message: object) -> str:
     """One line. Of jsonargparse's report on a value that may be of several types, the part that says what is wrong."""
+    if denied := re.search(r"Importing '(.+?)' is not allowed", str(message)):
+        return f"{denied[1]} is not Lightning's or this project's: a config may name it if the command line does too"
     head, _, report = str(message).partition("Errors:")
     report, _, given = report.partition("Given value type:")
     errors = [" ".join(e.split()) for e in re.split(r"\n *- ", report.partition("- Not a valid subclass")[0])[1:]]
     if not errors:
-        return " ".join(str(message).split())
+        return in_plain_words(" ".join(str(message).split()))
     flag = re.match(r'Parser key "(\w+)"', head)
     telling = [e for e in errors if e and not re.match(r"Expected a (<|typing|collections)|Import path", e)]
-    text = telling[0] if telling else "; ".join(errors) + ", not" + given.partition("Given value:")[2]
-    return f"--{flag[1]}: {text}" if flag else text
+    text = telling[0] if telling else "; ".join(errors) + " Got value: " + given.partition("Given value:")[2]
+    return in_plain_words(f'Parser key "{flag[1]}": {text}' if flag else text)
+
+
+def in_plain_words(report: str) -> str:
+    """Of jsonargparse's report on a value of the wrong type, the flag, the value and what is wanted."""
+    found = re.fullmatch(r'Parser key "([\w.]+)"( element \d+)?: (.*)', report)
+    if not found:
+        return report
+    flag, element, text = found.groups()
+    kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", text)
+    if not kinds:
+        return f"--{flag}: {text}"
+    wanted = [KINDS.get(kind, "null") if kind else choices.replace(", ", " or ") for kind, choices in kinds]
+    value = text.rpartition("Got value:")[2].strip()
+    return f"--{flag} is {value}: give {' or '.join(wanted)}" + SEVERAL * bool(element)
 
 
 def is_rank_zero() -> bool:
     """Whether this is the process that prints and writes; the others of a run are silent."""
     return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def limit_imports(args: Sequence[str]) -> None:
+    """A config file may name classes of Lightning and this project, and of packages that the command line names too.
+
+    Naming a class imports its module, which runs it.
+    """
+    named = {name for arg in args for name in re.findall(r"[a-z_]\w*(?=\.[a-z_])", arg, re.IGNORECASE)}
+    known = {"pytorch_lightning", "lightning_fabric", "callbacks", "builtins.len", "builtins.print"}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*known | named - {"jsonargparse"}])
 
 
 def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoReturn:
@@ -116,14 +181,18 @@ def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoRe
     the script's flags that name files, for the error of one that cannot be read or written.
     """
     if sys.getfilesystemencoding().lower() != "utf-8":  # no name of a file could be given to TensorBoard
-        os.environ["PYTHONUTF8"] = "1"
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(line_buffering=True)  # lines are live in a pipe or a file too
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # lines are live in a pipe or a file too, and a letter that the terminal lacks ends no run
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
     for name in ("SIGTERM", "SIGHUP"):
         signum = getattr(signal, name, None)
         if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it
             signal.signal(signum, lambda received, _: sys.exit(128 + received))
+    # TensorBoard's thread reports a full disk to this one too, which ends the run by one line.
+    threading.excepthook = lambda a: None if isinstance(a.exc_value, OSError) else threading.__excepthook__(a)
+    limit_imports(sys.argv[1:])
     try:
         run()
     except UsageError as error:
@@ -134,7 +203,8 @@ def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoRe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
         sys.exit(1)
     except OSError as error:
-        what = f"{error.strerror or error}" + (f": {error.filename}" if error.filename else "")
+        name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
+        what = f"{error.strerror or error}" + (f": {name}" if name else "")
         fail(f"{what} (check {files} and the space on the disk)")
     except KeyboardInterrupt:
         sys.exit(130)

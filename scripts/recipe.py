@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from lit_models.hardware import has_native_bfloat16
+from scripts.cli import plain_count
 
 FOLDER = Path(__file__).parent / "recipes"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
@@ -63,7 +64,7 @@ def at_length(value: Any, epochs: Any) -> Any:
         return value
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
     try:
-        epochs = int(epochs)
+        epochs = int(plain_count(str(epochs)))
     except (TypeError, ValueError):
         epochs = -1
     if epochs < 1:  # a training run that steps or time end

@@ -14,6 +14,7 @@ from pathlib import Path
 import launch
 import pytest
 import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from scripts.fit import epoch_counts, fit_parser, measured_epochs
 
@@ -247,6 +248,58 @@ def test_the_epochs_that_are_trained(flags, asked, last):
     assert epoch_counts(fit_parser().parse_args(flags)) == (asked, last)
 
 
+@pytest.mark.parametrize(
+    ("flags", "values"),
+    [
+        (["--epochs", "1e2", "10_000", "1,000,000", "1.5e3", "auto"], [100, 10_000, 1_000_000, 1500, "auto"]),
+        (["--num_samples=1e2"], 100),
+        (["--hidden", "1e2", "10"], [100, 10]),
+        (["--seed", "1e3"], 1000),
+        (["--max_epochs", "1e2"], 100),
+        (["--max_epochs", "null"], None),
+        (["--max_steps", "-1"], -1),
+        (["--save_every_n_steps", "10,000"], 10_000),
+        (["--limit_train_batches", "1e2"], 100),  # batches: without a decimal point
+        (["--limit_train_batches", "1"], 1),
+        (["--limit_train_batches", "1.0"], 1.0),  # a part
+        (["--lr", "1e-2", "-1e-3"], [0.01, -0.001]),
+        (["--x_min", "-5e0"], -5.0),
+        (["--function", "-x**2"], "-x**2"),
+        (["--function=-x**2"], "-x**2"),
+        (["--function", "1e4"], "1e4"),
+        (["--run_dir", "1e4"], "1e4"),
+    ],
+)
+def test_numbers_as_people_write_them(flags, values):
+    name = flags[0].partition("=")[0].removeprefix("--")
+    read = fit_parser().parse_args(flags)[name]
+    assert read == values and type(read) is type(values)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--epochs", "1.5"], "--epochs is 1.5: give a whole number (such as 10000); several have blanks between them"),
+        (["--epochs", "10.000"], "--epochs is 10.000: give a whole number"),
+        (["--epochs", "100,1000"], "--epochs is 100,1000: give a whole number"),
+        (["--epochs", "abc"], "--epochs is abc: give a whole number (such as 10000) or 'auto'"),
+        (["--max_epochs", "1e-1"], "--max_epochs is 1e-1: give a whole number (such as 10000)"),
+        (["--max_epochs", "many"], "--max_epochs is many: give a whole number (such as 10000) or null"),
+        (["--hidden", "32,32"], "--hidden is 32,32: give a whole number"),
+        (["--hidden", "[32, 32]"], "--hidden is [32, 32]: give a whole number"),
+        (["--lr", "1e-2,1e-3"], "--lr is 1e-2,1e-3: give a number (such as 0.01); several have blanks between them"),
+        (["--lr", "0,01"], "--lr is 0,01: give a number"),
+        (["--x_min", "-0,5"], "--x_min is -0,5: give a number (such as 0.01)"),
+        (["--inference_mode", "maybe"], "--inference_mode is maybe: give true or false"),
+        (["--limit_train_batches", "x"], "give a whole number (such as 10000) or a number (such as 0.01) or null"),
+    ],
+)
+def test_a_value_of_another_type_is_named_in_plain_words(flags, message):
+    with pytest.raises(MisconfigurationException) as caught:
+        fit_parser().parse_args(flags)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_save_every_n_steps_counts_epochs(folder):
     checkpoint = folder / "saved" / "checkpoints" / "last.ckpt"
     args = (*SMALL, "--epochs", "1000000", "--save_every_n_steps", "1300", "--run_dir", "saved")
@@ -293,9 +346,9 @@ def test_divergence_is_a_result_not_a_crash(folder):
 # a mistake: the arguments, and a word that its message must hold
 MISTAKES = {
     "unknown flag": (["--no_such_flag", "1"], "no_such_flag"),
-    "wrong type": (["--num_samples", "many"], "num_samples"),
+    "wrong type": (["--num_samples", "many"], "--num_samples is many: give a whole number"),
     "bad expression": (["--function", "x +* 2"], "x +* 2"),
-    "caret": (["--function", "x^2"], "x**2, not x^2"),
+    "caret": (["--function", "x^2"], "write 'x**2'"),
     "pole": (["--function", "1/x"], "x = 0"),
     "empty interval": (["--x_min", "2", "--x_max", "1"], "x_min"),
     "no epochs": (["--epochs", "0"], "epochs"),
