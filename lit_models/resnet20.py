@@ -5,6 +5,8 @@ from collections.abc import Mapping
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+WRAPPERS = {"net", "module", "_orig_mod"}  # of a LightningModule, of DDP and averaged weights, of torch.compile
+
 
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut without parameters (option A of the paper)."""
@@ -56,13 +58,14 @@ class ResNet20(nn.Module):
         return self.linear(x.mean((2, 3)))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
-        """Takes over weights by name: a ResNet20Classifier's (``net.`` before each name), or public ones.
+        """Takes over weights by name: its own, a ResNet20Classifier's, or public ones; compiled, averaged or of DDP.
 
-        Public are those of github.com/akamaster/pytorch_resnet_cifar10, whose layers have the same names, with
-        ``module.`` before each; they expect ImageNet's normalization.
+        Public are those of github.com/akamaster/pytorch_resnet_cifar10, whose layers have the same names; they expect
+        ImageNet's normalization.
 
         Raises:
             RuntimeError: a layer is missing, unknown, or of another shape.
         """
-        prefix = next((p for p in ("net.", "module.") if f"{p}conv1.weight" in weights), "")
-        self.load_state_dict({name.removeprefix(prefix): value for name, value in weights.items()})
+        # What wraps a network adds a name of its own; n_averaged is a count beside the averaged weights.
+        parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in weights}
+        self.load_state_dict({".".join(parts[name]): value for name, value in weights.items() if name != "n_averaged"})

@@ -4,60 +4,24 @@ import csv
 import io
 import logging
 import math
-import pickle
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from textwrap import shorten
-from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
+from torch import Tensor
 
 from analysis.classifier_figures import Prediction, contact_sheet
 from analysis.drawing import pixels_of, save_png
 from analysis.files import standard_json, write_atomically
-from datamodules.cifar10 import CLASSES
-from datamodules.pictures import find_pictures, read_picture
-from lit_models import FunctionRegressor, ResNet20
+from lit_models import FunctionRegressor
 from scripts.cli import Parser, main
+from scripts.networks import PictureClassifier, load, printable, read_all
 
-# what public weights are trained with
-IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "classes": CLASSES}
 BEST = 3
-
-
-class PictureClassifier(nn.Module):
-    """(N, 3, 32, 32) float32 RGB from 0 to 1 -> (N, C) logits; the normalization is inside."""
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, net: ResNet20, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]) -> None:
-        super().__init__()
-        self.net, self.classes = net, list(classes)
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None])
-        self.register_buffer("std", torch.tensor(std)[:, None, None])
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.net((images - self.mean) / self.std)
-
-
-class CurvePredictor(nn.Module):
-    """(N,) float64 -> (M, N) float64, one row for each learning rate and seed."""
-
-    def __init__(self, model: FunctionRegressor) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model(x)
-
-
-Network = PictureClassifier | CurvePredictor
 
 
 def run() -> None:
@@ -65,21 +29,19 @@ def run() -> None:
     network = load(Path(cfg.ckpt_path))
     numbers = [finite_number(text.strip(), "--x") for text in cfg.x or []]
     numbers += read_column(Path(cfg.csv), cfg.column) if cfg.csv else []
-    is_curve = isinstance(network, CurvePredictor)
+    is_curve = isinstance(network, FunctionRegressor)
     if not (cfg.export or cfg.images or numbers):
-        raise MisconfigurationException(f"nothing to predict: give {'--x or --csv' if is_curve else 'picture files'}")
+        raise UsageError(f"nothing to predict: give {'--x or --csv' if is_curve else 'picture files'}")
     if (numbers and not is_curve) or (cfg.images and is_curve):
         kind = "a curve: give --x or --csv" if is_curve else "a picture classifier"
-        raise MisconfigurationException(f"{cfg.ckpt_path} is of {kind}")
+        raise UsageError(f"{cfg.ckpt_path} is of {kind}")
     if cfg.export:
         export(network, Path(cfg.export))
         print(f"Wrote {cfg.export}; its outputs are those of PyTorch", file=sys.stderr)
-    with torch.inference_mode():
-        if isinstance(network, CurvePredictor):
-            if numbers:
-                print_curve(network, numbers, cfg.json)
-        elif cfg.images:
-            print_pictures(network, cfg.images, Path(cfg.sheet), cfg.json)
+    if numbers and isinstance(network, FunctionRegressor):
+        print_curve(network, numbers, cfg.json)
+    if cfg.images and isinstance(network, PictureClassifier):
+        print_pictures(network, cfg.images, Path(cfg.sheet), cfg.json)
 
 
 def parse() -> Namespace:
@@ -95,61 +57,8 @@ def parse() -> Namespace:
     add("--export", type=str | None, help="write the network as FILE.onnx, or FILE.pt2 (torch.export)")
     cfg = parser.parse_args()
     if cfg.images and not Path(cfg.sheet).name:
-        raise MisconfigurationException(f"--sheet {cfg.sheet!r} names no file: give one such as predictions.png")
+        raise UsageError(f"--sheet {cfg.sheet!r} names no file: give one such as predictions.png")
     return cfg
-
-
-def load(path: Path) -> Network:
-    """The network of a run's checkpoint, or ResNet-20 from public weights (akamaster/pytorch_resnet_cifar10).
-
-    Raises:
-        MisconfigurationException: there is no such file, it is neither, or a classifier's weights are not finite.
-    """
-    if not path.is_file():
-        raise MisconfigurationException(f"there is no checkpoint {path}: give another --ckpt_path")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(content, dict):
-            raise TypeError(f"it is a {type(content).__name__}, not a dictionary of weights")
-        settings = content.get("hyper_parameters") or {}
-        if "measure_at" in settings:
-            model = FunctionRegressor(**settings)
-            model.load_state_dict(content["state_dict"])
-            return CurvePredictor(model).eval()
-        network = classifier_of(content)
-    except Exception as error:
-        reason = str(error) or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in the file
-            reason = "it is not a file of torch.save"
-            if "GLOBAL" in str(error):  # what torch calls a class or function
-                reason = "it holds more than tensors and plain values: save its state_dict alone with torch.save"
-        reason = shorten(reason, 160, placeholder=" ...")
-        raise MisconfigurationException(f"{path} holds no network of this program ({reason})") from None
-    if not all(weights.isfinite().all() for weights in network.state_dict().values()):
-        raise MisconfigurationException(
-            f"{path} has weights that are nan or infinite: its training diverged; give another --ckpt_path"
-        )
-    return network
-
-
-def classifier_of(content: Mapping[str, Any]) -> PictureClassifier:
-    """The classifier of a checkpoint's content; a run's data module has stored its mean, std and classes there.
-
-    Raises:
-        ValueError: a Lightning checkpoint without those.
-        RuntimeError: the weights are not ResNet-20's.
-    """
-    weights = content.get("state_dict", content)
-    data = next((d for d in content.values() if isinstance(d, dict) and {"mean", "std", "classes"} <= d.keys()), None)
-    if data is None:
-        if "pytorch-lightning_version" in content or any(name.startswith("net.") for name in weights):
-            raise ValueError(
-                "it lacks mean, std and classes of its data, which CIFAR10DataModule stores in a checkpoint"
-            )
-        data = IMAGENET
-    net = ResNet20(num_classes=len(data["classes"]))
-    net.load_weights(weights)
-    return PictureClassifier(net, data["mean"], data["std"], data["classes"]).eval()
 
 
 def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path, as_json: bool) -> None:
@@ -161,7 +70,9 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
         MisconfigurationException: not one picture could be read.
         OSError: the sheet cannot be written; nothing has been printed.
     """
-    pictures = read_pictures(names)
+    pictures, _ = read_all(names)
+    if not pictures:
+        raise UsageError("none of these pictures could be read")
     predictions = predict_pictures(network, pictures)
     shown: list[Prediction] = [{**prediction, "file": printable(prediction["file"])} for prediction in predictions]
     with warnings.catch_warnings():
@@ -177,31 +88,9 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
 
 
-def read_pictures(names: Sequence[str]) -> dict[Path, Tensor]:
-    """(32, 32, 3) uint8 for each file; those that cannot be read are reported on stderr.
-
-    Raises:
-        MisconfigurationException: there is nothing under one of the names, or not one picture could be read.
-    """
-    try:
-        paths = list(find_pictures(names))
-    except ValueError as error:
-        raise MisconfigurationException(str(error)) from None
-    pictures = {}
-    for path in dict.fromkeys(paths):
-        try:
-            pictures[path] = read_picture(path)
-        except ValueError as error:
-            print(f"skipped {printable(path)}: {error}", file=sys.stderr)
-    if not pictures:
-        raise MisconfigurationException("none of these pictures could be read")
-    return pictures
-
-
 def predict_pictures(network: PictureClassifier, pictures: Mapping[Path, Tensor]) -> list[Prediction]:
     """The most probable classes of each (32, 32, 3) uint8 picture, in order."""
-    images = torch.stack(list(pictures.values())).permute(0, 3, 1, 2) / 255
-    probabilities = torch.cat([network(part).softmax(1) for part in images.split(500)])
+    probabilities = network.logits(torch.stack(list(pictures.values()))).softmax(1)
     values, indices = (top.tolist() for top in probabilities.topk(min(BEST, probabilities.shape[1])))
     return [
         {"file": str(path), "classes": [network.classes[i] for i in best], "probabilities": row}
@@ -209,15 +98,10 @@ def predict_pictures(network: PictureClassifier, pictures: Mapping[Path, Tensor]
     ]
 
 
-def printable(name: object) -> str:
-    """A file's name on one line, whatever is in it."""
-    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(name))
-
-
-def print_curve(network: CurvePredictor, numbers: Sequence[float], as_json: bool) -> None:
+@torch.inference_mode()
+def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: bool) -> None:
     """Prints the value at each number, a column for each learning rate and seed."""
-    model = network.model
-    members = [{"lr": lr, "seed": seed} for lr in model.lrs for seed in model.seeds]
+    members = [{"lr": lr, "seed": seed} for lr in network.lrs for seed in network.seeds]
     values = network(torch.tensor(numbers, dtype=torch.float64)).T.tolist()
     if as_json:
         print(standard_json({"x": numbers, "members": members, "y": values}))
@@ -234,7 +118,7 @@ def finite_number(text: str, where: str) -> float:
             return number
     except ValueError:
         pass
-    raise MisconfigurationException(f"{where}: {text!r} is not a finite number")
+    raise UsageError(f"{where}: {text!r} is not a finite number")
 
 
 def read_column(path: Path, column: str) -> list[float]:
@@ -245,23 +129,19 @@ def read_column(path: Path, column: str) -> list[float]:
             rows = csv.DictReader(file, restval="")
             rows.fieldnames = names = [name.strip() for name in rows.fieldnames or []]
             if not names:
-                raise MisconfigurationException(
-                    f"{path} is empty, or its first line is: that line must name the columns"
-                )
+                raise UsageError(f"{path} is empty, or its first line is: that line must name the columns")
             if column not in names:
-                raise MisconfigurationException(f"{path} has no column {column}, but: {', '.join(names)}")
+                raise UsageError(f"{path} has no column {column}, but: {', '.join(names)}")
             for row in rows:
                 numbers.append(finite_number(row[column], f"{path}, line {rows.line_num}"))
     except (UnicodeDecodeError, csv.Error):
-        raise MisconfigurationException(
-            f"{path} is no CSV file in UTF-8: save it as one, in Excel as 'CSV UTF-8'"
-        ) from None
+        raise UsageError(f"{path} is no CSV file in UTF-8: save it as one, in Excel as 'CSV UTF-8'") from None
     if not numbers:
-        raise MisconfigurationException(f"{path} names its columns, but has no rows")
+        raise UsageError(f"{path} names its columns, but has no rows")
     return numbers
 
 
-def export(network: Network, path: Path) -> None:
+def export(network: PictureClassifier | FunctionRegressor, path: Path) -> None:
     """Writes the network for use without this program, any number of inputs at once, once its outputs are compared.
 
     Raises:
@@ -269,12 +149,11 @@ def export(network: Network, path: Path) -> None:
         AssertionError: the exported network computes something else; nothing is written.
     """
     if path.suffix not in (".onnx", ".pt2"):
-        raise MisconfigurationException(f"--export writes .onnx or .pt2, not {path.name}")
-    if isinstance(network, CurvePredictor):
-        model, name = network.model, "x"
-        example = model.x_mean + model.x_scale * torch.linspace(-2, 2, 7, dtype=torch.float64)
+        raise UsageError(f"--export writes .onnx or .pt2, not {path.name}")
+    if isinstance(network, FunctionRegressor):
+        name, example = "x", network.x_mean + network.x_scale * torch.linspace(-2, 2, 7, dtype=torch.float64)
     else:
-        example, name = torch.rand(3, 3, 32, 32), "images"
+        name, example = "images", torch.rand(3, 3, 32, 32)
     expected = network(example)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     if path.suffix == ".pt2":
@@ -297,9 +176,7 @@ def to_onnx(program: torch.export.ExportedProgram, name: str, example: Tensor) -
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it did not optimize
         onnx = torch.onnx.export(program, input_names=[name], verbose=False)
     except ImportError as error:
-        raise MisconfigurationException(
-            f"--export FILE.onnx needs {error.name}: pip install 'litlab[export]'"
-        ) from None
+        raise UsageError(f"--export FILE.onnx needs {error.name}: pip install 'litlab[export]'") from None
     assert onnx is not None
     content = onnx.model_proto.SerializeToString()
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])

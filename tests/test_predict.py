@@ -3,10 +3,13 @@
 import csv
 import io
 import json
+import os
 import runpy
 import signal
+import struct
 import subprocess
 import sys
+import zlib
 from contextlib import redirect_stderr, redirect_stdout
 from itertools import groupby
 from pathlib import Path
@@ -17,10 +20,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
+from torch.utils.data import DataLoader
 
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
-from lit_models import ResNet20
+from datamodules.pictures import read_picture, read_pictures
+from lit_models import ResNet20, ResNet20Classifier
 
 ROOT = Path(__file__).parents[1]
 PREDICT = str(ROOT / "scripts" / "predict.py")
@@ -192,6 +199,91 @@ def test_the_table_and_broken_pictures(folder: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.skipif(os.name != "posix", reason="has links and a pipe")
+def test_a_folder_gives_what_pillow_reads_whatever_its_name(tmp_path: Path) -> None:
+    """The others are counted where nothing says that they are pictures, and get a line of their own elsewhere."""
+    (tmp_path / "a class").mkdir()
+    for name in ("a class/cat", ".hidden", "photo.data"):
+        Image.new("RGB", (32, 32), "white").save(tmp_path / name, "webp")
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "a class/readme", "._cat.png", "broken.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    (tmp_path / "a class" / "loop").symlink_to(tmp_path)
+    (tmp_path / "gone.png").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "pipe.png")
+    found = {path.relative_to(tmp_path).as_posix(): picture for path, picture in read_pictures(str(tmp_path))}
+    reasons = {name: found.pop(name) for name in list(found) if isinstance(found[name], str)}
+    assert all((picture == 255).all() for picture in found.values())
+    assert list(found) == [".hidden", "a class/cat", "photo.data"]
+    assert reasons == {
+        "broken.png": "it is not a picture of a known kind",
+        "gone.png": "there is no such file",
+        "pipe.png": "it cannot be read (it is no file, or a folder that may not be opened)",
+        ".": "5 of its files are no pictures (.DS_Store, .db, .png, .txt, readme)",
+    }
+    named = tmp_path / "notes.txt"
+    assert list(read_pictures(str(named))) == [(named, "it is not a picture of a known kind")]
+
+
+@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may open every folder")
+def test_a_folder_that_may_not_be_opened_is_skipped(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0)
+    ((path, reason),) = read_pictures(str(tmp_path))
+    assert path == tmp_path / "closed" and "may not be opened" in str(reason)
+
+
+def exif(*fields: tuple[int, int, int, int]) -> bytes:
+    """EXIF with these fields: (tag, type, count, value)."""
+    content = b"".join(struct.pack("<HHII", *field) for field in fields)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(fields)) + content + bytes(4)
+
+
+@pytest.mark.parametrize(
+    ("fields", "is_rotated"),
+    [
+        ([(0x0112, 3, 1, 6)], True),
+        ([(0x0112, 3, 1, 6), (0x0100, 8, 1, 0xFFFF)], True),  # a width of -1: Pillow cannot write it
+        ([(0x0112, 3, 1, 6), (0x8769, 4, 1, 10**9)], True),  # fields that lie outside the file
+        ([(0x0112, 2, 1, 6)], False),  # a text
+        ([(0x0112, 3, 10**9, 6)], False),
+    ],
+)
+def test_a_malformed_exif_field_costs_no_picture(
+    tmp_path: Path, fields: list[tuple[int, int, int, int]], is_rotated: bool
+) -> None:
+    pixels = np.zeros((64, 64, 3), dtype=np.uint8)
+    pixels[:32] = 255  # white above, which rotated is on the right
+    Image.fromarray(pixels).save(tmp_path / "photo.jpg", exif=exif(*fields))
+    read = read_picture(tmp_path / "photo.jpg")
+    assert bool((read[:, 20:] > 250).all()) == is_rotated and bool((read[:12] > 250).all()) != is_rotated
+
+
+def test_a_bomb_is_skipped_with_its_reason(tmp_path: Path) -> None:
+    Image.new("1", (32, 32)).save(path := tmp_path / "bomb.png")
+    header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + path.read_bytes()[24:29]
+    path.write_bytes(path.read_bytes()[:12] + header + struct.pack(">I", zlib.crc32(header)) + path.read_bytes()[33:])
+    with pytest.raises(ValueError, match="3600000000 pixels"):
+        read_picture(path)
+
+
+@pytest.mark.slow
+def test_a_panorama_of_200_megapixels_takes_little_memory(tmp_path: Path) -> None:
+    """Decoded whole it would take 800 MB, as Pillow holds 4 bytes for a pixel."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+        image = Image.new("RGB", (20_000, 10_000), "white")
+        image.paste("black", (0, 0, 20_000, 5_000))
+        image.save(tmp_path / "panorama.jpg")
+    code = """if True:
+        from datamodules.pictures import *
+        from resource import *
+        before = getrusage(RUSAGE_SELF).ru_maxrss
+        read = read_picture(Path("panorama.jpg")).float().mean((1, 2))
+        print(read[:15].max().item(), read[17:].min().item(), getrusage(RUSAGE_SELF).ru_maxrss - before)"""
+    done = launch.run_anew(["-c", code], tmp_path)
+    above, below, kilobytes = map(float, done.stdout.split())
+    assert above < 5 and below > 250 and kilobytes < 300_000, done.stderr
+
+
 def test_a_pattern_finds_files_and_any_name_of_one_fits_on_a_line(folder: Path) -> None:
     (folder / "nested" / "deep").mkdir(parents=True)
     Image.new("RGB", (32, 32)).save(folder / "nested" / "deep" / "new\nline 文字.png")
@@ -235,6 +327,14 @@ def test_usage_errors_get_one_line(folder: Path, args: tuple[str, ...], word: st
         (lambda state: {"state_dict": {f"net.{k}": v for k, v in state.items()}}, "lacks mean, std and classes"),
         (lambda state: {"state_dict": state, "pytorch-lightning_version": "2.6.6"}, "lacks mean, std and classes"),
         (lambda state: {**state, "conv1.weight": state["conv1.weight"] * np.nan}, "nan or infinite"),
+        (lambda state: {**state, "layer2.0.downsample.0.weight": torch.ones(1)}, "its shortcuts are convolutions"),
+        (
+            lambda state: {
+                "state_dict": state,
+                "Own": {"mean": [125.3] * 3, "std": [63] * 3, "classes": list("abcdefghij")},
+            },
+            "not three numbers from 0 to 1",
+        ),
     ],
 )
 def test_weights_that_cannot_be_used_get_one_line(folder: Path, content: Any, word: str) -> None:
@@ -260,20 +360,69 @@ def test_what_is_exported_computes_the_same(folder: Path, cifar10_root: Path, fi
     assert torch.allclose(logits.softmax(1), evaluated(folder, images), atol=1e-4)
 
 
-def test_public_weights_by_their_names(folder: Path) -> None:
-    """As akamaster/pytorch_resnet_cifar10 saves them: ``module.`` before each name, beside the best accuracy."""
+@pytest.mark.parametrize(
+    "content",
+    [
+        lambda state: {"state_dict": named("module.", state), "best_prec1": 91.73},  # akamaster/pytorch_resnet_cifar10
+        lambda state: state,
+        lambda state: named("_orig_mod.", state),  # torch.compile
+        lambda state: named("module._orig_mod.", state),  # DDP
+        lambda state: {**named("module.", state), "n_averaged": torch.tensor(3)},  # torch.optim.swa_utils
+    ],
+)
+def test_weights_alone_have_the_normalization_of_public_ones(folder: Path, content: Any) -> None:
     torch.manual_seed(1)
     net = ResNet20(he_init=True)
-    state = {f"module.{name}": value for name, value in net.state_dict().items()}
-    torch.save({"state_dict": state, "best_prec1": 91.73}, folder / "public.th")
-    told = answers(folder, "--ckpt_path", "public.th", "png/000.png", "png/001.png")
+    torch.save(content(net.state_dict()), folder / "public.th")
+    done = predict(folder, "--ckpt_path", "public.th", "png/000.png", "png/001.png", "--json")
+    assert "public.th tells no mean, std and classes" in done.stderr
     pixels = np.stack([np.array(Image.open(folder / "png" / f"00{i}.png")) for i in (0, 1)])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     with torch.inference_mode():
         expected = net.eval()((images - mean[:, None, None]) / std[:, None, None]).softmax(1)
-    for answer, row in zip(told, expected, strict=True):
+    for answer, row in zip(json.loads(done.stdout), expected, strict=True):
         assert answer["probabilities"] == pytest.approx(row.topk(3).values.tolist(), abs=1e-4)
+
+
+def named(prefix: str, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value for name, value in state.items()}
+
+
+class Reversed(CIFAR10DataModule):
+    """Somebody's own: other names of the classes, and a mean of its own that it keeps as a hyperparameter."""
+
+    def __init__(self, mean: list[float] | None = None) -> None:
+        super().__init__(dataset="synthetic")
+        self.save_hyperparameters()
+        self.classes = tuple(name[::-1] for name in self.classes)
+
+
+def test_checkpoints_of_plain_lightning(tmp_path: Path) -> None:
+    """A data module's facts hold; where its hyperparameters say otherwise, or there are none, nothing is guessed.
+
+    Of averaged weights the average is used, which Lightning tests too.
+    """
+    Image.new("RGB", (32, 32)).save(tmp_path / "black.png")
+    image = -torch.tensor([0.4914, 0.4822, 0.4465]) / torch.tensor([0.2470, 0.2435, 0.2616])  # black, normalized
+    words = {}
+    for name, data in {"own": Reversed(), "two": Reversed([0.5, 0.5, 0.5]), "none": None}.items():
+        model = ResNet20Classifier(lr=0.01)
+        callbacks = [EMAWeightAveraging(decay=0.5), ModelCheckpoint(tmp_path, name)]
+        trainer = Trainer(
+            accelerator="cpu", max_epochs=1, limit_train_batches=3, limit_val_batches=0, callbacks=callbacks,
+            logger=False, enable_progress_bar=False, enable_model_summary=False,
+        )  # fmt: skip
+        images = DataLoader(list(zip(torch.rand(24, 3, 32, 32), torch.arange(24) % 10, strict=True)), batch_size=8)
+        trainer.fit(model, datamodule=data) if data else trainer.fit(model, images)
+        done = predict(tmp_path, "--ckpt_path", f"{name}.ckpt", "black.png", "--json")
+        words[name] = done.stderr if done.returncode else json.loads(done.stdout)[0]
+        if data and done.returncode == 0:
+            with torch.inference_mode():  # the Trainer has put the average into the model
+                expected = model.eval()(image[:, None, None].expand(1, 3, 32, 32)).softmax(1).topk(3)
+            assert words[name]["classes"] == [data.classes[i] for i in expected.indices[0].tolist()]
+            assert words[name]["probabilities"] == pytest.approx(expected.values[0].tolist(), abs=1e-5)
+    assert "its mean is" in words["two"] and "lacks mean, std and classes" in words["none"]
 
 
 def test_another_data_modules_own_classes_and_normalization(folder: Path) -> None:
