@@ -21,7 +21,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
-from analysis.files import write_atomically
+from analysis.files import move, write_atomically
 
 BATCHES_BETWEEN_LOOKS = 50  # at what makes all processes or a GPU wait: a clock to agree on, a loss
 
@@ -136,6 +136,8 @@ class SaveLast(Checkpoint):
         return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.interval))
 
     def _save(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self.last.parent.mkdir(exist_ok=True)  # fails where the run's folder has been deleted
         trainer.save_checkpoint(self.aside)
         self.wanted, self._is_aside = False, trainer.is_global_zero
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
@@ -149,7 +151,7 @@ class SaveLast(Checkpoint):
         if self._branch is not None:  # before last.ckpt, from which on it would not be made again
             with open(self.aside, "rb") as source:
                 write_atomically(self._branch, lambda file: shutil.copyfileobj(source, file))
-        os.replace(self.aside, self.last)
+        move(self.aside, self.last)
         self._branch, self._is_aside = None, False
 
 

@@ -65,9 +65,15 @@ class ClassifierRecord(Callback):
 
     def _begin(self, pl_module: LightningModule) -> None:
         self._start_of_epoch = self._start_of_count = now(pl_module.device)
+        self._lr = pl_module.trainer.optimizers[0].param_groups[0]["lr"]
         self._images = self._batches = 0
         self._pause = self._pause_before_count = 0.0
         self._validated = False
+
+    def on_before_optimizer_step(
+        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
+    ) -> None:
+        self._lr = optimizer.param_groups[0]["lr"]  # when an epoch ends, schedulers have set the next one's already
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: Any, batch_idx: int
@@ -103,7 +109,7 @@ class ClassifierRecord(Callback):
             "train_batches": int(trainer.num_training_batches),
             "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,
         }
-        row = {"epoch": trainer.current_epoch, "lr": trainer.optimizers[0].param_groups[0]["lr"]}
+        row = {"epoch": trainer.current_epoch, "lr": self._lr}
         row |= {
             f"{part}_{name}": metrics.get(f"{part}/{name}") for part in ("train", "val") for name in ("loss", "acc")
         }

@@ -1,17 +1,19 @@
 """LRStep: the learning rate as a step function of the epoch, or of the optimizer step."""
 
 import math
+import sys
 from collections.abc import Mapping
 from typing import Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import LearningRateFinder, StochasticWeightAveraging
 
 
 class LRStep(Callback):
     """From each milestone on, the learning rate of every parameter group is that milestone's.
 
-    It is set at the start of an epoch, and is a function of the epoch (or step) alone: before the first milestone the
-    optimizer's own, and right after any resume, from another run's checkpoint too.
+    It is set before each step, whatever a scheduler has set, and is a function of the epoch (or step) alone: before the
+    first milestone the optimizer's own, and right after any resume, from another run's checkpoint too.
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.
@@ -42,18 +44,25 @@ class LRStep(Callback):
             groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
             for group, lr in zip(groups, self._own, strict=True):
                 group["lr"] = lr
+        if self.milestones:
+            say_which_wins(f"LRStep's from {self.unit} {min(self.milestones)} on", trainer)
         self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set(trainer, trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        if self.unit == "step" and trainer.global_step in self.milestones:
-            self._set(trainer, trainer.global_step)
-
-    def _set(self, trainer: Trainer, now: int) -> None:
-        lr = self.lr_at(now)
+        lr = self.lr_at(trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
         if lr is not None:
             for optimizer in trainer.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = lr
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
+
+
+def say_which_wins(winner: str, trainer: Trainer) -> None:
+    """One line on stderr where schedulers or callbacks of Lightning's set the learning rate too."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    setters = [c for c in callbacks if isinstance(c, LearningRateFinder | StochasticWeightAveraging)]
+    others = [type(setter).__name__ for setter in (*setters, *(c.scheduler for c in trainer.lr_scheduler_configs))]
+    if others and trainer.is_global_zero:
+        print(f"The learning rate is {winner}, whatever {' or '.join(others)} sets", file=sys.stderr)

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from callbacks.lr_step import say_which_wins
+
 
 class OneCycle(Callback):
     """Sets the learning rate of every parameter group before each step (Smith and Topin 2017, arXiv 1708.07120).
@@ -56,6 +58,7 @@ class OneCycle(Callback):
         num_steps = trainer.estimated_stepping_batches
         self.check_length(num_steps)
         self.num_steps = int(num_steps)
+        say_which_wins("OneCycle's", trainer)
         if trainer.max_epochs not in (None, -1):
             per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
             if not 0 <= trainer.global_step - trainer.current_epoch * per_epoch <= per_epoch:

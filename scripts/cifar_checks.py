@@ -6,6 +6,7 @@ import sys
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from callbacks import OneCycle
@@ -20,6 +21,9 @@ def check_run(data: CIFAR10DataModule, trainer: Trainer, schedule: Callback, che
     data.check_processes(trainer.world_size)
     check_batches(data, trainer)
     check_monitors(trainer, logged_metrics(data, trainer))
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    if checkpoint and any(isinstance(callback, LearningRateFinder | BatchSizeFinder) for callback in callbacks):
+        raise UsageError("a finder would begin anew instead of resuming: give what it found as --lr or --batch_size")
     check_cycle(schedule, checkpoint, num_batches(data, trainer) / trainer.accumulate_grad_batches)
 
 

@@ -24,6 +24,9 @@ from scripts.cli import Parser, is_rank_zero, usage_errors
 
 # what may change in the middle of a run without making another run of it
 MAY_CHANGE = {"max_epochs", "max_steps", "max_time", "epochs", "save_every_n_steps", "enable_progress_bar"}
+# what decides which batches an epoch has, and which of them make a step
+OF_AN_EPOCH = {"data", "seed", "batch_size", "val_size", "max_shift", "alternate_flips"}
+OF_AN_EPOCH |= {"limit_train_batches", "overfit_batches", "fast_dev_run", "accumulate_grad_batches"}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -32,13 +35,16 @@ class Checkpoint:
     """What the scripts look at before Lightning loads a checkpoint.
 
     ``next_step`` is the first step that the loggers will see: a curve fit's count epochs, a classifier's batches.
-    ``settings`` are those of the run that saved it, and ``callbacks`` what its callbacks keep.
+    ``settings`` are those of the run that saved it, and ``callbacks`` what its callbacks keep; ``inside_epoch`` is the
+    epoch in whose middle it was saved, or None, and ``is_cut`` whether the run had ended in the middle of an epoch.
     """
 
     path: Path
     shapes: dict[str, torch.Size]
     next_step: int
     callbacks: dict[str, dict[str, Any]]
+    inside_epoch: int | None
+    is_cut: bool
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -53,11 +59,15 @@ class Checkpoint:
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
                     raise ValueError(f"the checksum of {broken} is wrong")
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-            content["loops"], content["optimizer_states"]
+            content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
+            content["optimizer_states"]
+            loop = content["loops"]["fit_loop"]
+            epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+            inside = epochs["completed"] if epochs["processed"] < epochs["started"] else None
+            is_cut = inside is None and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
             shapes = {name: value.shape for name, value in content["state_dict"].items()}
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
-            return cls(path, shapes, step, content.get("callbacks", {}))
+            return cls(path, shapes, step, content.get("callbacks", {}), inside, is_cut)
         except Exception as error:
             raise UsageError(f"{path} is not a valid checkpoint of this program ({type(error).__name__})") from None
 
@@ -91,6 +101,19 @@ class Checkpoint:
         if self.shapes != {name: value.shape for name, value in model.state_dict().items()}:
             raise UsageError(f"{self.path} is of another network: resume it with the settings of its config.yaml")
 
+    def check_epoch(self, settings: Mapping[str, Any]) -> None:
+        """Raises UsageError for another optimizer, or inside an epoch whose remaining batches would be others."""
+        changed = self.changes(settings)
+        if "optimizer" in changed:
+            raise UsageError(f"{self.path} was trained with --optimizer {changed['optimizer'][0]}: resume it with that")
+        changes = {name: pair for name, pair in changed.items() if name in OF_AN_EPOCH}
+        if self.inside_epoch is not None and changes:
+            before, now = (" ".join(f"--{name} {pair[i]}".lower() for name, pair in changes.items()) for i in (0, 1))
+            raise UsageError(
+                f"{self.path} was saved inside epoch {self.inside_epoch}, whose other batches would change by {now}: "
+                f"resume with {before}, or from an epoch's end"
+            )
+
     def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """{name: (before, now)} of the settings that make another run of it than the one that saved it."""
         return changed_settings(self.settings, settings)
@@ -110,8 +133,14 @@ def run_directory(asked: str | None, default: str) -> Iterator[Path]:
     empty is removed again.
 
     Raises:
-        UsageError: none is asked for where many processes were started by torchrun or SLURM.
+        UsageError: none is asked for where many processes were started by torchrun or SLURM; or a name on the command
+            line is not UTF-8.
     """
+    try:
+        "\n".join((os.getcwd(), *sys.argv)).encode()
+    except UnicodeEncodeError as error:
+        name = error.object[: error.end].splitlines()[-1]
+        raise UsageError(f"{name}... is not UTF-8, as TensorBoard needs names to be: rename it") from None
     if asked is not None:
         yield Path(asked)
         return
@@ -199,7 +228,7 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
 
     Results of a run that is resumed go: it has none until it ends again. What a killed process left half written goes
     too. A checkpoint of another run, with which this one begins, is one of the settings. Says so when a run is resumed
-    with other settings than it was saved with.
+    with other settings than it was saved with, or where it had ended inside an epoch.
 
     Raises:
         UsageError: another process has the folder.
@@ -209,9 +238,16 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
     if checkpoint and is_own and (changes := checkpoint.changes(settings)):
         changed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         print(f"Resumed with other settings: {changed}", file=sys.stderr)
+    if checkpoint and checkpoint.is_cut:
+        print(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out", file=sys.stderr)
     half_written = (*run_dir.glob(".*.tmp"), *run_dir.glob("checkpoints/.*.tmp"))
-    for left in (*half_written, run_dir / "summary.json", *event_files_of_results(run_dir)):
-        left.unlink(missing_ok=True)
+    for left in (run_dir / "summary.json", *half_written, *event_files_of_results(run_dir)):
+        try:
+            left.unlink(missing_ok=True)
+        except PermissionError:  # Windows keeps a file that a program has open
+            if left.suffix == ".json":
+                raise UsageError(f"{left} would go, but is open in another program: close it there") from None
+            print(f"{left} is out of date, but open in another program: remove it later", file=sys.stderr)
     content = dict(settings)
     if checkpoint and not is_own:
         content["ckpt_path"] = str(checkpoint.path.resolve())

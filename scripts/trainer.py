@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer, seed_everything
-from pytorch_lightning.callbacks import ProgressBar
+from pytorch_lightning.callbacks import ModelPruning, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
@@ -26,6 +26,10 @@ from scripts.run_dir import Checkpoint, is_claimed
 
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 CALLBACKS = "pytorch_lightning.callbacks."
+UNFIT = {  # Lightning would say so after the first epoch
+    ModelPruning: "needs layers' weight and bias in PyTorch's usual memory order, which these networks do not have",
+    ProgressBar: "is a base class that shows nothing: give TQDMProgressBar",
+}
 
 
 def check_trainer_flags(cfg: Namespace) -> None:
@@ -50,19 +54,34 @@ def check_trainer_flags(cfg: Namespace) -> None:
         raise UsageError("--num_nodes above 1 needs torchrun or srun, which start the run on each of the machines")
 
 
+def check_callbacks(callbacks: Sequence[Callback]) -> None:
+    """Raises UsageError for what Lightning would refuse after the first epoch."""
+    for callback in callbacks:
+        if type(callback) in UNFIT:
+            raise UsageError(f"callback {type(callback).__name__} {UNFIT[type(callback)]}")
+
+
 def check_monitors(trainer: Trainer, logged: Collection[str]) -> None:
     """Raises UsageError where a callback monitors a metric that is not ``logged``: Lightning would after an epoch.
 
-    With a callback of the user's own, which may log any metric, only Lightning can tell.
+    Averages over an epoch are not there yet when a validation ends, after which some callbacks look. With a callback of
+    the user's own, which may log any metric, only Lightning can tell.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if not all(type(callback).__module__.startswith(("callbacks.", CALLBACKS)) for callback in callbacks):
         return
+    validates_each_epoch = trainer.check_val_every_n_epoch == 1
+    is_once_an_epoch = validates_each_epoch and getattr(trainer, "val_check_interval", None) == 1.0
     for callback in callbacks:
+        asked = [getattr(callback, f"_{do}_on_train_epoch_end", None) for do in ("check", "save")]
+        if True in asked or (is_once_an_epoch and False not in asked):
+            known = [name for name in logged if validates_each_epoch or not name.startswith(("val/", "probe/"))]
+        else:
+            known = [name for name in logged if name.startswith(("val/", "probe/")) or name.endswith("_step")]
         monitor = getattr(callback, "monitor", None)
-        if monitor not in (None, *logged) and getattr(callback, "strict", True):
-            name, known = type(callback).__name__, " ".join(sorted(logged))
-            raise UsageError(f"{name} monitors {monitor}, which this run does not log; it logs: {known}")
+        if monitor not in (None, *known) and getattr(callback, "strict", True):
+            name, names = type(callback).__name__, " ".join(sorted(known))
+            raise UsageError(f"{name} monitors {monitor}, which is not there when it looks; it can monitor: {names}")
 
 
 @contextmanager
@@ -86,9 +105,10 @@ def flag_errors(trainer: Trainer, checkpoint: Checkpoint | None, *folders: Path)
         if steps_done(trainer) <= (checkpoint.next_step if checkpoint else 0):
             for folder in filter(is_claimed, folders):
                 for path in (path for path in files if path.parent == folder):
-                    path.unlink(missing_ok=True)
                     if path in before:
                         path.write_bytes(before[path])
+                    else:
+                        path.unlink(missing_ok=True)
                 if folder in new:
                     shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, UsageError):
@@ -111,9 +131,7 @@ def build_trainer(
     """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of a run.
 
     Args:
-        parser, cfg: the flags.
         run_dir: where the loggers write.
-        callbacks: of the run.
         bar: shown where the output is a terminal.
         save_last: how the run is saved.
         checkpoint: what the run is resumed from.
@@ -129,15 +147,16 @@ def build_trainer(
     seed_everything(cfg.seed, workers=True)
     with usage_errors():  # callbacks, loggers, ... that are named by their classes
         flags = arguments(Trainer, parser.instantiate(cfg)) | instead
-    checkpoints: list[Callback] = []
-    if flags["enable_checkpointing"] is not False:
-        checkpoints = [SaveOnInterrupt(save_last, resume_dir), save_last]
-    has_own_bar = any(isinstance(own, ProgressBar) for own in listed(flags["callbacks"]))
+    own = listed(flags["callbacks"])
+    check_callbacks(own)
+    has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags["enable_progress_bar"] is not False and (sys.stdout.isatty() or has_own_bar)
-    bars = [bar] if has_bar and not has_own_bar else []
+    added = [bar] if has_bar and not has_own_bar else []
+    if flags["enable_checkpointing"] is not False:
+        added += [SaveOnInterrupt(save_last, resume_dir), save_last]
     flags |= {
         "logger": make_loggers(flags["logger"], run_dir, checkpoint),
-        "callbacks": [*callbacks, *listed(flags["callbacks"]), *bars, *checkpoints],
+        "callbacks": [*callbacks, *own, *added],
         "enable_progress_bar": has_bar,
         "plugins": [*listed(flags["plugins"]), AtomicCheckpointIO()],
         "default_root_dir": flags["default_root_dir"] or str(run_dir),
@@ -157,7 +176,9 @@ def make_loggers(asked: Any, run_dir: Path, checkpoint: Checkpoint | None) -> li
     if asked is False:
         return []
     first_step = checkpoint.next_step if checkpoint else 0
-    history = (checkpoint.path.parents[1] if checkpoint else run_dir) / "metrics.csv"
+    folder = checkpoint.path.parents[1] if checkpoint else run_dir
+    rows = [folder / name for name in ("metrics.csv", "metrics_new.csv")]  # the second while Excel kept the first
+    history = max(rows, key=lambda path: path.stat().st_mtime if path.exists() else 0)
     board = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=first_step)
     return [MetricsCSV(run_dir, first_step, history), board, *([] if asked is True else listed(asked))]
 
@@ -212,12 +233,18 @@ class MetricsRows:
         if not new:
             return
         columns = self._columns.union(*new)
-        if columns == self._columns:
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, sorted(columns)).writerows(new)
-        else:
-            write_atomically(self.path, lambda file: file.write(as_csv(self.metrics, columns).encode()))
+        if columns != self._columns or not self._append(new):
+            self.path = write_atomically(self.path, lambda file: file.write(as_csv(self.metrics, columns).encode()))
         self._written, self._columns = len(self.metrics), columns
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """False where Excel has the file open on Windows."""
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, sorted(self._columns)).writerows(rows)
+        except PermissionError:
+            return False
+        return True
 
 
 def as_csv(rows: Sequence[Mapping[str, Any]], columns: set[str]) -> str:

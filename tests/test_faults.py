@@ -194,7 +194,7 @@ def test_a_run_directory_in_use_is_left_alone(tmp_path: Path) -> None:
     process = start(tmp_path, *ENDLESS, "--run_dir", "run")
     wait_for(tmp_path / "run" / "checkpoints" / "last.ckpt", process)
     config = (tmp_path / "run" / "config.yaml").read_bytes()
-    assert_mistake(run(tmp_path, *CIFAR, "--run_dir", "run", "--ckpt_path", "last"), "in use", "run")
+    assert_mistake(run(tmp_path, *ENDLESS, "--run_dir", "run", "--ckpt_path", "last"), "in use", "run")
     assert process.poll() is None and (tmp_path / "run" / "config.yaml").read_bytes() == config
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=20) == 143
@@ -250,11 +250,50 @@ def test_a_full_disk(script: tuple[str, ...], tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_a_locale_without_utf8_and_a_path_with_spaces(tmp_path: Path) -> None:
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252"])
+def test_a_terminal_that_lacks_the_letters(encoding: str, tmp_path: Path) -> None:
+    """The files are in UTF-8; a usage error shows the letters by their numbers."""
+    name = "試 \N{GRINNING FACE}"
+    out, _ = succeed(tmp_path, *FIT, "--run_dir", name, PYTHONIOENCODING=encoding)
+    assert "\\u8a66 \\U0001f600" in out and (tmp_path / name / "summary.json").exists()
+    assert_mistake(run(tmp_path, *FIT, "--run_dir", name, PYTHONIOENCODING=encoding), "\\u8a66", "holds a run already")
+
+
+@pytest.mark.parametrize("script", [CIFAR, FIT])
+def test_a_name_that_is_no_utf8(script: tuple[str, ...], tmp_path: Path) -> None:
+    assert_mistake(run(tmp_path, *script, "--run_dir", "run-\udcff"), "UTF-8", "rename")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_directory_that_is_deleted_during_the_run(tmp_path: Path) -> None:
+    (tmp_path / "deleting.py").write_text("""
+import shutil
+from pytorch_lightning import Callback
+
+class Delete(Callback):
+    def on_validation_end(self, *args):
+        shutil.rmtree("run")
+""")
+    outcome = run(tmp_path, *CIFAR, "--callbacks+=deleting.Delete", "--run_dir", "run", PYTHONPATH=str(tmp_path))
+    assert_mistake(outcome, "No such file", "run", "--run_dir")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_archive_that_is_there_is_looked_at_without_a_download(tmp_path: Path) -> None:
+    (tmp_path / "cifar-10-python.tar.gz").write_bytes(b"half of it")
+    flags = ("--data", "cifar10", "--data_root", ".", "--download", "false", "--run_dir", "run")
+    assert_mistake(run(tmp_path, *CIFAR, *flags), "cifar-10-python.tar.gz is not the CIFAR-10 archive", "delete it")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("flags", [(), ("-X", "utf8=0")])
+def test_a_locale_without_utf8_and_a_path_with_spaces(flags: tuple[str, ...], tmp_path: Path) -> None:
     folder = tmp_path / "mit Ä, spaces 試"
     folder.mkdir()
     latin = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
-    succeed(folder, *FIT, "--run_dir", "läuft 1", **latin)
+    command = [sys.executable, *flags, str(ROOT / FIT[0]), *FIT[1:], "--run_dir", "läuft 1"]
+    subprocess.run(command, cwd=folder, env=os.environ | latin, check=True, timeout=300)
     assert json.loads((folder / "läuft 1" / "summary.json").read_text())["results"]
     assert_mistake(run(folder, *FIT, "--function", "sin(ä試)", "--run_dir", "b", **latin), "error:")
 
@@ -271,7 +310,7 @@ def test_a_broken_checkpoint_is_skipped(finished: Path, tmp_path: Path) -> None:
     again = (*CIFAR, "--run_dir", "run", "--ckpt_path")
     assert_mistake(run(tmp_path, *again, str(last)), "not a valid checkpoint")
     err = succeed(tmp_path, *again, "last")[1]
-    assert "Skipped" in err and "end_of_epoch0.ckpt" in err
+    assert "Skipped" in err and "end_of_epoch1.ckpt" in err
     assert_same(run_dir, finished / "run")
 
 
@@ -300,6 +339,35 @@ def test_a_config_runs_no_code(script: tuple[str, ...], tmp_path: Path) -> None:
     (tmp_path / "bomb.yaml").write_text(f"seed: !!python/object/apply:pathlib.Path.touch [!!python/name:x '{crater}']")
     assert_mistake(run(tmp_path, *script, "--config", "bomb.yaml", "--run_dir", "new"), "config")
     assert not crater.exists() and not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("script", [CIFAR, FIT])
+def test_a_config_imports_no_module_that_the_command_line_does_not_name(
+    script: tuple[str, ...], tmp_path: Path
+) -> None:
+    (tmp_path / "foreign.py").write_text("""
+import pathlib
+from pytorch_lightning import Callback
+
+pathlib.Path("crater").touch()
+
+class Foreign(Callback):
+    pass
+""")
+    flags, env = ("--config", "config.yaml", "--run_dir", "new"), {"PYTHONPATH": str(tmp_path)}
+    for content in (
+        "callbacks: [{class_path: foreign.Foreign}]",
+        "logger: [{class_path: foreign.Foreign}]",
+        "callbacks: [{class_path: LambdaCallback, init_args: {on_train_start: foreign.pathlib}}]",
+        "callbacks: [{class_path: LambdaCallback, init_args: {on_train_start: os.system}}]",
+    ):
+        (tmp_path / "config.yaml").write_text(content)
+        assert_mistake(run(tmp_path, *script, *flags, **env), "command line")
+        assert not (tmp_path / "crater").exists() and not (tmp_path / "new").exists()
+    (tmp_path / "config.yaml").write_text("callbacks: [{class_path: foreign.Foreign}]")
+    succeed(tmp_path, *script, *flags, "--callbacks", "foreign.Foreign", **env)
+    assert (tmp_path / "crater").exists()
 
 
 # The loss

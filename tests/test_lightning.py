@@ -34,7 +34,8 @@ from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from callbacks import LRStep
+from callbacks import LRStep, OneCycle
+from callbacks.classifier_record import ClassifierRecord
 from datamodules import CIFAR10DataModule, CurveDataModule
 from lit_models import FunctionRegressor, ResNet20Classifier
 
@@ -316,6 +317,51 @@ def test_the_learning_rate_is_found_in_a_run(tmp_path: Path) -> None:
     trainer.fit(model, data)
     assert trainer.global_step == 2
     assert trainer.optimizers[0].param_groups[0]["lr"] == model.hparams["lr"] != 0.1
+
+
+class Rates(Callback):
+    """Keeps the optimizer's learning rate in each step."""
+
+    def __init__(self) -> None:
+        self.of_step: list[float] = []
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.of_step.append(optimizer.param_groups[0]["lr"])
+
+
+class Decaying(ResNet20Classifier):
+    def __init__(self, interval: str) -> None:
+        super().__init__()
+        self.interval = interval
+
+    def configure_optimizers(self) -> Any:
+        optimizer = super().configure_optimizers()
+        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+        return [optimizer], [{"scheduler": scheduler, "interval": self.interval}]
+
+
+@pytest.mark.parametrize("interval", ["step", "epoch"])
+@pytest.mark.parametrize(
+    ("schedule", "winner"),
+    [(LRStep({1: 0.01}), "LRStep's from epoch 1 on"), (OneCycle(0.2, 0.5), "OneCycle's"), (LRStep({}), None)],
+)
+def test_the_rate_in_the_record_is_the_one_used_and_two_setters_are_said(
+    schedule: Callback, winner: str | None, interval: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rates, record = Rates(), ClassifierRecord({})
+    trainer = make_trainer(tmp_path, schedule, record, rates, logger=CSVLogger(tmp_path), log_every_n_steps=1)
+    trainer.fit(Decaying(interval), images())
+    rows, used = logged_rows(tmp_path), rates.of_step
+    assert [float(row["lr_step"]) for row in rows if "lr_step" in row] == pytest.approx(used)
+    assert [float(row["lr"]) for row in rows if "lr" in row] == pytest.approx([used[3], used[7]])
+    assert [row["lr"] for row in record.epochs] == [used[3], used[7]]
+    err = capsys.readouterr().err
+    assert (f"{winner}, whatever ExponentialLR sets" in err) if winner else ("whatever" not in err)
+    if isinstance(schedule, OneCycle):
+        assert used == pytest.approx([0.05 * (i + 0.5) for i in range(4)] + [0.05 * (3.5 - i) for i in range(4)])
+    else:
+        decayed = [0.1 * 0.5 ** (i if interval == "step" else i // 4) for i in range(8)]
+        assert used == pytest.approx(decayed[:4] + [0.01] * 4 if winner else decayed)
 
 
 def test_several_learning_rates_take_the_place_of_the_finder(tmp_path: Path) -> None:

@@ -97,6 +97,51 @@ def test_a_disk_without_locks_is_used_without(
     assert "without file locks" in capsys.readouterr().err
 
 
+HELD = """
+import os, pathlib
+from pytorch_lightning import Callback
+
+replace, unlink = os.replace, pathlib.Path.unlink
+
+def replace_but_those(source, target):
+    if pathlib.Path(target).exists() and pathlib.Path(target).name in ("last.ckpt", "training.png", "metrics.csv"):
+        raise PermissionError(13, "The process cannot access the file", str(target))
+    return replace(source, target)
+
+def unlink_but_those(path, **options):
+    if "events" in path.name:
+        raise PermissionError(13, "The process cannot access the file", str(path))
+    return unlink(path, **options)
+
+os.replace, pathlib.Path.unlink = replace_but_those, unlink_but_those
+
+class Held(Callback):
+    pass
+"""
+
+
+@pytest.mark.slow
+def test_files_that_windows_keeps_for_a_viewer_cost_no_run(tmp_path: Path) -> None:
+    """No run can replace or delete what another program has open there: it writes beside it, and resumes from there."""
+    (tmp_path / "windows.py").write_text(HELD)
+    args, env = ("--run_dir", "run", "--ckpt_path", "last"), {"PYTHONPATH": str(tmp_path)}
+    succeed(tmp_path, *CIFAR, "3", "--run_dir", "whole")
+    succeed(tmp_path, *CIFAR, "1", "--run_dir", "run")
+    held = run(tmp_path, *CIFAR, "2", *args, "--callbacks+=windows.Held", **env)
+    assert held.returncode == 0 and "Traceback" not in held.stderr, held.stderr
+    for name in ("last_new.ckpt", "training_new.png", "metrics_new.csv", "remove it later"):
+        assert name in held.stderr
+    assert (tmp_path / "run" / "training_new.png").exists() and len(summary(tmp_path / "run")["epochs"]) == 2
+    resumed = run(tmp_path, *CIFAR, "3", *args)
+    assert resumed.returncode == 0 and "last_new.ckpt, the latest valid" in resumed.stderr, resumed.stderr
+    mine, theirs = (
+        torch.load(tmp_path / name / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
+        for name in ("run", "whole")
+    )
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    assert (tmp_path / "run" / "metrics.csv").read_text() == (tmp_path / "whole" / "metrics.csv").read_text()
+
+
 # metrics.csv
 
 
@@ -211,6 +256,58 @@ def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "12 steps, not 18" in done.stderr and "--max_epochs" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "fast").rglob("*") if path.is_file()} == before
+
+
+# Resuming with other settings
+
+STOP = """
+import os, signal
+from pytorch_lightning import Callback
+
+class Stop(Callback):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == 9:
+            os.kill(os.getpid(), signal.SIGTERM)
+"""
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose ``run`` was stopped inside its second epoch, after 10 steps of 12."""
+    folder = tmp_path_factory.mktemp("stopped")
+    (folder / "stop.py").write_text(STOP)
+    done = run(folder, *CIFAR, "2", "--callbacks+=stop.Stop", "--run_dir", "run", PYTHONPATH=str(folder))
+    assert done.returncode == 143, done.stderr
+    return folder
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--batch_size 32",
+        "--seed 3 --overfit_batches 6 --alternate_flips true --limit_train_batches 8",
+        "--callbacks+=LearningRateFinder",
+        *(
+            pytest.param(flags, marks=pytest.mark.slow)
+            for flags in ("--val_size 1000", "--accumulate_grad_batches 2", "--callbacks+=BatchSizeFinder")
+        ),
+    ],
+)
+def test_inside_an_epoch_no_other_batches_are_resumed_with(flags: str, stopped: Path, tmp_path: Path) -> None:
+    done = run(tmp_path, *CIFAR, "2", "--run_dir", str(stopped / "run"), "--ckpt_path", "last", *flags.split())
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    words = ["finder"] if "Finder" in flags else ["inside epoch 1", flags, "an epoch's end"]
+    assert all(part in done.stderr for word in words for part in word.split())
+    assert not (stopped / "run" / "summary.json").exists() and not list(tmp_path.rglob("*.*"))
+
+
+def test_inside_an_epoch_the_length_may_change_and_a_cut_epoch_is_said(stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped / "run", tmp_path / "run", ignore=shutil.ignore_patterns(".lock"))
+    again = ("--run_dir", "run", "--ckpt_path", "last")
+    succeed(tmp_path, *CIFAR, "-1", "--max_steps", "16", *again)
+    done = run(tmp_path, *CIFAR, "4", *again)
+    assert done.returncode == 0 and "ended inside an epoch" in done.stderr
+    assert [row["epoch"] for row in summary(tmp_path / "run")["epochs"]] == [0, 1, 2, 3]
 
 
 # Signals

@@ -54,6 +54,7 @@ REFUSED = [  # flags, and a word of the line that both scripts, or the one named
     ("--callbacks+=BackboneFinetuning", "backbone"),
     ("--callbacks+=LearningRateMonitor --logger false", "logger"),
     ("--callbacks+=Timer --callbacks.duration nonsense", "duration"),
+    ("--callbacks+=ProgressBar", "base class"),
     ("fit.py --max_epochs 0", "at least 1"),
     ("fit.py --devices 2", "--devices"),
     ("fit.py --val_check_interval 2", "val_check_interval"),
@@ -68,6 +69,13 @@ REFUSED = [  # flags, and a word of the line that both scripts, or the one named
     ("cifar.py " + monitoring("EarlyStopping", "probe/acc"), "probe/acc"),
     ("cifar.py --limit_val_batches 0 " + monitoring("EarlyStopping", "val/acc"), "val/acc"),
     ("cifar.py --recipe fast " + monitoring("EarlyStopping", "val/acc"), "val/acc"),
+    ("cifar.py --val_check_interval 2 " + monitoring("ModelCheckpoint", "train/acc"), "train/acc"),
+    ("cifar.py " + monitoring("EarlyStopping", "lr") + " --callbacks.check_on_train_epoch_end false", "lr_step"),
+    (
+        "cifar.py --check_val_every_n_epoch 2 --callbacks+=EarlyStopping --callbacks.monitor val/acc "
+        "--callbacks.check_on_train_epoch_end true",
+        "train/acc",
+    ),
     ("cifar.py --num_seeds 2 --callbacks+=BackboneFinetuning", "backbone"),
 ]
 QUICK = {"--strategy ddp_spawn", monitoring("EarlyStopping", "val_loss"), "--callbacks+=BackboneFinetuning"}
