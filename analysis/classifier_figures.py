@@ -1,6 +1,6 @@
 """The figures of the classifier."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TypedDict
 
@@ -9,10 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from analysis.classifier_findings import GAP, Rows
+from analysis.classifier_findings import Rows, lr_changes
 from analysis.drawing import BLUE, GREEN, GREY, ORANGE, images_grid
-
-GAP_TICKS = ("epoch average", "final weights,\ntrain mode", "eval mode", "not augmented", "test images")
 
 
 class Prediction(TypedDict):
@@ -41,7 +39,10 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         _draw_mean(axes, runs, f"val_{name}", measured_on, ORANGE)
         _draw_lr_changes(axes, runs[0])
         axes.set(ylabel=label, xlim=(runs[0][0]["epoch"] - 0.5, runs[0][-1]["epoch"] + 0.5))
-        _finish_epochs(axes)
+        axes.set_xlabel("epoch (counted from 0)")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=9)
     known = [acc for acc in test_accs if acc is not None]
     title = "ResNet-20" if not known else f"ResNet-20: test accuracy {100 * np.mean(known):.2f} % at the end"
     if len(known) > 1:
@@ -61,53 +62,8 @@ def _draw_mean(axes: Axes, runs: Sequence[Rows], name: str, label: str, color: s
 
 
 def _draw_lr_changes(axes: Axes, rows: Rows) -> None:
-    changes = [(b["epoch"], b["lr"]) for a, b in zip(rows, rows[1:], strict=False) if a["lr"] != b["lr"]]
-    is_schedule_of_steps = len(changes) <= 3 and (len(changes) < len(rows) - 1 or len(changes) == 1)
-    for epoch, lr in changes if is_schedule_of_steps else []:  # a rate that changes all the time is no event
+    for epoch, lr in lr_changes(rows):
         axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
-
-
-def _finish_epochs(axes: Axes) -> None:
-    axes.set_xlabel("epoch (counted from 0)")
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.grid(alpha=0.3)
-    axes.legend(fontsize=9)
-
-
-def lr_drop_figure(with_drop: Sequence[Rows], without: Sequence[Rows], measured_on: str) -> Figure:
-    """Accuracy over epochs of runs with the learning-rate drop, and of the same runs continued without it.
-
-    ``measured_on`` is "test" or "validation".
-    """
-    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    for runs, color, label in ((without, ORANGE, "without the drop"), (with_drop, BLUE, "with the drop")):
-        for i, rows in enumerate(runs):
-            line = ([row["epoch"] for row in rows], [row["val_acc"] for row in rows])
-            axes.plot(*line, "o-", color=color, markersize=4, alpha=0.8, label=label if i == 0 else None)
-    axes.set_ylabel(f"{measured_on} accuracy")
-    _finish_epochs(axes)
-    return figure
-
-
-def gap_figure(accuracies: Mapping[str, float]) -> Figure:
-    """From the training accuracy (epoch average) to the test accuracy, step by step.
-
-    ``accuracies``: fractions of 1 by their names in GAP, in this order.
-    """
-    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    labels, values = [GAP_TICKS[GAP.index(name)] for name in accuracies], [100 * value for value in accuracies.values()]
-    # Points, not bars: the axis does not begin at zero, and the eye takes bars by their lengths.
-    axes.plot(labels, values, color=BLUE, alpha=0.7)
-    axes.scatter(labels, values, s=80, color=[BLUE] * (len(labels) - 1) + [ORANGE], zorder=2)
-    for place, value in enumerate(values):
-        axes.annotate(f"{value:.1f}", (place, value), (0, 10), textcoords="offset points", ha="center")
-    margin = max(1.0, max(values) - min(values))
-    axes.set(ylabel="accuracy [%]", ylim=(max(0, min(values) - margin), max(values) + margin))
-    axes.set_xlim(-0.4, len(labels) - 0.6)
-    axes.grid(alpha=0.3, axis="y")
-    return figure
 
 
 def contact_sheet(pictures: Sequence[np.ndarray], predictions: Sequence[Prediction]) -> Figure:

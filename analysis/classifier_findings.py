@@ -41,7 +41,21 @@ class LRDrop(TypedDict):
     weights: Literal["oscillate", "drift", "move on"] | None
     gradient_noise: float | None
     num_noises: int
-    agrees_with_valley: bool
+
+
+class Valley(TypedDict):
+    """See ``valley``."""
+
+    images: int
+    with_drop: MeanCI
+    without: MeanCI
+    effect: MeanCI
+    hills: int
+    dips: int
+    num_runs: int
+    crossing: int
+    num_steps: int
+    depth: float
 
 
 class GapStep(TypedDict):
@@ -63,6 +77,12 @@ def epoch_of_drop(rows: Rows) -> int | None:
     return next((i for i in range(1, len(rows)) if rows[i]["lr"] < rows[i - 1]["lr"]), None)
 
 
+def lr_changes(rows: Rows) -> list[tuple[int, float]]:
+    """(epoch, new learning rate) of up to three steps; none of a rate that changes all the time, which is no event."""
+    changes = [(b["epoch"], b["lr"]) for a, b in itertools.pairwise(rows) if a["lr"] != b["lr"]]
+    return changes if len(changes) <= 3 and (len(changes) < len(rows) - 1 or len(changes) == 1) else []
+
+
 def lr_drop(
     with_drop: Sequence[Rows], without: Sequence[Rows], steps_per_epoch: int, noises: Sequence[float] = ()
 ) -> LRDrop:
@@ -70,8 +90,7 @@ def lr_drop(
 
     Accuracies are those of each epoch's validation, fractions of 1, losses in nats. "change" is the difference between
     the first epoch after the drop and the last before it; "effect" and "final_effect" are with the drop minus without
-    it, in the first epoch after it and in the last. "agrees_with_valley": the weights oscillate before the drop, and
-    accuracy rises with it, as in a valley that long steps jump across and short ones sink into.
+    it, in the first epoch after it and in the last.
 
     Args:
         with_drop: the epochs of the runs that drop.
@@ -87,8 +106,6 @@ def lr_drop(
         raise ValueError("these runs have no drop of the learning rate")
     pairs = list(zip(with_drop, without, strict=False))
     before = motion([rows[:at] for rows in with_drop])
-    gain = _effect(pairs, at, "val_acc") or _change(with_drop, at, "val_acc")
-    weights = _weights(before["straightness"], steps_per_epoch)
     return {
         "epoch": with_drop[0][at]["epoch"],
         "lr_before": with_drop[0][at - 1]["lr"],
@@ -103,10 +120,9 @@ def lr_drop(
         "before": before,
         "after": motion([rows[at:] for rows in with_drop]),
         "after_without": motion([b[at:] for _, b in pairs]) if pairs else None,
-        "weights": weights,
+        "weights": _weights(before["straightness"], steps_per_epoch),
         "gradient_noise": min(1.0, statistics.mean(noises)) if noises else None,  # an estimate may be above 1
         "num_noises": len(noises),
-        "agrees_with_valley": weights == "oscillate" and (gain["mean"] if gain["low"] is None else gain["low"]) > 0,
     }
 
 
@@ -149,6 +165,44 @@ def _weights(straightness: float | None, steps: int) -> Literal["oscillate", "dr
     if straightness is None:
         return None
     return "oscillate" if straightness < 1 / math.sqrt(steps) else "drift" if straightness < 0.5 else "move on"
+
+
+def valley(runs: Sequence[Mapping[str, Any]]) -> Valley | None:
+    """What the losses along straight lines show, as ``measure_lines`` gives them for each run; None of no run.
+
+    "with_drop" and "without" are the changes of the loss from the weights before the drop to those one epoch later,
+    "effect" is their difference. "hills" counts the runs with a higher loss than at both ends on the way with the drop,
+    "dips" those with a lower one on the way without it. "crossing" counts the single steps inside which the loss is
+    lower than at both ends, by "depth" on average: such a step has crossed a valley.
+    """
+    if not runs:
+        return None
+
+    changes = {
+        name: [run[name][run["along"].index(1)] - run[name][run["along"].index(0)] for run in runs]
+        for name in ("with", "without")
+    }
+
+    def inside(at: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
+        """The losses between 0 and 1, and those at 0 and 1."""
+        part = list(zip(at, losses, strict=True))
+        return [loss for x, loss in part if 0 < x < 1], [loss for x, loss in part if x in (0, 1)]
+
+    steps = [inside(run["across"], losses) for run in runs for losses in run["steps"]]
+    depths = [min(ends) - min(between) for between, ends in steps if min(between) < min(ends)]
+    ways = [(inside(run["along"], run["with"]), inside(run["along"], run["without"])) for run in runs]
+    return {
+        "images": runs[0]["images"],
+        "with_drop": mean_ci(changes["with"]),
+        "without": mean_ci(changes["without"]),
+        "effect": mean_ci([a - b for a, b in zip(changes["with"], changes["without"], strict=True)]),
+        "hills": sum(max(between) > max(ends) for (between, ends), _ in ways),
+        "dips": sum(min(between) < min(ends) for _, (between, ends) in ways),
+        "num_runs": len(runs),
+        "crossing": len(depths),
+        "num_steps": len(steps),
+        "depth": statistics.mean(depths) if depths else 0.0,
+    }
 
 
 def gap(runs: Sequence[Mapping[str, float]]) -> Gap:

@@ -2,7 +2,7 @@
 
 import contextlib
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torch.nn.utils import vector_to_parameters
 
 from analysis.classifier_findings import epoch_of_drop
 from analysis.files import read_json, write_json
@@ -18,30 +19,43 @@ from datamodules.augmentation import PADDING, crop_and_flip, normalize
 from datamodules.cifar10 import TRAIN_SUBSET
 from lit_models import ResNet20
 
+LINE_IMAGES, LINE_STEPS = 2_000, 4
+ALONG = (-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25)  # 0: the weights before the drop, 1: those one epoch later
+ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: after it
+
 Images = tuple[Tensor, Tensor]  # (N, 32, 32, 3) uint8, (N,) int64 labels
 
 
-def measured(path: Path, summary: Mapping[str, Any], what: Literal["gap", "noise"], data_root: str) -> dict[str, float]:
-    """What is measured here of the run in ``path``, once, into its gap.json or noise.json; {} where it cannot be.
+def measured(
+    what: Literal["gap", "noise", "lines"],
+    data_root: str,
+    path: Path,
+    summary: Mapping[str, Any],
+    without: tuple[Path, Mapping[str, Any]] | None = None,
+) -> dict[str, Any]:
+    """What is measured here of the run in ``path``, once, into its gap.json, ...; {} where it cannot be.
 
-    "gap" gives the accuracies "batch_norm" and "augmented" of the final weights, see ``measure_gap``; "noise" the
-    gradient-noise fraction "noise" of the weights before the learning-rate drop. Either needs the run's checkpoint of
-    then, its images, and an epoch that ended with images of 32 pixels throughout.
+    See ``measure_gap``, of the final weights; ``measure_noise``, of those before the learning-rate drop; and
+    ``measure_lines``, of those and the ones an epoch later, with the drop and in the run ``without`` it. Each needs the
+    runs' checkpoints of then, the images, and an epoch that ended with images of 32 pixels throughout.
     """
-    kept_in, epochs = path / f"{what}.json", summary["epochs"]
+    kept_in, epochs, at = path / f"{what}.json", summary["epochs"], epoch_of_drop(summary["epochs"]) or 0
+    wanted = [(path, summary, len(epochs) if what == "gap" else at)]
     end = {name: epochs[-1][name] for name in ("epoch", "train_loss")}  # a run may be extended after it was measured
+    if without:
+        wanted += [(path, summary, at + 1), (*without, at + 1)]
+        end["train_loss_without"] = without[1]["epochs"][at]["train_loss"]
     with contextlib.suppress(OSError, ValueError):
         kept = read_json(kept_in)
         if isinstance(kept, dict) and kept.items() >= end.items():
             return kept
-    done = len(epochs) if what == "gap" else epoch_of_drop(epochs) or 0
-    net = network(path, summary, done) if done and is_at_full_size(summary, done - 1) else None
-    images = training_images(summary, data_root) if net is not None else None
-    if net is None or images is None:
+    nets = [network(*one) for one in wanted]
+    images = None if None in nets else training_images(summary, data_root)
+    if images is None:
         return {}
-    settings = summary["settings"]
-    measure = measure_gap if what == "gap" else measure_noise
-    found = end | measure(net, images, settings["batch_size"], settings["max_shift"])
+    measures: dict[str, Callable[..., dict[str, Any]]]
+    measures = {"gap": measure_gap, "noise": measure_noise, "lines": measure_lines}
+    found = end | measures[what](*nets, images, summary["settings"])
     with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
         write_json(kept_in, found)
     return found
@@ -57,8 +71,13 @@ def is_at_full_size(summary: Mapping[str, Any], epoch: int) -> bool:
 
 
 def network(path: Path, summary: Mapping[str, Any], done: int) -> ResNet20 | None:
-    """The network of the run in ``path`` after so many of its epochs; None without a valid checkpoint of then."""
+    """The network of the run in ``path`` after so many of its epochs, the last of them with images of 32 pixels.
+
+    None without a valid checkpoint of then.
+    """
     epochs = summary["epochs"]
+    if not done or not is_at_full_size(summary, done - 1):
+        return None
     name = "last" if done == len(epochs) else f"end_of_epoch{epochs[done - 1]['epoch']}"
     file = path / "checkpoints" / f"{name}.ckpt"
     try:
@@ -94,10 +113,11 @@ def augmented(images: Tensor, max_shift: int, generator: torch.Generator) -> Ten
     return crop_and_flip(images, shift, torch.randint(2, (len(images),), generator=generator).bool())
 
 
-def measure_gap(net: ResNet20, data: Images, batch_size: int, max_shift: int) -> dict[str, float]:
+def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dict[str, float]:
     """Accuracies on the training subset, augmented: in train mode ("batch_norm") and in eval mode ("augmented")."""
     images, labels = (part[:TRAIN_SUBSET] for part in data)
-    batches = augmented(images, max_shift, torch.Generator().manual_seed(0)).split(batch_size)
+    generator = torch.Generator().manual_seed(0)
+    batches = augmented(images, settings["max_shift"], generator).split(settings["batch_size"])
 
     @torch.inference_mode()
     def accuracy() -> float:
@@ -110,24 +130,65 @@ def measure_gap(net: ResNet20, data: Images, batch_size: int, max_shift: int) ->
     return {"batch_norm": accuracy(), "augmented": in_eval_mode}
 
 
-def measure_noise(net: ResNet20, data: Images, batch_size: int, max_shift: int, most: int = 40) -> dict[str, float]:
+def gradients(net: ResNet20, data: Images, settings: Mapping[str, Any], most: int) -> Iterator[Tensor]:
+    """(P,) of the training loss at the network's weights of then, of up to ``most`` batches of an epoch."""
+    net.train()
+    generator = torch.Generator().manual_seed(0)
+    for index in torch.randperm(len(data[1]), generator=generator).split(settings["batch_size"])[:most]:
+        logits = net(normalize(augmented(data[0][index], settings["max_shift"], generator)))
+        loss = F.cross_entropy(logits, data[1][index])
+        yield flat(torch.autograd.grad(loss, list(net.parameters())))
+
+
+def flat(parts: Iterable[Tensor]) -> Tensor:
+    """(P,) all numbers of all parts."""
+    return torch.cat([part.reshape(-1) for part in parts])
+
+
+def measure_noise(net: ResNet20, data: Images, settings: Mapping[str, Any], most: int = 40) -> dict[str, float]:
     """The gradient-noise fraction of a training batch: how much of its squared norm other batches do not share.
 
     Of n batches' gradients g_i at the same weights, (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared
     norm of the gradient of all images without bias; the rest of mean |g_i|^2 is noise. {} of a single batch.
     """
-    generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(data[1]), generator=generator).split(batch_size)[:most]
-    n = len(order)
+    n, total, squared = 0, torch.zeros(()), torch.zeros(())
+    for gradient in gradients(net, data, settings, most):
+        n, total, squared = n + 1, total + gradient, squared + gradient.square().sum()
     if n < 2:
         return {}
-    net.train()
-    parameters = list(net.parameters())
-    total, squared = torch.zeros(sum(p.numel() for p in parameters)), torch.zeros(())
-    for index in order:
-        logits = net(normalize(augmented(data[0][index], max_shift, generator)))
-        gradients = torch.autograd.grad(F.cross_entropy(logits, data[1][index]), parameters)
-        gradient = torch.cat([part.reshape(-1) for part in gradients])
-        total, squared = total + gradient, squared + gradient.square().sum()
     of_all = (total.square().sum() - squared) / (n * (n - 1))
     return {"noise": float(1 - of_all / (squared / n))}
+
+
+def measure_lines(
+    before: ResNet20, dropped: ResNet20, stayed: ResNet20, data: Images, settings: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The training loss along straight lines between weights (Goodfellow et al. 2015, Xing et al. 2018).
+
+    On the first images of the training subset, not augmented; batch normalization takes its statistics anew at each
+    point, from these images. "with" and "without": at "along" of the way from ``before`` to ``dropped`` and ``stayed``.
+    "steps": at "across" of the way of single steps of SGD from ``before``, one after the other, each of a batch and
+    with the settings of training; with momentum there is no single step, and "steps" is empty.
+    """
+    images, labels = normalize(data[0][:LINE_IMAGES]), data[1][:LINE_IMAGES]
+    start, *ends = (flat(net.parameters()).detach() for net in (before, dropped, stayed))
+
+    @torch.no_grad()
+    def losses(origin: Tensor, way: Tensor, at: Sequence[float]) -> list[float]:
+        found = []
+        for part in at:
+            vector_to_parameters(origin + part * way, before.parameters())
+            found.append(float(F.cross_entropy(before(images), labels)))
+        vector_to_parameters(origin, before.parameters())
+        return found
+
+    before.train()
+    with_drop, without = (losses(start, end - start, ALONG) for end in ends)
+    steps: list[list[float]] = []
+    for gradient in gradients(before, data, settings, 0 if settings["momentum"] else LINE_STEPS):
+        step = -settings["lr"] * (gradient + settings["weight_decay"] * start)
+        steps.append(losses(start, step, ACROSS))
+        start = start + step
+        vector_to_parameters(start, before.parameters())
+    content = {"images": len(labels), "along": ALONG, "with": with_drop, "without": without}
+    return {**content, "across": ACROSS, "steps": steps}

@@ -114,23 +114,3 @@ def _use_log_scale_if_positive(axes: Axes) -> None:
     """All diverged, or every error is 0: these have no logarithm."""
     if np.isfinite(axes.dataLim.minpos).all():  # the smallest positive x and y drawn; infinite without any
         use_log_scale(axes)
-
-
-def lr_figure(rows: Sequence[CurveRow]) -> Figure:
-    """MSE against the noise-free f over the learning rate, a line for each of up to six epoch counts.
-
-    Args:
-        rows: as from ``spread_over_seeds``; medians over the seeds; what diverged is left out.
-    """
-    figure = Figure(figsize=(8, 4), dpi=110, layout="constrained")
-    axes = figure.subplots()
-    counts = sorted({row["epochs"] for row in rows})
-    for count, color in zip(counts[:: -(-len(counts) // 6)], COLORS, strict=False):
-        part = sorted((row for row in rows if row["epochs"] == count), key=lambda row: row["lr"])
-        medians = _numbers([row["true_mse"] for row in part], "median")
-        axes.plot([row["lr"] for row in part], medians, "o-", color=color, label=f"{count:,} epochs")
-    _use_log_scale_if_positive(axes)
-    axes.set(xlabel="learning rate", ylabel="MSE against the noise-free f [y²]\nmedian over the seeds")
-    axes.grid(alpha=0.3)
-    figure.legend(loc="outside right upper", fontsize=9)
-    return figure

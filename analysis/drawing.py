@@ -1,12 +1,9 @@
 """What the figures share: colors, axes with readable numbers, pictures in a grid, PNG files."""
 
-import io
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import matplotlib
-import matplotlib.style
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -55,17 +52,6 @@ def pixels_of(figure: Figure) -> np.ndarray:
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """Writes (H, W, 3) uint8 ``pixels`` to ``path``, whole or not at all."""
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "png"))
-
-
-def light_and_dark(draw: Callable[[], Figure]) -> tuple[bytes, bytes]:
-    """What ``draw`` makes, as PNG files with a transparent ground, for a light and for a dark page."""
-    files = []
-    for style in ("default", "dark_background"):
-        with matplotlib.style.context(style), matplotlib.rc_context({"savefig.transparent": True}):
-            file = io.BytesIO()
-            draw().savefig(file, format="png", dpi=110)
-        files.append(file.getvalue())
-    return files[0], files[1]
 
 
 def images_grid(

@@ -1,32 +1,24 @@
-"""The sections of the report: which runs belong together, and the numbers, tables and figures of each question.
+"""The sections of the report: the numbers, tables and charts of each question.
 
 The sentences are in scripts/templates/findings.j2: a section's ``kind`` and ``facts`` are what they are written from.
 """
 
+import contextlib
 import itertools
-import json
 import math
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from matplotlib.figure import Figure
+import altair as alt
 
-from analysis.classifier_figures import gap_figure, lr_drop_figure, training_figure
-from analysis.classifier_findings import epoch_of_drop, gap, lr_drop
+from analysis.charts import fits_chart, lines_chart, waterfall_chart
+from analysis.classifier_findings import GAP, Gap, Rows, gap, lr_changes, lr_drop, valley
 from analysis.classifier_measurements import measured
-from analysis.curve_figures import errors_figure, lr_figure
-from analysis.drawing import light_and_dark
+from analysis.files import read_json
+from analysis.runs import LENGTH, Run, distinct, drops_once, is_branch
 from analysis.statistics import mean_ci, number
 
-# settings that say where a run's files are, how it is shown and how often it is saved, not what it learns
-NEUTRAL = {"config", "run_dir", "ckpt_path", "data_root", "download"}
-NEUTRAL |= {"num_seeds", "save_every_n_steps", "enable_progress_bar"}
-LENGTH = {"max_epochs", "max_steps", "max_time"}
-# settings of the classifier that decide what a training step does; with these alike two runs differ by their rate only
-TRAINING = "batch_size momentum nesterov weight_decay precision image_sizes max_shift alternate_flips".split()
-TRAINING += "limit_train_batches accumulate_grad_batches gradient_clip_val".split()
 GAP_COLUMNS = {
     "epoch_average": "training accuracy (epoch average)",
     "batch_norm": "training subset, augmented, train mode",
@@ -34,70 +26,24 @@ GAP_COLUMNS = {
     "probe": "training subset, eval mode",
     "test": "test accuracy",
 }
-
-
-@dataclass(frozen=True)
-class Picture:
-    """PNG files for light and for dark ground, and what they show."""
-
-    light: bytes
-    dark: bytes
-    text: str
+GAP_STEPS = ("", "final weights, train mode", "eval mode", "not augmented", "test images")  # to each of GAP
+MSE = "MSE against the noise-free f [y²]"
 
 
 @dataclass
 class Section:
-    """A question of the ``kind`` and the ``facts`` that answer it, with the table and the pictures to read them off."""
+    """A question of the ``kind``, the ``facts`` that answer it, and the table and charts to read them off."""
 
     kind: str
     id: str
     facts: Mapping[str, Any]
-    table: list[list[str]]  # the first row is the header
-    pictures: list[Picture] = field(default_factory=list)
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished run: its directory, and its summary.json."""
-
-    path: Path
-    summary: Mapping[str, Any]
-
-    @property
-    def is_curve(self) -> bool:
-        return "over_seeds" in self.summary
-
-    @property
-    def num_seeds(self) -> int:
-        """Of a curve fit."""
-        return len({result["seed"] for result in self.summary["results"]})
-
-    @property
-    def measured_on(self) -> str:
-        """Of a classifier: "test" or "validation", which older summaries call "held-out"."""
-        return "test" if self.summary["measured_on"] == "test" else "validation"
-
-    def settings(self, but: Collection[str] = ()) -> str:
-        """What is comparable of the settings: all but the neutral ones and those of these names."""
-        return comparable(self.summary["settings"], but)
-
-    def origin(self, but: Collection[str] = ()) -> tuple[str, int] | None:
-        """Settings of the run with whose checkpoint this one began, and the epochs that it had done; None without."""
-        origin = self.summary["origin"]
-        return None if origin is None else (comparable(origin["settings"], but), origin["epochs"])
-
-
-def comparable(settings: Mapping[str, Any], but: Collection[str] = ()) -> str:
-    return json.dumps({k: v for k, v in settings.items() if k not in NEUTRAL and k not in but}, sort_keys=True)
+    table: list[dict[str, str]]  # {header: cell} of each row
+    charts: list[alt.LayerChart] = field(default_factory=list)
 
 
 def make_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
     """The sections that the runs have something for, each with an id of its own; no run counts twice."""
-    distinct: dict[tuple[object, ...], Run] = {}
-    for run in runs:
-        seeds = (run.summary["seed"], run.num_seeds if run.is_curve else 1)
-        distinct.setdefault((run.is_curve, seeds, run.settings(), run.origin()), run)
-    runs = list(distinct.values())
+    runs = distinct(runs)
     sections = [*curve_sections(runs), *classifier_sections(runs, data_root)]
     number_ids(sections)
     return sections
@@ -140,29 +86,69 @@ def curve_sections(runs: Sequence[Run]) -> list[Section]:
 def epochs_section(run: Run) -> Section:
     """1A: what do more epochs do?"""
     rows = run.summary["over_seeds"]
-    header = ["learning rate", "epochs", "training MSE", "MSE against the noise-free f"]
-    header += ["interquartile range (IQR) of the seeds", "R²"]
     table = [
-        [f"{row['lr']:g}", f"{row['epochs']:,}", number(row["train_mse"]["median"]), number(row["true_mse"]["median"]),
-         iqr(run, row), number(row["r2"]["median"], no_r2(row))]
+        {
+            "learning rate": f"{row['lr']:g}",
+            "epochs": f"{row['epochs']:,}",
+            "training MSE": number(row["train_mse"]["median"]),
+            "MSE against the noise-free f": number(row["true_mse"]["median"]),
+            "interquartile range (IQR) of the seeds": iqr(run, row),
+            # A constant function has no R², however well it is fitted.
+            "R²": number(row["r2"]["median"], "diverged" if row["true_mse"]["median"] is None else "-"),
+        }
         for row in rows
-    ]  # fmt: skip
-    facts = {
-        "function": run.summary["function"],
-        "num_seeds": run.num_seeds,
-        "more_training": [
-            {**part, "overfits": overfits([row for row in rows if row["lr"] == part["lr"]])}
-            for part in run.summary["more_training"]
-        ],
-    }
-    text = "training MSE and MSE against the noise-free f over epochs, for each learning rate"
-    picture = drawn(lambda: errors_figure(rows), text)
-    return Section("epochs", f"epochs-{run.path.name}", facts, [header, *table], [picture])
+    ]
+    parts = [
+        {**part, "overfits": overfits([row for row in rows if row["lr"] == part["lr"]])}
+        for part in run.summary["more_training"]
+    ]
+    charts = list(map(fits_chart, growths(run)))
+    charts += mse_chart(run, "epochs", "training MSE, on the noisy points [y²]", "train_mse")
+    charts += mse_chart(run, "epochs", MSE)
+    return Section("epochs", f"epochs-{run.path.name}", common_facts(run) | {"more_training": parts}, table, charts)
 
 
-def overfits(rows: Sequence[Mapping[str, Any]]) -> bool:
+def growths(run: Run) -> list[Any]:
+    """The content of the run's curves.json; none of an older run, or where no fit is finite."""
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        growth = read_json(run.path / "curves.json")
+        return [growth] if any(fit["fit"] for fit in growth["fits"]) else []
+    return []
+
+
+def common_facts(run: Run) -> dict[str, Any]:
+    return {"function": run.summary["function"], "num_seeds": run.num_seeds}
+
+
+def mse_chart(
+    run: Run, x: Literal["epochs", "lr"], title: str, metric: str = "true_mse", marks: Rows = ()
+) -> list[alt.LayerChart]:
+    """Medians and quartiles over the seeds: over the epochs for each learning rate, or the other way round.
+
+    What diverged or is 0 has no logarithm and is left out; no chart where no line is left.
+    """
+    rows = run.summary["over_seeds"]
+    counts = sorted({row["epochs"] for row in rows})
+    counts = counts if x == "epochs" else counts[:: -(-len(counts) // 6)]  # six lines can be told apart
+    points = [
+        {
+            "line": f"learning rate {row['lr']:g}" if x == "epochs" else f"{row['epochs']:,} epochs",
+            "x": row[x],
+            "y": row[metric]["median"],
+            **({"low": row[metric]["q25"] or None, "high": row[metric]["q75"]} if run.num_seeds >= 4 else {}),
+        }
+        for row in sorted(rows, key=lambda row: (row["epochs"], row["lr"]) if x == "lr" else 0)
+        if row[metric]["median"] and row["epochs"] in counts
+    ]
+    name = "learning rate" if x == "lr" else x
+    if len({point["x"] for point in points}) < 2:
+        return []
+    return [lines_chart(points, name, title, log=True, band="quartiles", marks=marks)]
+
+
+def overfits(rows: Rows) -> bool:
     """Whether the median training MSE is lower at the last epoch count than at that of the lowest error."""
-    best = min(rows, key=lambda row: finite(row["true_mse"]["median"]))
+    best = min(rows, key=error_of)
     return finite(rows[-1]["train_mse"]["median"]) < finite(best["train_mse"]["median"])
 
 
@@ -171,65 +157,59 @@ def iqr(run: Run, row: Mapping[str, Any]) -> str:
     return " to ".join(number(row["true_mse"][q]) for q in ("q25", "q75")) if run.num_seeds >= 4 else "-"
 
 
-def no_r2(row: Mapping[str, Any]) -> str:
-    """What a missing R² means: a constant function has none, however well it is fitted."""
-    return "diverged" if row["true_mse"]["median"] is None else "-"
-
-
 def lr_section(run: Run, alone: Mapping[float, float]) -> Section:
     """1B: what does the learning rate do to error and time? ``alone``: {rate: seconds of 1,000 epochs by themselves}"""
     rows = run.summary["over_seeds"]
-    by_lr: dict[float, list[Mapping[str, Any]]] = {}
-    for row in rows:
-        by_lr.setdefault(row["lr"], []).append(row)
+    lrs = dict.fromkeys(row["lr"] for row in rows)
     at = 1000 if any(row["epochs"] == 1000 for row in rows) else max(row["epochs"] for row in rows)
+    here = {row["lr"]: row for row in rows if row["epochs"] == at}
     target = 1.5 * min(map(error_of, rows))
-    reached = {
-        lr: next((row["epochs"] for row in part if error_of(row) <= target < math.inf), None)
-        for lr, part in by_lr.items()
-    }
-    header = ["learning rate", f"MSE against the noise-free f at {at:,} epochs", "lowest", "at epochs"]
-    header += ["first measured within 1.5 times the lowest of all", "seconds of 1,000 epochs alone"]
-    table = []
-    for lr, part in by_lr.items():
-        best, here = min(part, key=error_of), next((row for row in part if row["epochs"] == at), None)
-        errors = [number(row["true_mse"]["median"]) if row else "-" for row in (here, best)]
-        reach = f"{reached[lr]:,}" if reached[lr] else "never"
-        seconds = f"{alone[lr]:.2f}" if alone.get(lr) else "-"
-        table.append([f"{lr:g}", *errors, f"{best['epochs']:,}", reach, seconds])
-    best = min((row for row in rows if row["epochs"] == at), key=error_of)
-    times = [alone[lr] for lr in by_lr if alone.get(lr)]
-    facts = {
-        "function": run.summary["function"],
-        "num_seeds": run.num_seeds,
+    reached, table = {}, []
+    for lr in lrs:
+        part = [row for row in rows if row["lr"] == lr]
+        reached[lr] = next((row["epochs"] for row in part if error_of(row) <= target < math.inf), None)
+        lowest = min(part, key=error_of)
+        table.append(
+            {
+                "learning rate": f"{lr:g}",
+                f"MSE against the noise-free f at {at:,} epochs": number(here[lr]["true_mse"]["median"]),
+                "lowest": number(lowest["true_mse"]["median"]),
+                "at epochs": f"{lowest['epochs']:,}",
+                "first measured within 1.5 times the lowest of all": f"{reached[lr]:,}" if reached[lr] else "never",
+                "seconds of 1,000 epochs alone": f"{alone[lr]:.2f}" if alone.get(lr) else "-",
+            }
+        )
+    best = min(here.values(), key=error_of)
+    times = [alone[lr] for lr in lrs if alone.get(lr)]
+    facts = common_facts(run) | {
         "at": at,
         "best_lr": best["lr"],
         "best_mse": best["true_mse"]["median"],
         "reached": reached if target < math.inf else {},
         "seconds": (min(times), max(times)) if len(times) > 1 else None,
     }
-    picture = drawn(lambda: lr_figure(rows), "MSE against the noise-free f over the learning rate")
-    return Section("lr", f"rates-{run.path.name}", facts, [header, *table], [picture])
+    return Section("lr", f"rates-{run.path.name}", facts, table, mse_chart(run, "lr", MSE))
 
 
 def settings_section(run: Run) -> Section:
     """1C: which settings fit this function best?"""
-    header = ["learning rate", "best epochs", "MSE against the noise-free f", "interquartile range (IQR) of the seeds"]
-    header += ["epochs chosen by a validation sample", "MSE against the noise-free f there"]
     rows = {(row["lr"], row["epochs"]): row for row in run.summary["over_seeds"]}
     table = [
-        [f"{row['lr']:g}", f"{row['best_epochs']:,}", number(row["best_true_mse"]),
-         iqr(run, rows[row["lr"], row["best_epochs"]]),
-         f"{row['held_out_epochs']:,}", number(row["held_out_true_mse"])]
+        {
+            "learning rate": f"{row['lr']:g}",
+            "best epochs": f"{row['best_epochs']:,}",
+            "MSE against the noise-free f": number(row["best_true_mse"]),
+            "interquartile range (IQR) of the seeds": iqr(run, rows[row["lr"], row["best_epochs"]]),
+            "epochs chosen by a validation sample": f"{row['held_out_epochs']:,}",
+            "MSE against the noise-free f there": number(row["held_out_true_mse"]),
+        }
         for row in run.summary["auto"]
-    ]  # fmt: skip
+    ]
     best = min(run.summary["auto"], key=lambda row: finite(row["best_true_mse"]))
-    facts = {"function": run.summary["function"], "num_seeds": run.num_seeds, "best": best}
-    pictures = []
-    if (run.path / "curves.png").is_file():
-        png = (run.path / "curves.png").read_bytes()
-        pictures.append(Picture(png, png, "the fitted curves"))
-    return Section("settings", f"settings-{run.path.name}", facts, [header, *table], pictures)
+    texts = {"best_epochs": "lowest", "held_out_epochs": "early stopping"}
+    marks = [{"x": best[name], "text": text} for name, text in texts.items()]
+    charts = mse_chart(run, "epochs", MSE, marks=marks) or list(map(fits_chart, growths(run)))
+    return Section("settings", f"settings-{run.path.name}", common_facts(run) | {"best": best}, table, charts)
 
 
 # Exercise 2
@@ -257,58 +237,60 @@ def classifier_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
     return sections
 
 
-def drops_once(run: Run) -> bool:
-    """Whether the milestones make the learning rate one number, then a smaller one, and each epoch was measured."""
-    rows = run.summary["epochs"]
-    at = epoch_of_drop(rows) if run.summary["settings"].get("milestones") else None
-    if at is None or any(row["val_acc"] is None for row in rows):
-        return False
-    return {row["lr"] for row in rows[:at]} == {rows[0]["lr"]} and {row["lr"] for row in rows[at:]} == {rows[at]["lr"]}
-
-
-def is_branch(run: Run, other: Run) -> bool:
-    """Whether ``other`` continued ``run`` from just before its drop, without it, as long and measured alike."""
-    rows, its = run.summary["epochs"], other.summary["epochs"]
-    settings, its_settings = run.summary["settings"], other.summary["settings"]
-    return (
-        other.origin(but=LENGTH) == (run.settings(but=LENGTH), epoch_of_drop(rows))
-        and other.summary["seed"] == run.summary["seed"]
-        and all(settings.get(name) == its_settings.get(name) for name in TRAINING)
-        and other.measured_on == run.measured_on
-        and other.summary.get("val_batches") == run.summary.get("val_batches")
-        and len(its) == len(rows)
-        and all(row["lr"] == rows[0]["lr"] and row["val_acc"] is not None for row in its)
-    )
-
-
 def training_section(runs: Sequence[Run]) -> Section:
     """2: accuracy and loss over the epochs, means over runs that differ by their seeds only."""
-    epochs, measured_on = [run.summary["epochs"] for run in runs], runs[0].measured_on
-    header = ["epoch", "learning rate", "train loss", "train accuracy (epoch average)"]
-    header += [f"{measured_on} loss", f"{measured_on} accuracy"]
-    names = ("train_loss", "train_acc", "val_loss", "val_acc")
+    measured_on, summary = runs[0].measured_on, runs[0].summary
+    # A time limit ends runs of the same settings in different epochs.
+    epochs = list(zip(*(run.summary["epochs"] for run in runs), strict=False))
+    columns = {
+        "train_loss": "train loss",
+        "train_acc": "train accuracy (epoch average)",
+        "val_loss": f"{measured_on} loss",
+        "val_acc": f"{measured_on} accuracy",
+    }
     table = [
-        [str(rows[0]["epoch"]), f"{rows[0]['lr']:g}", *(spread([r[n] for r in rows], n.endswith("acc")) for n in names)]
-        for rows in zip(*epochs, strict=False)  # a time limit ends runs of the same settings in different epochs
+        {"epoch": str(rows[0]["epoch"]), "learning rate": f"{rows[0]['lr']:g}"}
+        | {title: spread([row[name] for row in rows], name.endswith("acc")) for name, title in columns.items()}
+        for rows in epochs
     ]
     tested = [run.summary["test_acc"] for run in runs]
-    facts = {
-        "recipe": runs[0].summary["recipe"],
-        "data": runs[0].summary["data"],
-        "test_acc": None if None in tested else mean_ci(tested),
-        "train_batches": runs[0].summary["train_batches"],
-    }
-    picture = drawn(lambda: training_figure(epochs, tested, measured_on), "accuracy and loss over epochs")
-    return Section("training", "curve", facts, [header, *table], [picture])
+    facts = {name: summary[name] for name in ("recipe", "data", "train_batches")}
+    facts["test_acc"] = None if None in tested else mean_ci(tested)
+    marks = [{"x": epoch - 0.5, "text": f"learning rate {lr:g}"} for epoch, lr in lr_changes(summary["epochs"])]
+    charts = []
+    for kind, title, scale in (("acc", "accuracy [%]", 100), ("loss", "cross-entropy loss [nats]", 1)):
+        names = {"train": "train (epoch average)", "probe": "training subset, eval mode", "val": measured_on}
+        lines = [mean_line(epochs, f"{name}_{kind}", line, scale) for name, line in names.items()]
+        charts.append(lines_chart([*itertools.chain(*lines)], "epoch", title, band="mean ± SD", marks=marks))
+    return Section("training", "curve", facts, table, charts)
+
+
+def mean_line(epochs: Iterable[Rows], name: str, line: str, scale: float) -> list[dict[str, Any]]:
+    """Mean and standard deviation over the runs, of each epoch in which all have a value."""
+    found = []
+    for rows in epochs:
+        values = [scale * row[name] for row in rows if row.get(name) is not None]
+        if len(values) == len(rows):
+            shown = mean_ci(values)
+            band = (
+                {} if shown["sd"] is None else {"low": shown["mean"] - shown["sd"], "high": shown["mean"] + shown["sd"]}
+            )
+            found.append({"line": line, "x": rows[0]["epoch"], "y": shown["mean"], **band})
+    return found
 
 
 def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_root: str) -> Section:
     """2: what did the learning-rate drop do? ``pairs``: those of the runs that were continued without it, and how."""
-    runs = [run for run, _ in pairs] or runs
-    epochs, without = [run.summary["epochs"] for run in runs], [other.summary["epochs"] for _, other in pairs]
-    noises = [measured(run.path, run.summary, "noise", data_root).get("noise") for run in runs]
-    steps, measured_on = runs[0].summary["train_batches"], runs[0].measured_on
-    found = lr_drop(epochs, without, steps, [noise for noise in noises if noise is not None])
+    runs, others = [run for run, _ in pairs] or runs, [other for _, other in pairs]
+    noises = [measured("noise", data_root, run.path, run.summary).get("noise") for run in runs]
+    lines = [measured("lines", data_root, a.path, a.summary, (b.path, b.summary)) for a, b in pairs]
+    lines = [line for line in lines if line]
+    found = lr_drop(
+        [run.summary["epochs"] for run in runs],
+        [other.summary["epochs"] for other in others],
+        runs[0].summary["train_batches"],
+        [noise for noise in noises if noise is not None],
+    )
     columns = {
         "change at the drop [pp]": found["change"],
         "change without it [pp]": found["change_without"],
@@ -316,12 +298,45 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
         "effect at the end [pp]": found["final_effect"],
     }
     table = [
-        [run.path.name, *(points(value["values"][i]) if value else "-" for value in columns.values())]
+        {"run": run.path.name}
+        | {name: f"{100 * value['values'][i]:+.2f}" if value else "-" for name, value in columns.items()}
         for i, run in enumerate(runs)
     ]
-    text = f"{measured_on} accuracy with and without the learning-rate drop"
-    picture = drawn(lambda: lr_drop_figure(epochs, without, measured_on), text)
-    return Section("drop", "drop", {**found, "measured_on": measured_on}, [["run", *columns], *table], [picture])
+    points = [
+        {"line": name, "run": run.path.name, "x": row["epoch"], "y": 100 * row["val_acc"]}
+        for name, part in (("without the drop", others), ("with the drop", runs))
+        for run in part
+        for row in run.summary["epochs"]
+    ]
+    facts = {**found, "measured_on": runs[0].measured_on, "valley": valley(lines)}
+    charts = [lines_chart(points, "epoch", f"{runs[0].measured_on} accuracy [%]"), *valley_charts(lines)]
+    return Section("drop", "drop", facts, table, charts)
+
+
+def valley_charts(lines: Sequence[Mapping[str, Any]]) -> list[alt.LayerChart]:
+    """The training loss along straight lines between weights, of each seed."""
+    ways = [
+        {"line": f"{name} the drop", "run": f"seed {seed}", "x": x, "y": loss}
+        for seed, line in enumerate(lines)
+        for name in ("without", "with")
+        for x, loss in zip(line["along"], line[name], strict=True)
+    ]
+    steps = [
+        {"line": f"step {i + 1}", "run": f"seed {seed}", "x": x, "y": loss}
+        for seed, line in enumerate(lines)
+        for i, losses in enumerate(line["steps"])
+        for x, loss in zip(line["across"], losses, strict=True)
+    ]
+    loss = "training loss [nats]"
+    charts = [
+        (ways, "from the weights before the drop (0)\nto those one epoch later (1)"),
+        (steps, "single steps: from the weights before (0)\nto those after the step (1)"),
+    ]
+    return [
+        lines_chart(rows, title, loss, marks=[{"x": 0, "text": ""}, {"x": 1, "text": ""}])
+        for rows, title in charts
+        if rows
+    ]
 
 
 def gap_section(runs: Sequence[Run], data_root: str) -> Section:
@@ -330,23 +345,30 @@ def gap_section(runs: Sequence[Run], data_root: str) -> Section:
     for run in runs:
         last = run.summary["epochs"][-1]
         known = {"epoch_average": last["train_acc"], "probe": last["probe_acc"], "test": run.summary["test_acc"]}
-        each.append(known | measured(run.path, run.summary, "gap", data_root))
+        each.append(known | measured("gap", data_root, run.path, run.summary))
     found = gap(each)
-    names = list(found["accuracies"])
     table = [
-        [run.path.name, *(f"{100 * one[name]:.2f} %" for name in names)] for run, one in zip(runs, each, strict=True)
+        {"run": run.path.name, **{GAP_COLUMNS[name]: f"{100 * one[name]:.2f} %" for name in found["accuracies"]}}
+        for run, one in zip(runs, each, strict=True)
     ]
-    header = ["run", *(GAP_COLUMNS[name] for name in names)]
-    text = "from the training accuracy (epoch average) to the test accuracy, step by step"
-    picture = drawn(lambda: gap_figure(found["accuracies"]), text)
-    return Section("gap", "gap", found, [header, *table], [picture])
+    return Section("gap", "gap", found, table, [waterfall_chart(waterfall(found))])
 
 
-# Numbers and pictures
+def waterfall(found: Gap) -> list[dict[str, Any]]:
+    """From the training accuracy (epoch average) to the test accuracy, and the steps between them, in percent."""
+    values = [100 * value for value in found["accuracies"].values()]
+    rows = [
+        {"name": GAP_STEPS[GAP.index(step["parts"][-1])], "start": start, "end": end, "text": f"{end - start:+.1f} pp"}
+        for step, start, end in zip(found["steps"], values, values[1:], strict=False)
+    ]
+    ends = [
+        {"name": name, "start": value, "end": value, "text": f"{value:.1f} %"}
+        for name, value in (("training accuracy", values[0]), ("test accuracy", values[-1]))
+    ]
+    return [ends[0], *rows, ends[1]]
 
 
-def drawn(draw: Callable[[], Figure], text: str) -> Picture:
-    return Picture(*light_and_dark(draw), text)
+# Numbers
 
 
 def finite(value: float | None) -> float:
@@ -357,11 +379,6 @@ def finite(value: float | None) -> float:
 def error_of(row: Mapping[str, Any]) -> float:
     """The median MSE against the noise-free f."""
     return finite(row["true_mse"]["median"])
-
-
-def points(value: float) -> str:
-    """A difference of accuracies, in percentage points."""
-    return f"{100 * value:+.2f}"
 
 
 def spread(values: Sequence[float | None], percent: bool) -> str:

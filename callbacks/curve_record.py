@@ -14,6 +14,7 @@ from torch import Tensor
 from analysis.curve_figures import curves_figure, errors_figure
 from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
 from analysis.provenance import command_line
+from analysis.statistics import medians
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 
@@ -39,7 +40,7 @@ class CurveRecord(Callback):
     ) -> None:
         self.asked, self.auto, self.settings, self.is_branch = sorted(set(asked)), auto, dict(settings or {}), is_branch
         self.start = time.perf_counter() if start is None else start
-        # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) where asked for
+        # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
         self.origin: dict[str, Any] | None = None
@@ -85,7 +86,7 @@ class CurveRecord(Callback):
         epochs, curve = outputs["epochs"], outputs["curve"]
         measured = {name: value for name, value in outputs.items() if name not in ("epochs", "curve")}
         self.measured.setdefault(epochs, {}).update(measured)
-        if self.auto or epochs in self.asked:
+        if self.auto or epochs in self.asked or epochs >= 1.2 * max(self.curves, default=0):
             self.curves[epochs] = curve
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,6 +137,32 @@ class CurveRecord(Callback):
                     values = dict.fromkeys(METRICS, math.nan)
                 rows.append({"lr": lr, "seed": seed, "epochs": e, **values})
         return rows
+
+    def growth(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
+        """The content of curves.json: how the fitted curves grow, on some 100 points, with four digits.
+
+        A list each of "x" and "truth" (f there), "points" (x and y of the first seed's training points), and "fits",
+        one for each learning rate and kept epoch count: the first seed's curve "fit", empty where it diverged, and the
+        quartiles "low" and "high" of the seeds that did not; "true_mse" is the median error of all.
+        """
+        S, thin = len(model.seeds), slice(None, None, 10)
+
+        def digits(values: Any) -> list[float]:
+            return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
+
+        fits = []
+        for epochs, curves in sorted(self.curves.items()):
+            each = curves[:, thin].numpy().reshape(len(model.lrs), S, -1)
+            errors = medians(self.measured[epochs]["true_mse"].view(len(model.lrs), S).numpy())
+            for lr, seeds, error in zip(model.lrs, each, errors, strict=True):
+                finite = seeds[np.isfinite(seeds).all(1)]
+                low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
+                row = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
+                lists = {name: digits(values) for name, values in row.items()}
+                fits.append({"lr": lr, "epochs": epochs, "true_mse": float(error), **lists})
+        truth = digits(data.truth[thin])
+        lists = {"x": digits(np.linspace(data.x_min, data.x_max, len(truth))), "truth": truth}
+        return lists | {"points": {"x": digits(data.x[0]), "y": digits(data.y[0])}, "fits": fits}
 
     def figures(self, model: FunctionRegressor, data: CurveDataModule, summary: Mapping[str, Any]) -> dict[str, Figure]:
         """{"curves", "errors"}: the fitted curves where asked for, and the errors over all measured epochs."""

@@ -86,6 +86,7 @@ def run() -> None:
         summary = record.summary(model, data)
         for name, figure in record.figures(model, data, summary).items():
             publish(figure, name, run_dir, trainer.loggers)
+        write_json(run_dir / "curves.json", record.growth(model, data))
         print(fit_text(summary))
         write_json(run_dir / "summary.json", summary)
         print(f"Figures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")

@@ -1,6 +1,5 @@
 """The words of the findings: numbers from analysis/ put into the sentences of templates/, for a page or a terminal."""
 
-import base64
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +24,6 @@ def environment(autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
     )
     env.filters |= {"number": number, "count": "{:,}".format, "g": "{:g}".format, "paragraphs": paragraphs}
-    env.filters["png_address"] = png_address
     env.tests["finite"] = is_finite
     return env
 
@@ -39,11 +37,6 @@ def paragraphs(text: str) -> list[str]:
     """The paragraphs of what a macro gives, each on one line; escaped ones stay so."""
     lines = (" ".join(part.split()) for part in re.split(r"\n\s*\n", text))
     return [type(text)(line) for line in lines if line]
-
-
-def png_address(png: bytes) -> str:
-    """The picture as an address that needs no file and no network."""
-    return "data:image/png;base64," + base64.b64encode(png).decode()
 
 
 def sentences(macro: str, *facts: object) -> list[str]:

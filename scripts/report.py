@@ -1,4 +1,4 @@
-"""The questions of both experiments, answered from runs: one self-contained report.html."""
+"""The questions of both experiments, answered from runs: one self-contained, interactive report.html."""
 
 import os
 import shlex
@@ -7,17 +7,21 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import altair
 import torch
+import vl_convert
 from jsonargparse import Namespace
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from analysis.files import read_json, write_atomically
 from analysis.provenance import about
-from analysis.report_sections import Run, make_sections
+from analysis.report_sections import make_sections
+from analysis.runs import Run
 from scripts.cli import Parser, main
 from scripts.rendering import environment
 
 SCRIPTS = Path(__file__).parent
+VEGA_LITE = "6.1"  # 6.4 shows "undefined" for names in the tooltip of the nearest point (vega-lite pull request 9707)
 LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
 
 
@@ -45,9 +49,17 @@ def run() -> None:
         )
     page = environment(autoescape=True).get_template("report.html")
     quick = cfg.quick and not cfg.run_dirs
-    html = page.render(sections=sections, runs=runs, quick=quick, about=about(torch.device("cpu")))
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE)
+    html = page.render(
+        sections=sections, runs=runs, quick=quick, about=about(torch.device("cpu")), vega=vega, picture=picture
+    )
     write_atomically(out, lambda file: file.write(html.encode()))
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
+
+
+def picture(chart: altair.LayerChart) -> str:
+    """The chart as SVG, for where no script runs."""
+    return vl_convert.vegalite_to_svg(chart.to_dict() | {"width": 640}, vl_version=VEGA_LITE)
 
 
 def make_runs(cfg: Namespace) -> list[Path]:
@@ -95,7 +107,8 @@ def classifier_commands(cfg: Namespace, folder: Path) -> dict[str, list[str]]:
         branch = folder / f"with_{seed}" / "checkpoints" / f"end_of_epoch{drop - 1}.ckpt"
         flags = [*common, "--seed", str(seed), "--milestones"]
         commands[f"with_{seed}"] = [*flags, f"{{{drop}: 0.01}}"]
-        commands[f"without_{seed}"] = [*flags, "{}", "--ckpt_path", str(branch)]
+        # A milestone that changes nothing: the weights one epoch after it are kept, as in the run with the drop.
+        commands[f"without_{seed}"] = [*flags, f"{{{drop}: 0.1}}", "--ckpt_path", str(branch)]
     return commands
 
 

@@ -12,20 +12,19 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from analysis.charts import number_axis, waterfall_chart
 from analysis.classifier_figures import (
     confident_errors_figure,
     confusion_figure,
     contact_sheet,
     filters_figure,
-    gap_figure,
-    lr_drop_figure,
     training_figure,
 )
-from analysis.classifier_findings import epoch_of_drop, gap, lr_drop
-from analysis.classifier_measurements import is_at_full_size, measure_gap, measure_noise
-from analysis.curve_figures import curves_figure, errors_figure, lr_figure
+from analysis.classifier_findings import epoch_of_drop, gap, lr_drop, valley
+from analysis.classifier_measurements import is_at_full_size, measure_gap, measure_lines, measure_noise
+from analysis.curve_figures import curves_figure, errors_figure
 from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
-from analysis.drawing import light_and_dark, pixels_of, save_png, use_log_scale
+from analysis.drawing import pixels_of, save_png, use_log_scale
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.provenance import about, command_line
 from analysis.statistics import mean_ci, median_ci, medians, number, quartiles
@@ -224,15 +223,25 @@ def test_how_the_weights_move_beside_random_steps(straightness: float, weights: 
     assert lr_drop([[{**row, "path": None} for row in run]], [], 400)["weights"] is None
 
 
-@pytest.mark.parametrize(
-    ("effects", "agrees"), [((0.08, 0.081), True), ((0.08, -0.08), False), ((-0.08, -0.081), False), ((0.08,), True)]
-)
-def test_what_agrees_with_a_valley(effects: tuple[float, ...], agrees: bool) -> None:
-    stayed = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8 - effect, 0.7, lr=0.1) for effect in effects]
-    dropped = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03) for _ in effects]
-    assert lr_drop(dropped, stayed, 400)["agrees_with_valley"] is agrees
-    straight = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.3) for _ in effects]
-    assert not lr_drop(straight, stayed, 400)["agrees_with_valley"]
+LINES = {
+    "images": 2000,
+    "along": [-0.5, 0, 0.5, 1, 1.5],
+    "with": [0.9, 0.7, 0.6, 0.5, 0.6],
+    "without": [0.9, 0.7, 0.6, 0.8, 0.9],
+    "across": [-1, 0, 0.25, 0.75, 1, 2],
+    "steps": [[0.9, 0.7, 0.6, 0.65, 0.8, 1.0], [0.9, 0.7, 0.5, 0.6, 0.8, 1.0], [0.9, 0.7, 0.6, 0.5, 0.4, 0.3]],
+}
+
+
+def test_what_lines_between_weights_show() -> None:
+    # The first two steps are lowest inside, by 0.7 - 0.6 and 0.7 - 0.5; the third still goes down at its end.
+    found = valley([LINES])
+    assert found is not None and valley([]) is None
+    assert (found["with_drop"]["mean"], found["without"]["mean"]) == pytest.approx((-0.2, 0.1))
+    assert (found["hills"], found["dips"], found["num_runs"]) == (0, 1, 1)
+    assert (found["crossing"], found["num_steps"], found["depth"]) == (2, 3, pytest.approx(0.15))
+    hill = valley([LINES | {"with": [0.9, 0.7, 0.8, 0.5, 0.6]}, LINES])
+    assert hill is not None and (hill["hills"], hill["dips"], hill["num_steps"]) == (1, 2, 6)
 
 
 def test_gradient_noise_is_a_fraction() -> None:
@@ -263,11 +272,12 @@ def test_the_gap_taken_apart_adds_up() -> None:
 def test_gradients_that_all_batches_share_are_no_noise() -> None:
     torch.manual_seed(0)
     images = torch.full((12, 32, 32, 3), 200, dtype=torch.uint8)  # a flip changes nothing, nor a shift by 0 pixels
-    same = measure_noise(ResNet20(), (images, torch.full((12,), 3)), 4, max_shift=0)
+    same = measure_noise(ResNet20(), (images, torch.full((12,), 3)), {"batch_size": 4, "max_shift": 0})
     assert same["noise"] == pytest.approx(0, abs=1e-4)
     images = torch.randint(256, images.shape, dtype=torch.uint8)
-    assert 0.05 < measure_noise(ResNet20(), (images, torch.arange(12) % 10), 4, max_shift=4)["noise"] <= 1.5
-    assert measure_noise(ResNet20(), (images, torch.arange(12) % 10), 12, max_shift=4) == {}  # a single batch
+    data, settings = (images, torch.arange(12) % 10), {"batch_size": 4, "max_shift": 4}
+    assert 0.05 < measure_noise(ResNet20(), data, settings)["noise"] <= 1.5
+    assert measure_noise(ResNet20(), data, settings | {"batch_size": 12}) == {}  # a single batch
 
 
 def test_accuracy_on_the_training_subset() -> None:
@@ -276,7 +286,32 @@ def test_accuracy_on_the_training_subset() -> None:
         net.linear.bias[3] += 1000  # the prediction is always 3
     labels = torch.tensor([3, 3, 3, 5] * 5)
     images = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8)
-    assert measure_gap(net, (images, labels), 8, max_shift=4) == {"batch_norm": 0.75, "augmented": 0.75}
+    settings = {"batch_size": 8, "max_shift": 4}
+    assert measure_gap(net, (images, labels), settings) == {"batch_norm": 0.75, "augmented": 0.75}
+
+
+def test_losses_along_lines_between_weights() -> None:
+    # Networks that differ by the bias of class 3 only, all labels 3: at b of the way from 0 to 1 the logits are those
+    # of equal classes plus b, so the loss is log(9 + e^b) - b; and it falls along each step.
+    nets = [ResNet20() for _ in range(3)]
+    for net, bias in zip(nets, (0.0, 1.0, -1.0), strict=True):
+        net.load_state_dict(nets[0].state_dict())
+        with torch.no_grad():
+            net.linear.weight.zero_()
+            net.linear.bias.zero_()
+            net.linear.bias[3] = bias
+    data = (torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8), torch.full((20,), 3))
+    settings = {"batch_size": 4, "max_shift": 4, "lr": 1e-4, "weight_decay": 0.0, "momentum": 0.0}
+    found = measure_lines(*nets, data, settings)
+    expected = [math.log(9 + math.exp(b)) - b for b in found["along"]]
+    assert found["with"] == pytest.approx(expected, rel=1e-4) and found["images"] == 20
+    assert found["without"] == pytest.approx([math.log(9 + math.exp(-b)) + b for b in found["along"]], rel=1e-4)
+    assert [len(losses) for losses in found["steps"]] == [len(found["across"])] * 4
+    start, end = found["across"].index(0), found["across"].index(1)
+    assert found["steps"][0][start] == pytest.approx(math.log(10), rel=1e-4)
+    for before, after in itertools.pairwise(found["steps"]):
+        assert before[start] > before[end] == pytest.approx(after[start], rel=1e-4)  # a step begins where one ended
+    assert measure_lines(*nets, data, settings | {"momentum": 0.9})["steps"] == []
 
 
 @pytest.mark.parametrize(
@@ -338,7 +373,6 @@ def test_what_diverged_is_left_out_of_the_errors(bad: float | None) -> None:
     assert [len(axes.lines) for axes in figure.axes] == [3, 2]  # the noise's variance beside the training MSE
     for nothing in ([bad] * 3, [0, 0, 0]):  # what has no logarithm
         assert pixels_of(errors_figure(curve_rows(nothing))).std() > 0
-        assert lr_figure(curve_rows(nothing)).axes[0].get_xscale() == "linear"
 
 
 def test_bands_are_quartiles() -> None:
@@ -349,13 +383,6 @@ def test_bands_are_quartiles() -> None:
     (band,) = true.collections
     edges = band.get_paths()[0].vertices
     assert {tuple(edge) for edge in edges[edges[:, 0] == 1]} == {(1, 1), (1, 4)}
-
-
-def test_errors_over_the_learning_rate() -> None:
-    part = [row for lr in (0.1, 0.001, 0.01) for row in curve_rows(range(1, 9), lr)]
-    (axes,) = lr_figure(part).axes
-    assert len(axes.lines) == 4  # at most six of the eight epoch counts, evenly
-    assert list(axes.lines[1].get_xdata()) == [0.001, 0.01, 0.1] and list(axes.lines[1].get_ydata()) == [3, 3, 3]
 
 
 def test_curves_figure() -> None:
@@ -386,13 +413,21 @@ def test_training_figure() -> None:
     assert len(training_figure([cycle], [0.8], "test").axes[0].lines) == 2
 
 
-def test_lr_drop_figure_and_gap_figure() -> None:
-    (axes,) = lr_drop_figure(DROPPED, STAYED, "test").axes
-    assert len(axes.lines) == 6 and axes.get_ylabel() == "test accuracy"
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["without the drop", "with the drop"]
-    (axes,) = gap_figure({name: PARTS[name] for name in ("epoch_average", "probe", "test")}).axes
-    assert [text.get_text() for text in axes.texts] == ["82.0", "86.0", "81.0"]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["epoch average", "not augmented", "test images"]
+@pytest.mark.parametrize("low", [1e-7, 0.003, 3, 200, 1222, 5e4])
+@pytest.mark.parametrize("ratio", [1.02, 3.4, 9, 49, 90, 1e5])
+def test_logarithmic_axes_have_ticks_that_are_written_alike(low: float, ratio: float) -> None:
+    axis = number_axis([low, low * ratio], "x", log=True)["axis"].to_dict()
+    assert len(axis["values"]) >= (2 if ratio == 1.02 else 3)
+    assert all(low <= value <= low * ratio * 1.001 for value in axis["values"])
+    assert (axis["format"] == "~e") == (low < 1e-4 or low * ratio > 1e6)
+
+
+def test_the_waterfall_shows_each_step() -> None:
+    steps = [("a", 80.0, 80.0), ("b", 80.0, 82.0), ("c", 82.0, 79.0), ("d", 79.0, 79.0)]
+    chart = waterfall_chart([{"name": n, "start": a, "end": b, "text": f"{b - a:+.1f}"} for n, a, b in steps]).to_dict()
+    (rows,) = chart["datasets"].values()
+    assert [row["kind"] for row in rows] == ["accuracy", "rises", "falls", "accuracy"]
+    assert [row["at"] for row in rows] == [80, 82, 82, 79]  # where the text begins
 
 
 def test_confusion_figure() -> None:
@@ -419,15 +454,9 @@ def test_pictures_in_grids() -> None:
 
 
 def test_png_files(tmp_path: Path) -> None:
-    def draw() -> Figure:
-        return gap_figure(PARTS)
-
-    save_png(pixels_of(draw()), tmp_path / "new" / "gap.png")
-    light, dark = light_and_dark(draw)
-    assert [path.name for path in (tmp_path / "new").iterdir()] == ["gap.png"]
-    for png in ((tmp_path / "new" / "gap.png").read_bytes(), light, dark):
-        assert png.startswith(b"\x89PNG")
-    assert light != dark
+    save_png(np.zeros((2, 3, 3), dtype=np.uint8), tmp_path / "new" / "picture.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["picture.png"]
+    assert (tmp_path / "new" / "picture.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_a_rate_that_changes_after_each_epoch_is_no_event() -> None:

@@ -1,13 +1,13 @@
 """scripts/report.py: every number of the page is computed anew here from the runs' files."""
 
 import html
-import io
 import itertools
 import json
 import re
 import shutil
 import statistics
 import sys
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,29 +15,32 @@ from typing import Any
 
 import launch
 import pytest
-from matplotlib.image import imread
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
-from test_analysis import DROPPED, PARTS, STAYED, rows
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+from test_analysis import DROPPED, LINES, PARTS, STAYED, rows
 
-from analysis import classifier_measurements, report_sections
-from analysis.classifier_findings import GAP, gap, lr_drop
+from analysis import classifier_measurements
+from analysis.charts import lines_chart
+from analysis.classifier_findings import GAP, gap, lr_drop, valley
 from analysis.classifier_measurements import measured, network
 from analysis.curve_findings import METRICS
 from analysis.report_sections import (
     GAP_COLUMNS,
-    Run,
     Section,
     classifier_sections,
     curve_sections,
     epochs_section,
     gap_section,
-    is_branch,
     make_sections,
     number_ids,
 )
+from analysis.runs import Run, is_branch
 from analysis.statistics import mean_ci
 from scripts import report
 from scripts.rendering import environment, fit_text, sentences
@@ -67,13 +70,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         script(folder, "fit.py", "--epochs", "1000", "--lr", lr, "--run_dir", f"alone_{lr}")
     script(folder, *CLASSIFIER, "--milestones", "{2: 0.01}", "--run_dir", "with_0")
     branch = ("--ckpt_path", "with_0/checkpoints/end_of_epoch1.ckpt", "--limit_test_batches", "0")
-    script(folder, *CLASSIFIER, "--milestones", "{}", *branch, "--run_dir", "without_0")
+    script(folder, *CLASSIFIER, "--milestones", "{2: 0.1}", *branch, "--run_dir", "without_0")
     for name in ("with", "without"):
         add_seed(folder, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setattr("sys.argv", ["report.py", *RUNS])
-        patch.setattr(classifier_measurements, "TRAIN_SUBSET", FEW)
+        for name in ("TRAIN_SUBSET", "LINE_IMAGES"):
+            patch.setattr(classifier_measurements, name, FEW)
         report.run()
     return folder
 
@@ -93,12 +97,12 @@ def add_seed(folder: Path, name: str) -> None:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Few images to measure, and no figures where a test makes sections itself."""
-    monkeypatch.setattr(classifier_measurements, "TRAIN_SUBSET", FEW)
-    monkeypatch.setattr(report_sections, "light_and_dark", lambda draw: (b"", b""))
+    """Few images to measure."""
+    for name in ("TRAIN_SUBSET", "LINE_IMAGES"):
+        monkeypatch.setattr(classifier_measurements, name, FEW)
 
 
-FEW = 64  # images, instead of 5,000
+FEW = 64  # images, instead of thousands
 RUNS = ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0", "with_1", "without_1")
 
 
@@ -124,9 +128,11 @@ class Page(HTMLParser):
         self.sections: dict[str, dict[str, Any]] = {}
         self.at: dict[str, Any] = {}
         self.cell: list[str] | None = None
+        self.is_in_chart = False
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.is_in_chart |= tag == "figure"
         if tag == "section":
             self.at = self.sections.setdefault(str(dict(attrs)["id"]), {"text": "", "rows": []})
         elif tag == "tr":
@@ -136,10 +142,13 @@ class Page(HTMLParser):
             self.cell = self.at["rows"][-1]
 
     def handle_endtag(self, tag: str) -> None:
+        self.is_in_chart &= tag != "figure"
         if tag in ("td", "th"):
             self.cell = None
 
     def handle_data(self, data: str) -> None:
+        if self.is_in_chart:
+            return
         if self.cell is not None:
             self.cell[-1] += data
         elif self.at:
@@ -178,6 +187,18 @@ def test_more_epochs(page: dict[str, Any], reported: Path) -> None:
         falls = results[-1]["train_mse"]["median"] < lowest["train_mse"]["median"]
         is_overfitting = f"{line} The training MSE falls meanwhile: overfitting." in page["epochs-rates"]["text"]
         assert is_overfitting == (falls and part["verdict"] == "hurts")
+
+
+def test_how_the_fitted_curves_grow(folder: Path) -> None:
+    growth, results = json.loads((folder / "rates" / "curves.json").read_text()), summary(folder, "rates")["results"]
+    assert (growth["x"][0], growth["x"][-1], len(growth["x"]), len(growth["points"]["x"])) == (-5, 5, 101, 200)
+    for fit in growth["fits"]:
+        assert all(low <= high for low, high in zip(fit["low"], fit["high"], strict=True))
+        errors = [(a - b) ** 2 for a, b in zip(fit["fit"], growth["truth"], strict=True)]
+        for one in results:  # measured on ten times as many points
+            if (one["lr"], one["epochs"], one["seed"]) == (fit["lr"], fit["epochs"], 0):
+                assert statistics.mean(errors) == pytest.approx(one["true_mse"], rel=0.1)
+    assert len({fit["epochs"] for fit in growth["fits"]}) > 20  # of which three were asked for
 
 
 def test_learning_rates(page: dict[str, Any], reported: Path) -> None:
@@ -249,7 +270,8 @@ def test_the_drop(page: dict[str, Any], reported: Path) -> None:
         verdict = "that the drop changes accuracy is not shown"
         if abs(mean) > half:
             verdict = f"the drop {'raises' if mean > 0 else 'lowers'} accuracy"
-        assert f"{when}: {verdict}" in page["drop"]["text"]
+        line = re.search(f"{when}: {verdict}[^:]*: ([+-][0-9.]+) pp", page["drop"]["text"])
+        assert line is not None and float(line[1]) == pytest.approx(100 * mean, abs=0.06)
 
 
 def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
@@ -286,7 +308,9 @@ def test_the_gap(page: dict[str, Any], reported: Path) -> None:
 
 def test_the_page_needs_no_network_and_has_the_commands(reported: Path) -> None:
     text = (reported / "report.html").read_text(encoding="utf-8")
-    assert not re.findall(r'(?:src|href|srcset)="(?!data:|#)', text) and "url(" not in text and "<script" not in text
+    assert len(text) < 3_000_000
+    outside_scripts = re.sub(r"<script.*?</script>", "", text, flags=re.DOTALL)
+    assert not re.findall(r'(?:src|href|srcset)="(?!#)|url\((?!#)', outside_scripts) and "<script src" not in text
     for path in reported.glob("*/summary.json"):
         assert summary(reported, path.parent.name)["command"] in html.unescape(text)
 
@@ -362,7 +386,8 @@ def test_what_diverged(tmp_path: Path) -> None:
     run = read(tmp_path / "run")
     assert fit_text(run.summary) in printed  # null in JSON is what nan and infinity are in Python
     epochs, lr, settings = curve_sections([run])
-    assert [row[2:] for row in epochs.table[1:]] == [["diverged", "diverged", "-", "diverged"]] * len(epochs.table[1:])
+    assert all([*row.values()][2:] == ["diverged", "diverged", "-", "diverged"] for row in epochs.table)
+    assert not epochs.charts
     assert sentences("lr_answer", lr.facts) == ["At 50 epochs every learning rate had diverged."]
     assert sentences("settings_answer", settings.facts) == ["Training diverged with every setting that was tried."]
     assert sentences("epochs_answer", epochs.facts)[1:] == [
@@ -376,7 +401,7 @@ def test_a_constant_function_has_no_r2(folder: Path) -> None:
     for row in run.summary["over_seeds"]:
         row["r2"] = dict.fromkeys(row["r2"])  # -inf is null in JSON
     section = epochs_section(run)
-    assert section.table[0][-1] == "R²" and {row[-1] for row in section.table[1:]} == {"-"}
+    assert {row["R²"] for row in section.table} == {"-"}
     lines = fit_text(run.summary).splitlines()
     assert lines[0].split()[-1] == "[quartiles]" and all(line.endswith("  -") for line in lines[1:4])
 
@@ -384,7 +409,7 @@ def test_a_constant_function_has_no_r2(folder: Path) -> None:
 def test_the_time_alone_is_that_of_one_network_on_the_same_problem(folder: Path) -> None:
     def seconds(*runs: Run) -> list[bool]:
         section = next(s for s in curve_sections([read(folder / "rates"), *runs]) if s.id == "rates-rates")
-        return [row[-1] != "-" for row in section.table[1:]]
+        return [row["seconds of 1,000 epochs alone"] != "-" for row in section.table]
 
     one, eight = read(folder / "alone_0.1"), read(folder / "alone_0.01")
     eight.summary["results"] *= 8
@@ -399,7 +424,7 @@ def test_the_time_alone_is_that_of_one_network_on_the_same_problem(folder: Path)
 
 def ids(runs: list[Run]) -> list[tuple[str, int]]:
     """Of each section of the classifier its id and its table's rows; the numbers of epochs are left out."""
-    return [(s.id, len(s.table) - 1) for s in make_sections(runs, "absent") if s.id.split("-")[0] in ("drop", "gap")]
+    return [(s.id, len(s.table)) for s in make_sections(runs, "absent") if s.id.split("-")[0] in ("drop", "gap")]
 
 
 def test_runs_are_told_apart_by_seed_settings_and_origin(folder: Path) -> None:
@@ -456,7 +481,7 @@ def test_a_branch_continues_its_run_measured_alike(folder: Path) -> None:
     longer.summary["origin"]["epochs"] = 1  # it left the run earlier
     assert not is_branch(run, longer)
     sections = make_sections([run, branch(), branch()], "absent")
-    assert [len(section.table) for section in sections if section.id == "drop"] == [2]  # counted once
+    assert [len(section.table) for section in sections if section.id == "drop"] == [1]  # counted once
     assert [section.id for section in sections] == ["curve", "drop", "gap"]  # the branch has no sections of its own
     held_out = read(folder / "with_0")
     held_out.summary["measured_on"] = "held-out"  # an older word
@@ -483,16 +508,16 @@ def test_what_is_measured_is_of_the_end_of_the_run(
     for broken in (whole[:1000], whole.replace(b"train_loss", b"train_lost"), whole[:-5000] + whole[-4000:], b""):
         last.write_bytes(broken)
         assert network(run.path, run.summary, 4) is None
-    assert measured(run.path, run.summary, "gap", "absent") == kept  # without a checkpoint
+    assert measured("gap", "absent", run.path, run.summary) == kept  # without a checkpoint
     for content in ("{", "[1]", json.dumps(kept | {"epoch": 1})):
         (run.path / "gap.json").write_text(content)
-        assert measured(run.path, run.summary, "gap", "absent") == {}
+        assert measured("gap", "absent", run.path, run.summary) == {}
     last.write_bytes(whole)
-    assert measured(run.path, run.summary, "gap", "absent") == kept
+    assert measured("gap", "absent", run.path, run.summary) == kept
     assert json.loads((run.path / "gap.json").read_text()) == kept
     monkeypatch.setattr(classifier_measurements, "measure_noise", lambda *_: {"noise": 0.5})
     (run.path / "noise.json").write_text(json.dumps({"noise": 0.7, "epoch": 1, "train_loss": 1.0}))
-    assert measured(run.path, run.summary, "noise", "absent")["noise"] == 0.5
+    assert measured("noise", "absent", run.path, run.summary)["noise"] == 0.5
     assert json.loads((run.path / "noise.json").read_text())["train_loss"] == run.summary["epochs"][-1]["train_loss"]
     run.summary["epochs"][0]["train_loss"] += 1
     assert network(run.path, run.summary, 2) is None  # the checkpoint is of another run
@@ -502,13 +527,13 @@ def test_nothing_is_measured_without_the_images_or_at_smaller_ones(folder: Path,
     shutil.copytree(folder / "with_0" / "checkpoints", tmp_path / "checkpoints")
     run = Run(tmp_path, read(folder / "with_0").summary)
     absent = {**run.summary, "data": "cifar10"}
-    assert measured(tmp_path, absent, "gap", str(tmp_path)) == {}
+    assert measured("gap", str(tmp_path), tmp_path, absent) == {}
     small = {**run.summary, "settings": {**run.summary["settings"], "image_sizes": {"0.0": 20, "0.9": 32}}}
     section = gap_section([Run(tmp_path, small)], "absent")
-    assert section.table[0][1:] == [GAP_COLUMNS[name] for name in ("epoch_average", "probe", "test")]
+    assert [*section.table[0]][1:] == [GAP_COLUMNS[name] for name in ("epoch_average", "probe", "test")]
     assert "The first step is not taken apart" in sentences("gap_answer", section.facts)[-1]
     settings = run.summary["settings"] | {"image_sizes": {"0.0": 20, "0.75": 32}}  # the last of four epochs
-    assert {"batch_norm", "augmented"} <= measured(tmp_path, {**run.summary, "settings": settings}, "gap", "").keys()
+    assert {"batch_norm", "augmented"} <= measured("gap", "", tmp_path, {**run.summary, "settings": settings}).keys()
 
 
 # The words
@@ -522,9 +547,9 @@ def test_the_sentences_of_more_training() -> None:
         (line,) = sentences("more_training", part, 8)
         return line
 
-    numbers = "lowest at 1,000 epochs; at 20,000 it is 3.00 times as large (median of 8 seeds"
+    numbers = "lowest at 1,000 epochs. At 20,000 it is 3.00 times as large (median of 8 seeds"
     hurts = words(several | {"verdict": "hurts"})
-    assert hurts.startswith("Learning rate 0.1: a U-shaped error curve. ") and numbers in hurts
+    assert hurts.startswith("Learning rate 0.1: the error curve is U-shaped. ") and numbers in hurts
     assert hurts.endswith("99 % CI 2.50 to 4.00).")
     unclear = words(several | {"verdict": "no evidence", "coverage": 0.875})
     assert "is not shown" in unclear and numbers in unclear and unclear.endswith("one of 95 % needs six seeds).")
@@ -585,28 +610,28 @@ def test_the_text_of_a_fit(folder: Path) -> None:
 
 
 def test_the_sentences_of_the_drop() -> None:
-    def words(*args: Any) -> str:
-        return " ".join(sentences("drop_answer", {**lr_drop(*args), "measured_on": "test"}))
+    def words(*args: Any, lines: Any = ()) -> str:
+        return " ".join(sentences("drop_answer", {**lr_drop(*args), "measured_on": "test", "valley": valley(lines)}))
 
     text = words(DROPPED, STAYED, 400)
     assert text.startswith(
         "The drop of the learning rate from 0.1 to 0.01 raises test accuracy at once, by 8.0 percent"
     )
-    assert "At once: the drop raises accuracy. At the end: the drop raises accuracy." in text
-    assert "independent random steps 5.0 %" in text and "random steps with a drift" in text and "valley" not in text
+    assert "At once: the drop raises accuracy: +8.0 pp (mean of 3 seeds" in text
+    assert "At the end: the drop raises accuracy: +11.0 pp" in text and "the loss changes by -0.080" in text
+    assert "changes by +10.0 pp (mean of 3 seeds" in text and "from the same weights, it changes by +2.0 pp" in text
+    assert "random steps would end 5.0 %" in text and "random steps with a drift" in text
     oscillating = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03)]
     text = words(oscillating, [], 400)
-    assert "the weights oscillate" in text and "valley" in text and "fraction was not measured" in text
+    assert "the weights oscillate" in text and "the lines between the weights" not in text
+    assert "loss along lines between the weights was not measured" in text and "gradient-noise" not in text
     assert "+10.0 pp (one seed) within one epoch" in text and "is not known, since no run was continued" in text
     text = words(oscillating, [], 400, [0.9, 0.7])
     assert "gradient-noise fraction at the weights before the drop is 80 % (mean of 2 seeds)" in text
-    assert "most of a gradient is noise" in text and "not measured" not in text
-    text = words(oscillating, [], 400, [0.4])
-    assert "before the drop is 40 % (one seed)" in text and "most of a gradient" not in text and "valley" in text
-    straight = words([rows(*[0.5] * 5, 0.8, straightness=0.9)], [], 400)
-    assert "mostly in one direction" in straight and "valley" not in straight
+    assert "before the drop is 40 % (one seed)" in words(oscillating, [], 400, [0.4])
+    assert "mostly in one direction" in words([rows(*[0.5] * 5, 0.8, straightness=0.9)], [], 400)
     unrecorded = [[{**row, "path": None} for row in DROPPED[0]]]
-    assert "Why was not measured: --probe_train true" in words(unrecorded, [], 400)
+    assert "move was not measured: --probe_train true" in words(unrecorded, [], 400)
     for effects, first, verdict in (
         ([0.08, 0.081, 0.079], "raises test accuracy at once", "At once: the drop raises accuracy"),
         ([0.08, -0.08, 0.01], "These runs do not show", "At once: that the drop changes accuracy is not shown"),
@@ -616,6 +641,16 @@ def test_the_sentences_of_the_drop() -> None:
         stay = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8 - effect, 0.7, lr=0.1) for effect in effects]
         text = words([rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81) for _ in effects], stay, 400)
         assert first in text and verdict in text
+    text = words(DROPPED, STAYED, 400, lines=[LINES])
+    changes = "changes by -0.200 with the drop, and by +0.100 without it (one seed, 2,000 images)"
+    assert f"{changes}: an effect of -0.300." in text and "both ends in 0 of 1 runs with the drop" in text
+    assert "dips below both ends in 1 of 1 without it" in text
+    assert "Of 3 single steps at 0.1, 2 cross a valley" in text and "by 0.15 on average" in text
+    assert "there is a valley, and most steps cross it; with the drop the weights go down into it." in text
+    assert "do not show a valley" in words(DROPPED, STAYED, 400, lines=[LINES | {"steps": LINES["steps"][1:]}])
+    assert "with momentum" in words(DROPPED, STAYED, 400, lines=[LINES | {"steps": []}])
+    rising = [LINES | {"with": LINES["without"]}, LINES]  # effects 0 and -0.3: the CI includes 0
+    assert "most steps cross it. " in words(DROPPED, STAYED, 400, lines=rising)
 
 
 def test_the_sentences_of_the_gap() -> None:
@@ -640,47 +675,149 @@ def test_what_a_user_wrote_is_escaped_on_the_page() -> None:
     facts = {"function": "1 if x<0 else <b>2</b>"}
     (text,) = sentences("lr_question", facts)
     assert text.endswith("f(x) = 1 if x<0 else <b>2</b>")
-    section = Section(
-        "training", "curve", {"recipe": "<b>", "data": "cifar10", "test_acc": None, "train_batches": 391}, [["<i>"]]
-    )
+    facts = {"recipe": "<b>", "data": "cifar10", "test_acc": None, "train_batches": 391}
+    chart = lines_chart([{"line": "</script><b>", "x": 1, "y": y} for y in (1, 2)], "<b>", "y")
+    section = Section("training", "curve", facts, [{"<b>": "<b>"}], [chart])
     page = environment(autoescape=True).get_template("report.html")
-    html = page.render(sections=[section], runs=[], quick=False, about={"versions": "", "machine": ""})
-    assert "Recipe &lt;b&gt; on" in html and "<th>&lt;i&gt;</th>" in html and "<b>" not in html and "&amp;" not in html
+    about = {"versions": "", "machine": ""}
+    html = page.render(sections=[section], runs=[], quick=False, about=about, vega="", picture=report.picture)
+    assert "Recipe &lt;b&gt; on" in html and "<th>&lt;b&gt;</th>" in html and "<b>" not in html and "&amp;" not in html
+    assert html.count("</script>") == 3
 
 
 # The page in a browser
 
 
-@pytest.mark.slow
-@pytest.mark.browser
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [390, 1280])
-def test_it_reads_well_on_a_phone_and_a_desktop_in_light_and_dark(
-    folder: Path, browser_binaries: tuple[str, str], tmp_path: Path, scheme: str, width: int
-) -> None:
+@pytest.fixture(scope="module")
+def browser(browser_binaries: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     chromium, chromedriver = browser_binaries
     options = webdriver.ChromeOptions()
     options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-                     f"--user-data-dir={tmp_path}/profile"):  # fmt: skip
+                     f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):  # fmt: skip
         options.add_argument(argument)
     browser = webdriver.Chrome(options=options, service=Service(executable_path=chromedriver))
-    try:
-        features = [{"name": "prefers-color-scheme", "value": scheme}]
-        browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
-        size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
-        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-        browser.get((folder / "report.html").as_uri())
-        assert browser.execute_script("return document.documentElement.scrollWidth") <= width  # nothing sticks out
-        images = browser.find_elements(By.TAG_NAME, "img")
-        assert len(images) >= 4
-        for image in images:
-            assert browser.execute_script("return arguments[0].naturalWidth", image) > 300
-        shown = browser.execute_script("return document.querySelector('img').currentSrc")
-        dark = browser.find_element(By.TAG_NAME, "source").get_attribute("srcset")
-        assert (shown == dark) == (scheme == "dark")
-        picture = imread(io.BytesIO(browser.get_screenshot_as_png()))[..., :3]
-        assert (picture.mean() > 0.6) == (scheme == "light")
-        browser.save_screenshot(str(folder / f"report-{scheme}-{width}.png"))
-    finally:
-        browser.quit()
+    yield browser
+    browser.quit()
+
+
+def show(browser: webdriver.Chrome, page: Path, width: int, scheme: str = "light", script: bool = True) -> None:
+    """Opens the page as a phone or a desktop, and waits for its charts."""
+    browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": not script})
+    features = [{"name": "prefers-color-scheme", "value": scheme}]
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": features})
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    browser.get(page.as_uri())
+    if script:
+        charts = len(browser.find_elements(By.TAG_NAME, "figure"))
+        wait(browser).until(lambda b: len(b.find_elements(By.CSS_SELECTOR, ".vega-embed svg")) == charts > 9)
+
+
+def wait(browser: webdriver.Chrome) -> WebDriverWait[webdriver.Chrome]:
+    return WebDriverWait(browser, 60)
+
+
+OVERLAPS = """
+const apart = (a, b) => a.right <= b.left || b.right <= a.left || a.bottom <= b.top || b.bottom <= a.top;
+return [...document.querySelectorAll("figure .role-axis-label")].flatMap((axis) => {
+  const labels = [...axis.querySelectorAll("text")].filter((text) => text.getAttribute("opacity") !== "0");
+  const boxes = labels.map((text) => text.getBoundingClientRect());
+  return labels.slice(1).filter((_, i) => !apart(boxes[i], boxes[i + 1])).map((text) => text.textContent);
+})"""
+TICKS = """
+return [...document.querySelectorAll("figure .role-axis-label")].map((axis) =>
+  [...axis.querySelectorAll("text")].filter((text) => text.getAttribute("opacity") !== "0").map((t) => t.textContent))
+"""
+WIDER = """
+document.querySelectorAll("details").forEach((part) => (part.open = true));
+const width = document.documentElement.clientWidth;
+const cut = [...document.querySelectorAll("figure svg text")].filter((text) => {
+  const [box, svg] = [text, text.closest("svg")].map((part) => part.getBoundingClientRect());
+  return text.getAttribute("opacity") !== "0" && (box.left < svg.left - 1 || box.right > svg.right + 1);
+});
+return [...document.querySelectorAll("table, td, th, figure, svg, pre, h2, p, li")].filter(
+  (part) => part.getBoundingClientRect().right > width || part.scrollWidth > part.clientWidth + 1 && part.clientWidth
+).concat(cut).map((part) => part.tagName + part.textContent.slice(0, 80))"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1100])
+def test_it_reads_well_on_a_phone_and_a_desktop_in_light_and_dark(
+    reported: Path, browser: webdriver.Chrome, scheme: str, width: int
+) -> None:
+    show(browser, reported / "report.html", width, scheme)
+    assert browser.execute_script(OVERLAPS) == [] and browser.execute_script(WIDER) == []
+    for labels in browser.execute_script(TICKS):
+        assert len(labels) >= 2 and len({"e" in label for label in labels if label[0].isdigit()}) < 2, labels
+    colors = browser.execute_script(
+        "return ['.role-axis-label text', 'body'].map((part) => getComputedStyle(document.querySelector(part)))"
+        ".flatMap((style) => [style.fill, style.color, style.backgroundColor])"
+    )
+    assert colors[0] == colors[4]  # the ink of a chart is that of the page
+    assert (int(re.findall(r"\d+", colors[5])[0]) > 127) == (scheme == "light")
+    assert [entry for entry in browser.get_log("browser") if "favicon" not in entry["message"]] == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1100])
+def test_the_slider_and_the_learning_rate_choose_the_fitted_curve(
+    folder: Path, browser: webdriver.Chrome, width: int
+) -> None:
+    show(browser, folder / "report.html", width)
+    growth = json.loads((folder / "rates" / "curves.json").read_text())
+    counts = sorted({fit["epochs"] for fit in growth["fits"]})
+    figure = browser.find_element(By.CSS_SELECTOR, "#epochs-rates figure")
+    slider = figure.find_element(By.CSS_SELECTOR, "input[type=range]")
+    for lr in (0.1, 0.01):
+        figure.find_element(By.CSS_SELECTOR, f"input[type=radio][value='{lr:g}']").click()
+        for key, epochs in ((Keys.HOME, counts[0]), (Keys.ARROW_RIGHT, counts[1]), (Keys.END, counts[-1])):
+            slider.send_keys(key)
+            (fit,) = [fit for fit in growth["fits"] if (fit["lr"], fit["epochs"]) == (lr, epochs)]
+            label = f"LR {lr:g}, {epochs:,} epoch{'s' if epochs > 1 else ''}: MSE against f {fit['true_mse']:.3g}"
+            wait(browser).until(lambda _, label=label: label in figure.find_element(By.TAG_NAME, "svg").text)
+    shown = hovered(browser, figure, 0.5)  # the grid's point in the middle: x is 0
+    assert float(shown["fitted curve"]) == pytest.approx(fit["fit"][50], rel=1e-3)
+    assert float(shown["ground truth"]) == pytest.approx(growth["truth"][50], rel=1e-3)
+    assert [float(shown[name]) for name in ("quartiles of the seeds", "to")] == pytest.approx(
+        [fit["low"][50], fit["high"][50]], rel=1e-3
+    )
+
+
+@pytest.mark.slow
+def test_curves_show_their_numbers_under_the_pointer(folder: Path, browser: webdriver.Chrome) -> None:
+    show(browser, folder / "report.html", 1100)
+    figure = browser.find_element(By.CSS_SELECTOR, "#curve figure")
+    shown = hovered(browser, figure, 0.99)
+    last = [summary(folder, f"with_{seed}")["epochs"][-1] for seed in seeds(folder)]
+    names = {"train (epoch average)": "train_acc", "training subset, eval mode": "probe_acc", "test": "val_acc"}
+    mean = 100 * statistics.mean(row[names[shown[""]]] for row in last)
+    assert shown["epoch"] == "3" and float(shown["accuracy [%]"]) == pytest.approx(mean, rel=1e-3)
+    bars = browser.find_elements(By.CSS_SELECTOR, "#gap .mark-rect path")
+    assert len(bars) == 6  # four steps from training to test accuracy, and the two ends
+    assert len(browser.find_elements(By.CSS_SELECTOR, "#drop figure")) == 3
+
+
+def hovered(browser: webdriver.Chrome, figure: WebElement, part: float) -> dict[str, str]:
+    """What the tooltip says with the pointer at this part of the plot's width: {name: value}"""
+    plot = figure.find_element(By.CSS_SELECTOR, "svg .background")
+    browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", figure)
+    for shift in (-2, 0):  # the pointer must move for the browser to notice it
+        x = round((part - 0.5) * plot.rect["width"]) + shift
+        ActionChains(browser).move_to_element_with_offset(plot, x, 0).perform()
+    tooltip = wait(browser).until(lambda b: b.find_element(By.CSS_SELECTOR, "#vg-tooltip-element.visible"))
+    rows = [row.find_elements(By.TAG_NAME, "td") for row in tooltip.find_elements(By.TAG_NAME, "tr")]
+    return {key.text.strip(" :"): value.text.replace("\u2212", "-") for key, value in rows}
+
+
+@pytest.mark.slow
+def test_without_javascript_and_printed_it_has_pictures(folder: Path, browser: webdriver.Chrome) -> None:
+    show(browser, folder / "report.html", 390, "dark", script=False)
+    pictures = browser.find_elements(By.CSS_SELECTOR, ".chart svg")
+    assert len(pictures) > 9 and all(100 < picture.size["width"] <= 390 for picture in pictures)
+    show(browser, folder / "report.html", 1100, "dark")
+    browser.execute_cdp_cmd("Page.printToPDF", {})
+    closed = browser.find_elements(By.CSS_SELECTOR, "details:not([open])")
+    assert not closed  # printed tables are whole
