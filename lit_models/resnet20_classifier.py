@@ -1,6 +1,7 @@
-"""ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD."""
+"""ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
 
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_models.muon import Muon
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
@@ -24,10 +26,13 @@ class ResNet20Classifier(LightningModule):
     fixed training subset, logged as ``probe/*``. ``predict_step`` returns (N, 10) class probabilities.
 
     Args:
-        lr: learning rate of SGD, until a callback changes it.
+        lr: learning rate, until a callback changes it.
         momentum: momentum of SGD.
         nesterov: Nesterov's form of the momentum.
-        weight_decay: L2 penalty on all parameters, as torch.optim.SGD adds it.
+        weight_decay: L2 penalty on all parameters, as torch.optim.SGD adds it; with muon on all but the filters.
+        optimizer: sgd, or muon, which orthogonalizes the steps of all convolutions but the first, its filters.
+        muon_lr_ratio: learning rate of the filters, as a fraction of lr.
+        muon_momentum: momentum of the filters.
         he_init: He initialization of convolutions and linear layer instead of PyTorch's default.
         compile: train through torch.compile. Evaluation and an epoch's last batch, which may be smaller, are not
             compiled, since each new shape or mode would cost a compilation of its own.
@@ -42,6 +47,9 @@ class ResNet20Classifier(LightningModule):
         momentum: float = 0.0,
         nesterov: bool = False,
         weight_decay: float = 5e-4,
+        optimizer: Literal["sgd", "muon"] = "sgd",
+        muon_lr_ratio: float = 0.5,
+        muon_momentum: float = 0.6,
         he_init: bool = False,
         compile: bool = False,
     ) -> None:
@@ -61,8 +69,9 @@ class ResNet20Classifier(LightningModule):
                 )
             }
         )
+        self._lr = lr
         self._fused = True
-        self.configure_optimizers()  # raises ValueError for what SGD refuses
+        ResNet20Classifier.configure_optimizers(self)  # raises ValueError for what SGD refuses; not a subclass's
 
     def setup(self, stage: str) -> None:
         # Lightning clips no gradients for a fused optimizer in mixed precision.
@@ -73,7 +82,8 @@ class ResNet20Classifier(LightningModule):
         return self.net(x)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self.log("lr_step", self.trainer.optimizers[0].param_groups[0]["lr"], on_step=True, on_epoch=False)
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
+        self.log("lr_step", self._lr, on_step=True, on_epoch=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         net: Callable[[Tensor], Tensor] = self.net
@@ -98,7 +108,8 @@ class ResNet20Classifier(LightningModule):
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
-        for name, value in (("loss", (loss.detach(), len(labels))), ("acc", (logits.detach(), labels))):
+        # Once for each image: without its look for nan, MeanMetric ignores weights (torchmetrics 1.9).
+        for name, value in (("loss", (loss.detach().expand(len(labels)),)), ("acc", (logits.detach(), labels))):
             metric = self.metric(stage, name)
             metric.update(*value)
             self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
@@ -123,20 +134,21 @@ class ResNet20Classifier(LightningModule):
                 self.metric(stage, name).reset()
 
     def on_train_epoch_end(self) -> None:
-        self.log("lr", self.trainer.optimizers[0].param_groups[0]["lr"])
+        self.log("lr", self._lr)  # of its last step: schedulers have set the next epoch's already
 
     def on_train_start(self) -> None:
         # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
+        hp = self.hparams
         for group in self.trainer.optimizers[0].param_groups:
-            group.update({name: self.hparams[name] for name in ("momentum", "nesterov", "weight_decay")})
+            group.update({name: hp[name] for name in ("momentum", "nesterov", "weight_decay")})
+            if group.get("orthogonal"):
+                group.update(momentum=hp["muon_momentum"], lr_ratio=hp["muon_lr_ratio"])
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        hp = self.hparams
-        return torch.optim.SGD(
-            self.parameters(),
-            hp["lr"],
-            momentum=hp["momentum"],
-            nesterov=hp["nesterov"],
-            weight_decay=hp["weight_decay"],
-            fused=self._fused,
-        )
+        hp = {name: self.hparams[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
+        if self.hparams["optimizer"] == "sgd":
+            return torch.optim.SGD(self.parameters(), **hp, fused=self._fused)
+        first, *filters = [p for p in self.parameters() if p.ndim == 4]
+        others = [first, *(p for p in self.parameters() if p.ndim < 4)]
+        ratio, momentum = self.hparams["muon_lr_ratio"], self.hparams["muon_momentum"]
+        return Muon(filters, others, **hp, lr_ratio=ratio, filter_momentum=momentum)

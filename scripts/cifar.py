@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.classifier_figures import training_figure
@@ -140,8 +141,7 @@ def train(
     shown = [TensorBoardLayout(CHARTS, settings), TestPictures(run_dir)]
     # The record reads what the callbacks before it have logged of an epoch.
     callbacks = [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown]
-    branches = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
-    save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches)
+    save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches(schedule))
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last, checkpoint, top)
     check_run(data, trainer, schedule, checkpoint)
     data.prepare_data()
@@ -149,18 +149,26 @@ def train(
         model = ResNet20Classifier(**arguments(ResNet20Classifier, cfg) | {"compile": compiles(cfg, data, trainer)})
     if checkpoint:
         checkpoint.check_fits(model)
+        checkpoint.check_epoch(settings)
     with flag_errors(trainer, checkpoint, run_dir, top):
         if top != run_dir:
             start_run(plain_settings(parser, cfg_of_all), top, None)
         start_run(settings, run_dir, checkpoint)
-        if trainer.is_global_zero:
-            device = trainer.strategy.root_device.type
-            print(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {device} in {trainer.precision}")
+        if is_rank_zero():
+            where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
+            print(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
         trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
     if not cfg.fast_dev_run:
         if record.ended_unmeasured(trainer):
             trainer.validate(model, data, verbose=False)
         trainer.test(model, data, verbose=False)
+    return write_results(record, model, trainer, run_dir)
+
+
+def write_results(
+    record: ClassifierRecord, model: ResNet20Classifier, trainer: Trainer, run_dir: Path
+) -> dict[str, Any]:
+    """The training figure, and summary.json, whose content it returns."""
     summary = record.summary(model)
     if trainer.is_global_zero:
         if record.epochs:
@@ -168,6 +176,12 @@ def train(
             publish(figure, "training", run_dir, trainer.loggers)
         write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def branches(schedule: LRStep | OneCycle) -> set[int]:
+    """Epochs before which the weights are kept: those of the LR steps, and the next, for the report compares both."""
+    epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
+    return {epoch + i for epoch in epochs for i in (0, 1)}
 
 
 def make_schedule(cfg: Namespace) -> LRStep | OneCycle:

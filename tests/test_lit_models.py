@@ -11,11 +11,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from datamodules import CurveDataModule
+from datamodules import CIFAR10DataModule, CurveDataModule
 from datamodules.augmentation import crop_and_flip, normalize
 from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
 from lit_models.adam import ElementwiseAdam
 from lit_models.mlps import MLPs
+from lit_models.muon import Muon, orthogonalized
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -310,3 +311,58 @@ def test_errors_are_against_f_and_in_its_own_units() -> None:
     torch.testing.assert_close(results["true_mse"][0], error.square().mean())
     torch.testing.assert_close(results["true_max_abs_error"][0], error.abs().max())
     torch.testing.assert_close(results["r2"][0], 1 - error.square().mean() / data.truth.var(correction=0))
+
+
+def test_a_loss_is_the_mean_over_images_whatever_the_size_of_the_last_batch() -> None:
+    data = CIFAR10DataModule(dataset="synthetic", batch_size=1_500)  # 2,000 test images: 1,500 and 500
+    model = ResNet20Classifier()
+    trainer = Trainer(accelerator="cpu", logger=False, enable_progress_bar=False, enable_model_summary=False)
+    [logged] = trainer.test(model, data, verbose=False)
+    images, labels = data.test
+    with torch.inference_mode():
+        logits = model.eval()(normalize(images))
+    assert logged["test/loss"] == pytest.approx(F.cross_entropy(logits, labels).item(), rel=1e-5)
+    assert logged["test/acc"] == pytest.approx((logits.argmax(1) == labels).float().mean().item())
+
+
+def test_orthogonalized_matrices_have_singular_values_near_1() -> None:
+    matrices = torch.randn(4, 16, 144, generator=torch.Generator().manual_seed(0))
+    result = orthogonalized(matrices * torch.tensor([1e-3, 1.0, 10.0, 1e3])[:, None, None])
+    values = torch.linalg.svdvals(result)
+    assert values.min() > 0.6 and values.max() < 1.3
+    U, _, V = torch.linalg.svd(matrices, full_matrices=False)
+    exact = U @ V  # the same singular vectors, all singular values 1
+    assert F.cosine_similarity(result.flatten(1), exact.flatten(1)).min() > 0.98
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_muon_is_sgd_but_for_orthogonalized_steps_on_normalized_filters(nesterov: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    filters = [nn.Parameter(torch.randn(8, 4, 3, 3, generator=generator)) for _ in range(2)]
+    bias, alone = (nn.Parameter(torch.ones(5)) for _ in range(2))
+    settings: dict[str, Any] = {"lr": 0.1, "momentum": 0.5, "nesterov": nesterov, "weight_decay": 0.01}
+    muon = Muon(filters, [bias], **settings, lr_ratio=2.0, filter_momentum=0.25)
+    sgd = torch.optim.SGD([alone], **settings)
+    expected = [p.detach().clone() for p in filters]
+    buffers = [torch.zeros_like(p) for p in filters]
+    for _ in range(3):
+        for i, p in enumerate(filters):
+            p.grad = torch.randn(p.shape, generator=generator)
+            buffers[i] = 0.25 * buffers[i] + p.grad
+            update = p.grad + 0.25 * buffers[i] if nesterov else buffers[i]
+            step = orthogonalized(update.flatten(1)[None]).view_as(p)
+            expected[i] = expected[i] / expected[i].norm() * 8**0.5 - 0.2 * step
+        bias.grad = alone.grad = torch.randn(5, generator=generator)
+        muon.step()
+        sgd.step()
+    for p, value in zip(filters, expected, strict=True):
+        torch.testing.assert_close(p.detach(), value)
+    assert torch.equal(bias, alone)
+
+
+def test_the_classifier_trains_all_its_parameters_with_either_optimizer() -> None:
+    for name in ("sgd", "muon"):
+        model = ResNet20Classifier(optimizer=name, momentum=0.9, nesterov=True)
+        groups = model.configure_optimizers().param_groups
+        assert sum(p.numel() for group in groups for p in group["params"]) == 269_722
+    assert [len(group["params"]) for group in groups] == [18, 59 - 18]  # the first convolution is no filter of Muon's

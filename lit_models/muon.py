@@ -1,0 +1,89 @@
+"""Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for convolutions: every direction of a step is as long.
+
+``torch.optim.Muon`` takes matrices only, one at a time; here a convolution's filters are the rows of one, and those of
+equal shape are orthogonalized in one batch.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class Muon(torch.optim.SGD):
+    """SGD, but for the convolutions in ``filters`` the step is orthogonalized.
+
+    Such a layer's weights are scaled to a norm of sqrt(out_channels), which batch normalization behind it undoes. That
+    is about the norm of an orthogonalized step too: ``lr_ratio * lr`` is a step's length relative to the weights, and
+    weight decay has no meaning for them.
+
+    Args:
+        filters: weights of convolutions, (out, in, H, W) with out <= in * H * W, each before a batch normalization.
+        others: parameters that SGD trains.
+        lr, momentum, nesterov, weight_decay: of the others, as in ``torch.optim.SGD``.
+        lr_ratio: the filters' learning rate, as a fraction of ``lr``, which schedules change for both alike.
+        filter_momentum: the filters' momentum.
+
+    Raises:
+        ValueError: torch.optim.SGD refuses the settings.
+    """
+
+    def __init__(
+        self,
+        filters: Iterable[Tensor],
+        others: Iterable[Tensor],
+        lr: float,
+        momentum: float = 0.0,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+        lr_ratio: float = 0.5,
+        filter_momentum: float = 0.6,
+    ) -> None:
+        groups = [
+            {"params": list(filters), "orthogonal": True, "lr_ratio": lr_ratio, "momentum": filter_momentum},
+            {"params": list(others), "orthogonal": False, "lr_ratio": 1.0},
+        ]
+        super().__init__(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step on every parameter that has a gradient; ``closure``, if given, computes the gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                self._step_on_filters(group)
+        super().step()  # on the others: the filters' gradients are gone
+        return loss
+
+    @torch.no_grad()
+    def _step_on_filters(self, group: dict[str, Any]) -> None:
+        by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # weights, and gradients with their momentum
+        for p in group["params"]:
+            if p.grad is not None:
+                state = self.state[p]
+                if "momentum_buffer" not in state:
+                    state["momentum_buffer"] = torch.zeros_like(p)
+                buffer = state["momentum_buffer"].mul_(group["momentum"]).add_(p.grad)
+                update = p.grad.add(buffer, alpha=group["momentum"]) if group["nesterov"] else buffer
+                by_shape.setdefault(p.shape, []).append((p, update))
+                p.grad = None
+        for pairs in by_shape.values():
+            steps = orthogonalized(torch.stack([update for _, update in pairs]).flatten(2))
+            for (p, _), step in zip(pairs, steps, strict=True):
+                p.mul_(len(p) ** 0.5 / p.norm()).sub_(step.view_as(p), alpha=group["lr_ratio"] * group["lr"])
+
+
+def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
+    """(B, m, n) with m <= n: each with its singular values brought near 1, by Newton-Schulz iterations.
+
+    The polynomial is that of Jordan et al.: it brings small singular values up fast, and leaves them between 0.7 and
+    1.2 rather than at 1.
+    """
+    X = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    for _ in range(iterations):
+        A = X @ X.mT
+        X = 3.4445 * X + (2.0315 * A @ A - 4.7750 * A) @ X
+    return X
