@@ -220,8 +220,10 @@ def test_a_resume_with_flags_of_lightnings_is_the_same_run(folder, flags):
 
 def test_a_run_from_another_runs_checkpoint_trains_by_its_own_recipe(folder, run):
     """Momentum, decay and rate are those that were asked for, not those that the checkpoint was trained with."""
-    succeed(folder, *SETTINGS[:2], *SETTINGS[6:], "--recipe", "fast", "--max_epochs", "4", "--ckpt_path",
-            str(run[1] / "checkpoints" / "last.ckpt"), "--run_dir", "fast_from_lab")  # fmt: skip
+    fast = (*SETTINGS[:2], *SETTINGS[6:], "--recipe", "fast", "--max_epochs", "4", "--ckpt_path")
+    fast = (*fast, str(run[1] / "checkpoints" / "last.ckpt"), "--run_dir", "fast_from_lab")
+    assert_is_mistake(cifar(folder, *fast), "--optimizer sgd")
+    succeed(folder, *fast, "--optimizer", "sgd")
     checkpoint = torch.load(folder / "fast_from_lab" / "checkpoints" / "last.ckpt", weights_only=True)
     (group,) = checkpoint["optimizer_states"][0]["param_groups"]
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.9, True, 1e-3)
@@ -230,7 +232,18 @@ def test_a_run_from_another_runs_checkpoint_trains_by_its_own_recipe(folder, run
     assert [row["lr"] for row in summary(folder / "past_the_step")["epochs"]] == [0.1, 0.1, 0.01, 0.001]
     succeed(folder, *SETTINGS, *past, "{}", "--run_dir", "back_again")
     assert [row["lr"] for row in summary(folder / "back_again")["epochs"]] == [0.1, 0.1, 0.01, 0.1]
-    other = ("--recipe", "fast", "--limit_train_batches", "3", "--max_epochs", "5", "--ckpt_path", past[3])
+    other = (
+        "--recipe",
+        "fast",
+        "--optimizer",
+        "sgd",
+        "--limit_train_batches",
+        "3",
+        "--max_epochs",
+        "5",
+        "--ckpt_path",
+        past[3],
+    )
     done = cifar(folder, *SETTINGS[:2], *SETTINGS[6:], *other, "--run_dir", "shorter_epochs")
     assert_is_mistake(done, "limits that it began with")
 
@@ -298,8 +311,9 @@ def test_the_fast_recipe(folder):
     done = [(4 * epoch + 3.5) / 20 for epoch in range(5)]
     assert rates == pytest.approx([peak * min(d / warm_up, (1 - d) / (1 - warm_up)) for d in done])
     checkpoint = torch.load(folder / "fast" / "checkpoints" / "last.ckpt", weights_only=True)
-    (group,) = checkpoint["optimizer_states"][0]["param_groups"]
-    assert (group["momentum"], group["nesterov"]) == (0.9, True)
+    filters, others = checkpoint["optimizer_states"][0]["param_groups"]
+    assert (filters["orthogonal"], filters["lr_ratio"], filters["momentum"]) == (True, 0.5, 0.6)
+    assert (others["momentum"], others["nesterov"]) == (0.9, True)
     untested = ("--limit_test_batches", "0", "--run_dir", "fast_held_out")
     succeed(folder, *settings, "--val_size", "100", *untested)
     assert all(row["val_acc"] is not None for row in summary(folder / "fast_held_out")["epochs"])

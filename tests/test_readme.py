@@ -32,7 +32,7 @@ def commands(text: str) -> list[str]:
 
 COMMANDS = commands(README)
 RUNS = list(dict.fromkeys(c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c))
-USES = [c for c in RUNS if "predict.py" in c or "report.py" in c]
+USES = [c for c in RUNS if any(name in c for name in ("predict.py", "evaluate.py", "report.py"))]
 
 
 def succeed(folder: Path, script: str, *flags: str, **env: str) -> str:
@@ -108,12 +108,11 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, cifar10_root: Path) -> Path:
     """A folder with runs/cifar/mine, runs/fit/mine, and pictures of one's own."""
     folder = tmp_path_factory.mktemp("readme")
-    succeed(
-        folder, "scripts/cifar.py", "--data", "synthetic", *SHORT["cifar.py"].split(), "--run_dir", "runs/cifar/mine"
-    )
+    short = [*SHORT["cifar.py"].split(), "--data_root", str(cifar10_root)]
+    succeed(folder, "scripts/cifar.py", *short, "--run_dir", "runs/cifar/mine")
     succeed(folder, "scripts/fit.py", *SHORT["fit.py"].split(), "--run_dir", "runs/fit/mine")
     (folder / "holiday").mkdir()
     for picture in ("cat.jpg", "holiday/beach.png"):
@@ -122,11 +121,11 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.parametrize("line", USES)
-def test_a_command_on_finished_runs(line: str, finished: Path) -> None:
+def test_a_command_on_finished_runs(line: str, finished: Path, cifar10_root: Path) -> None:
     _, script, *flags = shlex.split(line)
     if Path(script).name == "report.py":  # five minutes of runs: here, of those that are there
         flags += ["runs/fit/mine", "runs/cifar/mine"]
-    succeed(finished, script, *flags)
+    succeed(finished, script, *flags, CIFAR10_ROOT=str(cifar10_root))
 
 
 def printed_by(folder: Path, block: str, expression: str) -> object:
