@@ -175,6 +175,7 @@ def test_ctrl_c_inside_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, 
     assert_same_run(folder / "ctrl_c", run[1])
 
 
+@pytest.mark.slow
 def test_sigterm_after_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, run):
     def first_epoch(process):
         for line in process.stdout:
@@ -218,6 +219,7 @@ def test_a_resume_with_flags_of_lightnings_is_the_same_run(folder, flags):
     assert all(row["images_per_second"] > 0 for row in summary(folder / name)["epochs"])
 
 
+@pytest.mark.slow
 def test_a_run_from_another_runs_checkpoint_trains_by_its_own_recipe(folder, run):
     """Momentum, decay and rate are those that were asked for, not those that the checkpoint was trained with."""
     fast = (*SETTINGS[:2], *SETTINGS[6:], "--recipe", "fast", "--max_epochs", "4", "--ckpt_path")

@@ -208,6 +208,7 @@ def test_a_longer_run_that_was_stopped_before_its_results_gets_them(whole, tmp_p
     assert {r["epochs"] for r in summary(tmp_path / "run")["results"]} == {5000}
 
 
+@pytest.mark.slow
 def test_a_mistake_in_a_resume_harms_nothing(folder, whole):
     before = {path: path.read_bytes() for path in whole.rglob("*") if path.is_file()}
     again = ("--run_dir", str(whole), "--ckpt_path", "last")

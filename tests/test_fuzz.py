@@ -153,6 +153,7 @@ def text(dice: random.Random) -> str:
     return "".join(dice.choice(WORDS) for _ in range(dice.randrange(25)))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::SyntaxWarning", "ignore::DeprecationWarning")
 def test_every_text_is_a_tensor_or_one_line_of_error() -> None:
     dice, x, accepted = random.Random(0), torch.linspace(-2, 2, 3, dtype=torch.float64), 0

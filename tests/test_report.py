@@ -351,6 +351,7 @@ def test_each_section_has_an_id_of_its_own() -> None:
     assert [section.id for section in sections] == ["a", "a-2", "b", "a-2-2", "a-3"]
 
 
+@pytest.mark.slow
 def test_missing_runs_are_made_and_interrupted_ones_resumed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

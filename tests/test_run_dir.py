@@ -164,6 +164,7 @@ def test_a_resumed_file_keeps_what_is_older_than_the_checkpoint_and_no_half_row(
     assert path.read_text().splitlines() == ["loss,step", "0.5,0", "1.5,1", "2.5,2", "3.5,3"]
 
 
+@pytest.mark.slow
 def test_a_resume_loses_no_row_that_anything_has_logged(tmp_path: Path) -> None:
     """Steps and epochs, by Lightning's log or straight to a logger; stopped inside an epoch and at its end."""
     (tmp_path / "logging_callback.py").write_text(LOGGING)
