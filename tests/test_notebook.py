@@ -18,7 +18,8 @@ def test_it_runs_from_top_to_bottom(images: str, tmp_path: Path, cifar10_root: P
     """As a script of its cells in their order, in its own folder; with fewer batches, and epochs of the curve."""
     script = "\n".join("".join(cell["source"]) for cell in CODE)
     shorter = {
-        "limit_train_batches=100, limit_val_batches=10": "limit_train_batches=4, limit_val_batches=1",
+        "limit_train_batches=100": "limit_train_batches=4",
+        "limit_val_batches=10,": "limit_val_batches=1,",
         "10_000, 20_000, 50_000]": "10_000]",
         "10_000, 50_000]": "10_000]",
     }
