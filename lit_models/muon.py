@@ -42,7 +42,7 @@ class Muon(torch.optim.SGD):
     ) -> None:
         groups = [
             {"params": list(filters), "orthogonal": True, "lr_ratio": lr_ratio, "momentum": filter_momentum},
-            {"params": list(others), "orthogonal": False, "lr_ratio": 1.0},
+            {"params": list(others), "orthogonal": False},
         ]
         super().__init__(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
 
