@@ -21,7 +21,7 @@ class Muon(torch.optim.SGD):
     Args:
         filters: weights of convolutions, (out, in, H, W) with out <= in * H * W, each before a batch normalization.
         others: parameters that SGD trains.
-        lr, momentum, nesterov, weight_decay: of the others, as in ``torch.optim.SGD``.
+        lr, momentum, nesterov, weight_decay, fused: of the others, as in ``torch.optim.SGD``.
         lr_ratio: the filters' learning rate, as a fraction of ``lr``, which schedules change for both alike.
         filter_momentum: the filters' momentum.
 
@@ -39,12 +39,13 @@ class Muon(torch.optim.SGD):
         weight_decay: float = 0.0,
         lr_ratio: float = 0.5,
         filter_momentum: float = 0.6,
+        fused: bool | None = None,
     ) -> None:
         groups = [
             {"params": list(filters), "orthogonal": True, "lr_ratio": lr_ratio, "momentum": filter_momentum},
             {"params": list(others), "orthogonal": False},
         ]
-        super().__init__(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay)
+        super().__init__(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient; ``closure``, if given, computes the gradients first."""
@@ -71,20 +72,25 @@ class Muon(torch.optim.SGD):
                 by_shape.setdefault(p.shape, []).append((p, update))
                 p.grad = None
         for pairs in by_shape.values():
-            steps = orthogonalized(torch.stack([update for _, update in pairs]).flatten(2))
-            for (p, _), step in zip(pairs, steps, strict=True):
-                p.mul_(len(p) ** 0.5 / p.norm()).sub_(step.view_as(p), alpha=group["lr_ratio"] * group["lr"])
+            weights, updates = (torch.stack(tensors).flatten(2) for tensors in zip(*pairs, strict=True))
+            norms = weights.norm(dim=(1, 2), keepdim=True)
+            weights.mul_(weights.shape[1] ** 0.5 / norms)
+            weights.sub_(orthogonalized(updates), alpha=group["lr_ratio"] * group["lr"])
+            for (p, _), new in zip(pairs, weights, strict=True):
+                p.copy_(new.view_as(p))
 
 
 def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
     """(B, m, n) with m <= n: each with its singular values brought near 1, by Newton-Schulz iterations.
 
     The polynomial is that of Jordan et al.: it brings small singular values up fast, and leaves them between 0.7 and
-    1.2 rather than at 1.
+    1.2 rather than at 1. All iterations are on m x m matrices: of X itself only X @ X.mT is needed.
     """
     X = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
+    A = X @ X.mT
+    product = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
     for _ in range(iterations):
-        A = X @ X.mT
         B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)
-        X = torch.baddbmm(X, B, X, beta=3.4445)
-    return X
+        B.diagonal(dim1=1, dim2=2).add_(3.4445)
+        product, A = B @ product, B @ A @ B
+    return product @ X
