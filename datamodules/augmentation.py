@@ -1,4 +1,4 @@
-"""From uint8 pixels to what the network sees: normalize, crop and flip, resize. All on the pixels' own device."""
+"""From uint8 pixels to what the network sees: crop and flip, resize, normalize. All on the pixels' own device."""
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ PADDING = 4
 
 
 def normalize(images: Tensor) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, 3, H, W) float32 in channels_last order, per-channel mean 0 and deviation 1."""
+    """(N, H, W, 3) pixels, 0 to 255 -> (N, 3, H, W) float32, channels_last, per-channel mean 0 and deviation 1."""
     mean = torch.tensor(MEAN, device=images.device) * 255
     scale = 1 / (torch.tensor(STD, device=images.device) * 255)
     return ((images - mean) * scale).permute(0, 3, 1, 2)
@@ -24,16 +24,24 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
         shift: (N, 2) int64, top and left edge of the crop in the padded image, 0 to 8; (4, 4) is the image itself.
         flip: (N,) bool, whether to mirror left and right.
     """
-    N, H, W, _ = images.shape
+    N, H, W, C = images.shape
     padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
     rows = shift[:, :1] + torch.arange(H, device=images.device)
     columns = torch.arange(W, device=images.device)
     columns = shift[:, 1:] + torch.where(flip[:, None], W - 1 - columns, columns)
-    return padded[torch.arange(N, device=images.device)[:, None, None], rows[:, :, None], columns[:, None, :]]
+    # One index a pixel: three, one a dimension, take three times as long.
+    rows += torch.arange(N, device=images.device)[:, None] * (H + 2 * PADDING)
+    pixels = rows[:, :, None] * (W + 2 * PADDING) + columns[:, None, :]
+    return padded.view(-1, C).index_select(0, pixels.view(-1)).view(images.shape)
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """(N, 3, H, W) float32 -> (N, 3, size, size), each smaller pixel a mean over those that it covers."""
-    if size == images.shape[-1]:
+    """(N, H, W, 3) uint8 -> (N, size, size, 3), each smaller pixel a mean over those that it covers.
+
+    uint8 on the CPU, where that takes a fifth of the time; float32 elsewhere, where PyTorch has it for that only.
+    """
+    if size == images.shape[1]:
         return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+    pixels = images.permute(0, 3, 1, 2)
+    pixels = pixels if images.device.type == "cpu" else pixels.float()
+    return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)

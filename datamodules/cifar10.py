@@ -173,11 +173,12 @@ class CIFAR10DataModule(LightningDataModule):
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels, *augmentation = batch  # shift and flip, of training batches only
-        images = normalize(crop_and_flip(images, *augmentation) if augmentation else images)
-        if augmentation and self.image_sizes and self.trainer is not None:
-            done = self.trainer.global_step / self.trainer.estimated_stepping_batches
-            sizes = [size for start, size in self.image_sizes.items() if start <= done]
-            images = resize(images, sizes[-1]) if sizes else images
+        if augmentation:
+            images = crop_and_flip(images, *augmentation)
+            if self.image_sizes and self.trainer is not None:
+                done = self.trainer.global_step / self.trainer.estimated_stepping_batches
+                images = resize(images, [32, *(size for start, size in self.image_sizes.items() if start <= done)][-1])
+        images = normalize(images)
         if self.trainer is not None:  # bf16-true, 64-true: Lightning has converted the batch when it was still uint8
             images = images.to(self.trainer.lightning_module.dtype)
         return images, labels
@@ -194,8 +195,10 @@ def read_images(dataset: str, data_root: Path, train: bool) -> tuple[Tensor, Ten
     """
     if dataset == "synthetic":
         return synthetic_images(10_000, seed=0) if train else synthetic_images(2_000, seed=1)
-    folder, images, labels = data_root / CIFAR10.base_folder, [], []
-    for name, md5 in CIFAR10.train_list if train else CIFAR10.test_list:
+    folder, files = data_root / CIFAR10.base_folder, CIFAR10.train_list if train else CIFAR10.test_list
+    images = torch.empty(len(files), 10_000, 32, 32, 3, dtype=torch.uint8)  # filled file by file: the memory's peak
+    labels: list[int] = []
+    for part, (name, md5) in zip(images, files, strict=True):
         path = folder / name
         content = path.read_bytes() if path.exists() else None
         if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
@@ -206,6 +209,6 @@ def read_images(dataset: str, data_root: Path, train: bool) -> tuple[Tensor, Ten
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*align should be passed.*")  # numpy on these old pickles
             batch = pickle.loads(content, encoding="latin1")  # of the official file: its md5 says so
-        images.append(torch.from_numpy(batch["data"]).view(-1, 3, 32, 32).permute(0, 2, 3, 1).contiguous())
+        part.copy_(torch.from_numpy(batch["data"]).view(-1, 3, 32, 32).permute(0, 2, 3, 1))
         labels += batch["labels"]
-    return torch.cat(images), torch.tensor(labels)
+    return images.flatten(0, 1), torch.tensor(labels)
