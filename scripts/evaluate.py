@@ -23,7 +23,7 @@ from analysis.files import standard_json
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import read_images
 from scripts.cli import Parser, main
-from scripts.networks import PictureClassifier, load, read_all
+from scripts.networks import SHIPPED, PictureClassifier, load, read_all
 from scripts.rendering import table
 
 
@@ -48,7 +48,7 @@ def run() -> None:
 def parse() -> Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("--ckpt_path", required=True, type=str, help="a run's checkpoint, or public weights of the same ResNet-20")
+    add("--ckpt_path", type=str, default=str(SHIPPED), help="a run's checkpoint, or weights of the same ResNet-20")
     add("--images", type=str | None, help="measure on a folder of pictures with a sub-folder for each class")
     add("--data_root", type=str | None, help="else on CIFAR-10's test split, in this folder (as cifar.py's flag)")
     add("--download", type=bool, default=True, help="may CIFAR-10 be fetched when absent")

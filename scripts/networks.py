@@ -1,5 +1,6 @@
 """What predict.py and evaluate.py share: the network of a checkpoint, and pictures read for it."""
 
+import json
 import pickle
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,12 +10,16 @@ from typing import Any
 
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
+from safetensors import safe_open
 from torch import Tensor, nn
 
+import lit_models
 from datamodules.cifar10 import CLASSES
 from datamodules.pictures import read_pictures
 from lit_models import FunctionRegressor, ResNet20
 
+# the project's own weights, made by export.py: which run they are from is in the file's metadata
+SHIPPED = Path(lit_models.__file__).with_name("resnet20.safetensors")
 # what the weights of github.com/akamaster/pytorch_resnet_cifar10 are trained with
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "classes": CLASSES}
 
@@ -31,21 +36,21 @@ class PictureClassifier(nn.Module):
         ValueError: mean or std is not of that kind.
     """
 
-    mean: Tensor
+    offset: Tensor
     scale: Tensor
 
     def __init__(self, net: ResNet20, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]) -> None:
         super().__init__()
-        self.net, self.classes = net, list(classes)
+        self.net, self.mean, self.std, self.classes = net, list(mean), list(std), [str(name) for name in classes]
         for name, values in (("mean", mean), ("std", std)):
-            if len(values) != 3 or not all(0 <= value <= 1 for value in values) or 0 in std:
+            if len(values) != 3 or not all(0 <= value <= 1 for value in values) or (name == "std" and 0 in values):
                 raise ValueError(f"its {name} is {values}, not three numbers from 0 to 1")
         # the arithmetic of datamodules.augmentation.normalize, for the same results to the last bit
-        self.register_buffer("mean", torch.tensor(mean)[:, None, None] * 255)
+        self.register_buffer("offset", torch.tensor(mean)[:, None, None] * 255)
         self.register_buffer("scale", 1 / (torch.tensor(std)[:, None, None] * 255))
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.net((images * 255 - self.mean) * self.scale)
+        return self.net((images * 255 - self.offset) * self.scale)
 
     @torch.inference_mode()
     def logits(self, pixels: Tensor) -> Tensor:
@@ -54,7 +59,7 @@ class PictureClassifier(nn.Module):
 
 
 def load(path: Path) -> PictureClassifier | FunctionRegressor:
-    """The network of a run's checkpoint, or ResNet-20 from public weights (akamaster/pytorch_resnet_cifar10).
+    """The network of a checkpoint or safetensors file, or ResNet-20 from public weights.
 
     Raises:
         MisconfigurationException: there is no such file, it is neither, or a classifier's weights are not finite.
@@ -62,7 +67,9 @@ def load(path: Path) -> PictureClassifier | FunctionRegressor:
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}: give another --ckpt_path")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            is_safe = file.read(9)[8:] == b"{"  # its header, after the header's length
+        content = read_safetensors(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
         return network_of(content, path).eval()
     except UsageError:
         raise
@@ -74,6 +81,16 @@ def load(path: Path) -> PictureClassifier | FunctionRegressor:
                 reason = "it holds more than tensors and plain values: save its state_dict alone with torch.save"
         reason = shorten(reason, 160, placeholder=" ...")
         raise UsageError(f"{path} holds no network of this program ({reason})") from None
+
+
+def read_safetensors(path: Path) -> dict[str, Any]:
+    """The weights, and of the metadata mean, std and classes. Prints the test accuracy of the shipped weights."""
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata() or {}
+        weights = {name: file.get_tensor(name) for name in file.keys()}
+    if path == SHIPPED:
+        print(f"Shipped weights: test accuracy {float(metadata['test_acc']):.2%}", file=sys.stderr)
+    return {"state_dict": weights, "data": {name: json.loads(metadata[name]) for name in IMAGENET if name in metadata}}
 
 
 def network_of(content: object, path: Path) -> PictureClassifier | FunctionRegressor:
@@ -103,9 +120,7 @@ def network_of(content: object, path: Path) -> PictureClassifier | FunctionRegre
     net = ResNet20(num_classes=len(data["classes"]))
     net.load_weights(weights)
     if not all(values.isfinite().all() for values in net.state_dict().values()):
-        raise UsageError(
-            f"{path} has weights that are nan or infinite: its training diverged; give another --ckpt_path"
-        )
+        raise UsageError(f"{path} has weights that are nan or infinite: its training diverged; take another run's")
     if data is IMAGENET:
         print(f"{path} tells no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)
     return PictureClassifier(net, **data)

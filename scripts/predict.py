@@ -19,7 +19,7 @@ from analysis.drawing import pixels_of, save_png
 from analysis.files import standard_json, write_atomically
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, main
-from scripts.networks import PictureClassifier, load, printable, read_all
+from scripts.networks import SHIPPED, PictureClassifier, load, printable, read_all
 
 BEST = 3
 
@@ -33,7 +33,7 @@ def run() -> None:
     if not (cfg.export or cfg.images or numbers):
         raise UsageError(f"nothing to predict: give {'--x or --csv' if is_curve else 'picture files'}")
     if (numbers and not is_curve) or (cfg.images and is_curve):
-        kind = "a curve: give --x or --csv" if is_curve else "a picture classifier"
+        kind = "a curve: give --x or --csv" if is_curve else "a picture classifier: --x and --csv are for curves"
         raise UsageError(f"{cfg.ckpt_path} is of {kind}")
     if cfg.export:
         export(network, Path(cfg.export))
@@ -48,7 +48,7 @@ def parse() -> Namespace:
     parser = Parser(description=__doc__)
     add = parser.add_argument
     add("images", nargs="*", type=str, default=[], help="picture files, folders, or patterns such as 'cats/*.png'")
-    add("--ckpt_path", required=True, type=str, help="a run's checkpoint, or public weights of the same ResNet-20")
+    add("--ckpt_path", type=str, default=str(SHIPPED), help="a run's checkpoint, or weights of the same ResNet-20")
     add("--sheet", type=str, default="predictions.png", help="where the contact sheet of the pictures goes")
     add("--x", type=str, nargs="+", metavar="NUMBER", help="for a curve: numbers at which to evaluate it")
     add("--csv", type=str | None, help="for a curve: a CSV file with a column of such numbers")

@@ -1,6 +1,7 @@
-"""scripts/evaluate.py on pictures in folders and on CIFAR-10's test split."""
+"""scripts/evaluate.py on pictures in folders and on CIFAR-10's test split, and what scripts/export.py writes for it."""
 
 import json
+import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,13 @@ import launch
 import pytest
 import torch
 from PIL import Image
+from safetensors import safe_open
 
 from datamodules.cifar10 import CLASSES
 from lit_models import FunctionRegressor, ResNet20
 
 ROOT = Path(__file__).parents[1]
-EVALUATE = str(ROOT / "scripts" / "evaluate.py")
+EVALUATE, EXPORT = (str(ROOT / "scripts" / f"{name}.py") for name in ("evaluate", "export"))
 
 
 def evaluate(folder: Path, *args: str) -> subprocess.CompletedProcess:
@@ -93,6 +95,69 @@ def test_usage_errors_get_one_line(folder: Path, args: tuple[str, ...], words: s
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert done.returncode == 2 and len(errors) == 1 and words in errors[0], done.stderr
     assert "Traceback" not in done.stderr and done.stdout == "" and not (folder / "confusion.png").exists()
+
+
+def test_the_shipped_weights_have_the_accuracy_that_they_and_the_readme_state(
+    tmp_path: Path, cifar10_root: Path
+) -> None:
+    """Another CPU or number of threads adds in another order, which may change the answer for an image or two."""
+    measured = json.loads(launch.run([EVALUATE, "--data_root", str(cifar10_root.resolve()), "--json"], tmp_path).stdout)
+    facts = metadata(ROOT / "lit_models" / "resnet20.safetensors")
+    assert measured["test_acc"] == pytest.approx(json.loads(facts["test_acc"]), abs=5e-4)
+    assert measured["test_loss"] == pytest.approx(json.loads(facts["test_loss"]), abs=1e-3)
+    for page in ("README.md", "README.zh.md"):
+        (stated,) = re.findall(r"`evaluate\.py`.*ResNet-20\D*([\d.]+) %", (ROOT / page).read_text(encoding="utf-8"))
+        assert measured["test_acc"] == pytest.approx(float(stated) / 100, abs=1e-3)
+    assert facts["command"].startswith("python scripts/cifar.py --recipe ") and " /" not in facts["command"]
+
+
+def metadata(path: Path) -> dict[str, str]:
+    with safe_open(path, "pt") as file:
+        return file.metadata()
+
+
+def test_an_exported_run_keeps_its_facts_and_its_answers(tmp_path: Path) -> None:
+    flags = "--data synthetic --max_epochs 1 --limit_train_batches 3 --limit_val_batches 0 --he_init true --seed 3"
+    run = launch.run(
+        [str(ROOT / "scripts" / "cifar.py"), *flags.split(), "--accelerator=cpu", "--run_dir=my run"], tmp_path
+    )
+    assert run.returncode == 0, run.stderr
+    done = launch.run([EXPORT, "--run_dir", "my run", "--out", "nets/mine.safetensors"], tmp_path)
+    assert done.returncode == 0, done.stderr
+    summary = json.loads((tmp_path / "my run" / "summary.json").read_text())
+    facts = metadata(tmp_path / "nets" / "mine.safetensors")
+    assert facts.pop("command") == f"python scripts/cifar.py {flags} --accelerator=cpu"
+    facts = {name: json.loads(value) for name, value in facts.items()}
+    assert (facts["seed"], facts["epochs"], facts["mean"]) == (3, 1, [0.4914, 0.4822, 0.4465])
+    assert facts["test_acc"] == summary["test_acc"] and facts["test_loss"] == pytest.approx(summary["test_loss"])
+    for name in facts["classes"][:2]:
+        (tmp_path / "own" / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "orange").save(tmp_path / "own" / name / "1.png")
+    (tmp_path / "nets" / "renamed.pt").write_bytes((tmp_path / "nets" / "mine.safetensors").read_bytes())
+    own, *exported = (
+        evaluate(tmp_path, "--ckpt_path", file, "--images", "own", "--json").stdout
+        for file in ("my run/checkpoints/last.ckpt", "nets/mine.safetensors", "nets/renamed.pt")
+    )
+    assert exported == [own] * 2 and own != ""
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (("--run_dir", "nowhere", "--out", "a.safetensors"), "no finished run of one seed in nowhere"),
+        (("--run_dir", "curve", "--out", "a.onnx"), "--out 'a.onnx' must end in .safetensors"),
+        (("--run_dir", "curve", "--out", "a.safetensors"), "curve is a run of fit.py"),
+        (("--run_dir", "curve"), "out"),
+    ],
+)
+def test_what_cannot_be_exported_gets_one_line(tmp_path: Path, args: tuple[str, ...], words: str) -> None:
+    curve, checkpoints = FunctionRegressor(), tmp_path / "curve" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    torch.save({"state_dict": curve.state_dict(), "hyper_parameters": dict(curve.hparams)}, checkpoints / "last.ckpt")
+    (tmp_path / "curve" / "summary.json").write_text("{}")
+    done = launch.run([EXPORT, *args], tmp_path)
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and words in done.stderr, done.stderr
+    assert not (tmp_path / "a.safetensors").exists()
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import runpy
 import signal
 import struct
@@ -18,6 +19,7 @@ from typing import Any
 import launch
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from pytorch_lightning import Trainer
@@ -26,6 +28,7 @@ from torch.utils.data import DataLoader
 
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
+from datamodules.cifar10 import CLASSES
 from datamodules.pictures import read_picture, read_pictures
 from lit_models import ResNet20, ResNet20Classifier
 
@@ -116,11 +119,12 @@ def save_modes(folder: Path) -> None:
     Image.fromarray(np.full((32, 32), np.nan, dtype=np.float32)).save(folder / "nan.tiff")
 
 
-def tensor(cifar10_root: Path) -> torch.Tensor:
+def tensor(cifar10_root: Path, labels: bool = False) -> torch.Tensor:
+    """The first test images, or their labels."""
     data = CIFAR10DataModule(cifar10_root, download=False)
     data.prepare_data()
     data.setup()
-    return data.test[0][:COUNT]
+    return data.test[labels][:COUNT]
 
 
 def evaluated(folder: Path, images: torch.Tensor) -> torch.Tensor:
@@ -293,8 +297,13 @@ def test_a_pattern_finds_files_and_any_name_of_one_fits_on_a_line(folder: Path) 
     assert done.stderr.splitlines() == ["The pictures as the network saw them are in predictions.png"]
 
 
-def test_help_says_what_is_required(folder: Path) -> None:
-    assert predict(folder, "--help").stdout.count("required") == 1  # --ckpt_path
+def test_without_a_checkpoint_the_shipped_weights_answer(folder: Path, cifar10_root: Path) -> None:
+    """As well on scaled-up copies of test images as the stated test accuracy lets expect (40 images: +- 15 %)."""
+    done = predict(folder, "upscaled", "--json")
+    (stated,) = re.findall(r"^Shipped weights: test accuracy ([\d.]+)%$", done.stderr, flags=re.M)
+    best = [CLASSES.index(answer["classes"][0]) for answer in json.loads(done.stdout)]
+    right = (torch.tensor(best) == tensor(cifar10_root, labels=True)).float().mean().item()
+    assert right == pytest.approx(float(stated) / 100, abs=0.15)
 
 
 @pytest.mark.parametrize(
@@ -309,12 +318,15 @@ def test_help_says_what_is_required(folder: Path) -> None:
         ((*CKPT, "png/000.png", "--sheet", ""), "--sheet"),
         ((*CKPT, "png/000.png", "--sheet", "png/000.png/sheet.png"), "check --csv, --sheet"),
         ((*CKPT, "--x", "1"), "picture classifier"),
+        (("--x", "1"), "--x and --csv are for curves"),
+        ((), "picture files"),
+        (("--ckpt_path", "last", "png"), "no checkpoint last"),
         ((*CKPT, "--export", "a.h5"), ".onnx or .pt2"),
     ],
 )
 def test_usage_errors_get_one_line(folder: Path, args: tuple[str, ...], word: str) -> None:
     done = predict(folder, *args)
-    errors = [line for line in done.stderr.splitlines() if not line.startswith("skipped")]
+    errors = [line for line in done.stderr.splitlines() if not line.startswith(("skipped", "Shipped"))]
     assert done.returncode == 2 and len(errors) == 1 and word in errors[0], done.stderr
     assert done.stdout == ""
 
@@ -340,6 +352,28 @@ def test_usage_errors_get_one_line(folder: Path, args: tuple[str, ...], word: st
 def test_weights_that_cannot_be_used_get_one_line(folder: Path, content: Any, word: str) -> None:
     torch.save(content(ResNet20().state_dict()), folder / "bad.th")
     done = predict(folder, "--ckpt_path", "bad.th", "png/000.png", "--export", "bad.pt2")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr, done.stderr
+    assert not (folder / "bad.pt2").exists()
+
+
+KNOWN = {"mean": [0.5] * 3, "std": [0.2] * 3, "classes": list(CLASSES)}
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        ({**KNOWN, "std": [0.2, 0.2, 0]}, "its std is [0.2, 0.2, 0], not three numbers from 0 to 1"),
+        ({**KNOWN, "mean": ["a"] * 3}, "no network"),
+        ({**KNOWN, "mean": 0.5}, "no network"),
+        ({**KNOWN, "classes": ["cat", "dog"]}, "size mismatch"),
+        ({"mean": [0.5] * 3}, "lacks mean, std and classes"),
+        (None, "no network"),  # half a file
+    ],
+)
+def test_a_safetensors_file_that_cannot_be_used_gets_one_line(folder: Path, facts: Any, word: str) -> None:
+    content = safetensors.torch.save(ResNet20().state_dict(), {k: json.dumps(v) for k, v in (facts or {}).items()})
+    (folder / "bad.safetensors").write_bytes(content if facts else content[: len(content) // 2])
+    done = predict(folder, "--ckpt_path", "bad.safetensors", "png/000.png", "--export", "bad.pt2")
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr, done.stderr
     assert not (folder / "bad.pt2").exists()
 
