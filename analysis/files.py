@@ -46,9 +46,9 @@ def move(aside: Path, path: Path) -> Path:
     return beside
 
 
-def write_json(path: Path, content: object) -> None:
+def write_json(path: Path, content: object, indent: int | None = 2) -> None:
     """Writes ``standard_json``."""
-    text = standard_json(content) + "\n"
+    text = standard_json(content, indent) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
@@ -62,9 +62,9 @@ def read_json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 
-def standard_json(content: object) -> str:
-    """Standard JSON, indented; nan and infinity, which it lacks, become null."""
-    return json.dumps(_standard(content), indent=2, allow_nan=False)
+def standard_json(content: object, indent: int | None = 2) -> str:
+    """Standard JSON, on one line without an indent; nan and infinity, which it lacks, become null."""
+    return json.dumps(_standard(content), indent=indent, allow_nan=False)
 
 
 def _standard(content: object) -> object:

@@ -13,9 +13,10 @@ import vl_convert
 from jsonargparse import Namespace
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
+from analysis.curve_animation import fit_animation
 from analysis.files import read_json, write_atomically
 from analysis.provenance import about
-from analysis.report_sections import make_sections
+from analysis.report_sections import growths, make_sections
 from analysis.runs import Run
 from scripts.cli import Parser, main
 from scripts.rendering import environment
@@ -30,6 +31,8 @@ def run() -> None:
     add = parser.add_argument
     add("run_dirs", nargs="*", type=str, help="finished runs; without any, the runs that are missing are made")
     add("--out", type=str, default="report.html", help="where the report goes")
+    add("--animation", type=str | None, help="also write a GIF of how the fitted curves of the first fit run grow")
+    add("--animation_lr", type=float | None, help="the only learning rate in it")
     add("--quick", type=bool, default=False, help="short runs: 5 minutes on two cores, too few to show much")
     add("--num_seeds", type=int, default=3, help="runs of the classifier, with and without the learning-rate drop")
     add("--data_root", type=str, default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
@@ -38,6 +41,10 @@ def run() -> None:
     out = Path(cfg.out)
     if not out.name or out.is_dir():
         raise MisconfigurationException(f"--out '{cfg.out}' is no name of a file: give one, such as report.html")
+    gif = Path(cfg.animation or "")
+    is_animated = (cfg.animation, cfg.animation_lr) != (None, None)
+    if is_animated and (gif.suffix.lower() != ".gif" or gif.is_dir()):
+        raise MisconfigurationException("--animation, needed by --animation_lr too, is the name of a GIF: fit.gif")
     if cfg.num_seeds < 1:
         raise MisconfigurationException(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     paths = [Path(name) for name in cfg.run_dirs] or make_runs(cfg)
@@ -47,6 +54,8 @@ def run() -> None:
         raise MisconfigurationException(
             "these runs answer no question of the experiments: give finished runs of fit.py or cifar.py"
         )
+    if is_animated:
+        animate(runs, cfg.animation_lr, gif)
     page = environment(autoescape=True).get_template("report.html")
     quick = cfg.quick and not cfg.run_dirs
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE)
@@ -55,6 +64,28 @@ def run() -> None:
     )
     write_atomically(out, lambda file: file.write(html.encode()))
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
+
+
+def animate(runs: Sequence[Run], lr: float | None, gif: Path) -> None:
+    """Writes the fitted curves of the first run that has any, of learning rate ``lr`` if it is given.
+
+    Raises:
+        MisconfigurationException: there is none.
+    """
+    found = [
+        (run, growth | {"fits": fits})
+        for run in runs
+        for growth in growths(run)
+        if (fits := [fit for fit in growth["fits"] if lr in (None, fit["lr"])])
+    ]
+    if not found:
+        raise MisconfigurationException(
+            "no run has curves to animate: give --animation a run of fit.py, and --animation_lr a learning rate of it"
+        )
+    run, growth = found[0]
+    content = fit_animation(growth)
+    write_atomically(gif, lambda file: file.write(content))
+    print(f"Wrote {gif}, from {run.path}")
 
 
 def picture(chart: altair.LayerChart) -> str:
@@ -138,4 +169,4 @@ def read(path: Path) -> Run:
 
 
 if __name__ == "__main__":
-    main(run, files="--out, --runs, --data_root")
+    main(run, files="--out, --animation, --runs, --data_root")

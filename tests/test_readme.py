@@ -63,7 +63,7 @@ def test_what_the_readme_links_to_is_there() -> None:
         for path in re.findall(r"\]\((?!https?:|#)(.*?)(?:#.*?)?\)", text):
             assert (page.parent / path).exists(), path
         for picture in re.findall(r"!\[.*?\]\((.*?)\)", text):
-            assert (page.parent / picture).read_bytes().startswith(b"\x89PNG")
+            assert (page.parent / picture).read_bytes().startswith((b"\x89PNG", b"GIF8"))
 
 
 def test_the_epochs_of_the_lab_recipe_are_those_of_the_reported_runs() -> None:

@@ -9,12 +9,15 @@ import statistics
 import sys
 from collections.abc import Iterator
 from html.parser import HTMLParser
+from io import BytesIO
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import launch
+import numpy as np
 import pytest
+from PIL import Image, ImageSequence
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -29,7 +32,9 @@ from analysis import classifier_measurements
 from analysis.charts import lines_chart
 from analysis.classifier_findings import GAP, gap, lr_drop, valley
 from analysis.classifier_measurements import measured, network
+from analysis.curve_animation import fit_animation
 from analysis.curve_findings import METRICS
+from analysis.drawing import BLUE, GREEN
 from analysis.report_sections import (
     GAP_COLUMNS,
     Section,
@@ -44,7 +49,7 @@ from analysis.runs import Run, is_branch
 from analysis.statistics import mean_ci
 from scripts import report
 from scripts.rendering import environment, fit_text, sentences
-from scripts.report import expand, read
+from scripts.report import animate, expand, read
 
 ROOT = Path(__file__).parents[1]
 CLASSIFIER = (
@@ -75,7 +80,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add_seed(folder, name)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("sys.argv", ["report.py", *RUNS])
+        patch.setattr("sys.argv", ["report.py", *RUNS, "--animation", "fit.gif"])
         for name in ("TRAIN_SUBSET", "LINE_IMAGES"):
             patch.setattr(classifier_measurements, name, FEW)
         report.run()
@@ -201,6 +206,45 @@ def test_how_the_fitted_curves_grow(folder: Path) -> None:
     assert len({fit["epochs"] for fit in growth["fits"]}) > 20  # of which three were asked for
 
 
+@pytest.mark.parametrize(("name", "lr", "colors"), [("rates", None, 2), ("rates", 0.01, 1), ("own", None, 1)])
+def test_the_animation_is_of_the_run_that_it_names(
+    name: str, lr: float | None, colors: int, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    gif = tmp_path / "fit.gif"
+    animate([read(folder / "with_0"), read(folder / name), read(folder / "alone_0.1")], lr, gif)
+    assert capsys.readouterr().out == f"Wrote {gif}, from {folder / name}\n"
+    growth = json.loads((folder / name / "curves.json").read_text())
+    with Image.open(gif) as picture:
+        frames = [frame.convert("RGB") for frame in ImageSequence.Iterator(picture)]
+        assert (picture.size, picture.info["loop"], picture.info["duration"]) == ((720, 400), 0, 4000)
+    assert len(frames) == len({fit["epochs"] for fit in growth["fits"]}) == len({frame.tobytes() for frame in frames})
+    shown = np.unique(np.array(frames[-1]).reshape(-1, 3), axis=0).astype(int)
+    lines = [np.abs(shown - [int(c[i : i + 2], 16) for i in (1, 3, 5)]).max(1).min() < 20 for c in (BLUE, GREEN)]
+    assert sum(lines) == colors and gif.stat().st_size < 400_000
+    if (name, lr) == ("rates", None):
+        assert gif.read_bytes() == (folder / "fit.gif").read_bytes()  # by the command line
+
+
+def test_the_animation_of_what_diverged_or_has_many_epochs() -> None:
+    def frames(*fits: tuple[int, float | None]) -> int:
+        rows = [{"lr": 1.0, "epochs": e, "true_mse": mse, "fit": [] if mse is None else [mse] * 3} for e, mse in fits]
+        points = {"x": [0.0, 1.0], "y": [0.0, 2.0]}
+        gif = fit_animation({"x": [0.0, 0.5, 1.0], "truth": [0.0, 1.0, 2.0], "points": points, "fits": rows})
+        with Image.open(BytesIO(gif)) as picture:
+            return picture.n_frames  # type: ignore[attr-defined]
+
+    assert frames((1, 1e300), (10, 1e30), (100, None)) == 3
+    assert frames((5, None)) == frames((5, 0.0)) == 1
+    assert frames(*((epochs, 1.0) for epochs in range(1000, 100_001, 1000))) == 18  # 10^3, 10^3.3, 10^3.5, 10^3.6 ...
+
+
+def test_nothing_to_animate(folder: Path, tmp_path: Path) -> None:
+    for run, lr in (("with_0", None), ("rates", 0.5)):
+        with pytest.raises(MisconfigurationException, match="--animation"):
+            animate([read(folder / run)], lr, tmp_path / "fit.gif")
+    assert not (tmp_path / "fit.gif").exists()
+
+
 def test_learning_rates(page: dict[str, Any], reported: Path) -> None:
     results = summary(reported, "rates")["results"]
     counts, rates = (list(dict.fromkeys(r[name] for r in results)) for name in ("epochs", "lr"))
@@ -321,7 +365,10 @@ def test_a_report_of_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "report.html").exists()
 
 
-@pytest.mark.parametrize("flags", [("--out", ""), ("--out", "."), ("--num_seeds", "0")])
+NO_GIF = [("--animation", ""), ("--animation", "fit.png"), ("--animation", ".gif"), ("--animation_lr", "0.1")]
+
+
+@pytest.mark.parametrize("flags", [("--out", ""), ("--out", "."), ("--num_seeds", "0"), *NO_GIF])
 def test_flags_that_cannot_be_meant(flags: tuple[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["report.py", *flags])
     with pytest.raises(MisconfigurationException, match=flags[0]):
