@@ -1,4 +1,4 @@
-"""The figures of the classifier."""
+"""The figures of the classifier, small with many pixels: on a card of TensorBoard's their letters can be read."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,7 +29,7 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         test_accs: final test accuracy of each run, fractions of 1.
         measured_on: what the runs validated on, "test" or "validation".
     """
-    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure = Figure(figsize=(5, 3), dpi=220, layout="constrained")
     length = min(map(len, runs))  # runs that a time limit ended have more epochs or fewer
     runs = [rows[:length] for rows in runs]
     names = (("acc", "accuracy"), ("loss", "cross-entropy loss [nats]"))
@@ -38,16 +38,17 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         _draw_mean(axes, runs, f"probe_{name}", "training subset, eval mode", GREEN)
         _draw_mean(axes, runs, f"val_{name}", measured_on, ORANGE)
         _draw_lr_changes(axes, runs[0])
-        axes.set(ylabel=label, xlim=(runs[0][0]["epoch"] - 0.5, runs[0][-1]["epoch"] + 0.5))
-        axes.set_xlabel("epoch (counted from 0)")
+        axes.set(xlabel="epoch (counted from 0)", xlim=(runs[0][0]["epoch"] - 0.5, runs[0][-1]["epoch"] + 0.5))
+        axes.set_title(label, fontsize=9)
+        axes.tick_params(labelsize=8)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     known = [acc for acc in test_accs if acc is not None]
     title = "ResNet-20" if not known else f"ResNet-20: test accuracy {100 * np.mean(known):.2f} % at the end"
     if len(known) > 1:
-        title += f", standard deviation {100 * np.std(known, ddof=1):.2f} pp over {len(known)} seeds"
-    figure.suptitle(title)
+        title += f"\n(mean of {len(known)} seeds, standard deviation {100 * np.std(known, ddof=1):.2f} pp)"
+    figure.suptitle(title, fontsize=10)
     return figure
 
 
@@ -80,30 +81,35 @@ def contact_sheet(pictures: Sequence[np.ndarray], predictions: Sequence[Predicti
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     """(C, C) fractions of each true class, a row for each, a column for each predicted label; shown in percent."""
-    figure = Figure(figsize=(7, 6.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(4, 2.9), dpi=240, layout="constrained")
     axes = figure.subplots()
-    axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1)
+    axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
     for row, column in np.ndindex(*matrix.shape):
         fraction = matrix[row, column]
         if fraction > 0:  # neither none, nor nan, of a class without images
             color = "white" if fraction > 0.5 else "black"
-            axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", color=color, fontsize=9)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right")
-    axes.set_yticks(range(len(classes)), classes)
-    axes.set(xlabel="predicted label", ylabel="true label", title="confusion matrix: percent of each true label")
+            axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", color=color, fontsize=8)
+    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    axes.tick_params(length=0, pad=2)
+    axes.set_xlabel("predicted label", fontsize=8)
+    axes.set_ylabel("true label", fontsize=8)
+    axes.set_title("confusion matrix: percent of each true label", fontsize=8)
     return figure
 
 
 def confident_errors_figure(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """(H, W, 3) pictures from 0 to 1, each under its predicted and its true label."""
-    figure = images_grid(pictures, titles, (1.9, 2.3))
-    figure.suptitle("most confident errors")
+    figure = images_grid(pictures, titles, (1.05, 1.25))
+    figure.set_dpi(220)
+    figure.suptitle("most confident errors", fontsize=9)
     return figure
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
     """(N, H, W, 3) weights of the first convolution, zero grey, all on one scale."""
     scaled = 0.5 + filters / (2 * np.abs(filters).max() or 1)
-    figure = images_grid(list(scaled), [""] * len(scaled), (1, 1), columns=8)
-    figure.suptitle("filters of the first layer", fontsize=10)
+    figure = images_grid(list(scaled), [""] * len(scaled), (0.55, 0.55), columns=8)
+    figure.set_dpi(220)
+    figure.suptitle("filters of the first layer", fontsize=9)
     return figure

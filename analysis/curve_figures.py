@@ -1,17 +1,19 @@
 """The figures of the curve fits."""
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from analysis.curve_findings import CurveRow
-from analysis.drawing import BLUE, COLORS, GREY, ORANGE, use_log_scale
+from analysis.drawing import BLUE, COLORS, GREY, ORANGE, pixels_of, use_log_scale
 from analysis.statistics import Quartiles
 
 LINE_STYLES = ("-", "--", ":")  # for more lines than there are colors
+CARDS = 10  # of one tag TensorBoard shows no more, but a random choice
+MOST_LABELS = 12  # in a legend
 
 
 def curves_figure(
@@ -66,6 +68,48 @@ def _draw_fits(axes: Axes, x: np.ndarray, curves: np.ndarray) -> None:
         axes.text(0.5, 0.5, "diverged", transform=axes.transAxes, ha="center", fontsize=14, color="#b00020")
 
 
+def curve_cards(growth: Mapping[str, Any], reported: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
+    """How the first seed's fitted curves grow: pictures to be read at the width of a card of TensorBoard's.
+
+    Args:
+        growth: the content of curves.json.
+        reported: epoch counts to show in any case, where they were kept; others are added at even ratios.
+
+    Yields each epoch count and (440, 660, 3) uint8 pixels.
+    """
+    fits = {(fit["lr"], fit["epochs"]): fit["fit"] for fit in growth["fits"]}
+    if not fits:
+        return
+    kept = np.unique([epochs for _, epochs in fits])
+    shown = {*kept[-1:], *np.intersect1d(kept, list(reported))}
+    for epochs in np.geomspace(kept[0], kept[-1], max(1, CARDS + 1 - len(shown)))[:-1]:
+        shown.add(kept[np.abs(np.log(kept / epochs)).argmin()])
+
+    figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
+    axes = figure.subplots()
+    axes.plot(growth["points"]["x"], growth["points"]["y"], ".", color=GREY, alpha=0.5, markersize=3, label="points")
+    axes.plot(growth["x"], growth["truth"], "k--", linewidth=1, label="f(x)")
+    axes.set_ylim(axes.get_ylim())  # however far off a fit is
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    lrs = dict.fromkeys(lr for lr, _ in fits)
+    lines = {lr: axes.plot([], [], label=f"lr {lr:g}", **_style(i))[0] for i, lr in enumerate(lrs)}
+    figure.legend(handles=axes.lines[:MOST_LABELS], loc="outside right upper", fontsize=7, handlelength=1.2)
+    for epochs in sorted(shown):
+        for lr, line in lines.items():
+            y = fits[lr, epochs]  # empty where it diverged
+            line.set_data(growth["x"][: len(y)], y)
+        diverged = sum(not fits[lr, epochs] for lr in lines)
+        axes.set_title(f"epoch {epochs:,}" + (f", {diverged} diverged" if diverged else ""), fontsize=9)
+        yield int(epochs), pixels_of(figure)
+        figure.set_layout_engine("none")  # nothing moves after the first picture
+
+
+def _style(i: int) -> dict[str, Any]:
+    """The line of the i-th learning rate."""
+    return {"color": COLORS[i % len(COLORS)], "linestyle": LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]}
+
+
 def errors_figure(rows: Sequence[CurveRow], noise_variance: float | None = None) -> Figure:
     """Training MSE and MSE against the noise-free f over epochs, log-log, a color for each learning rate.
 
@@ -74,7 +118,7 @@ def errors_figure(rows: Sequence[CurveRow], noise_variance: float | None = None)
             What is None or not finite, where a network diverged, is left out.
         noise_variance: of the noise on the training points, drawn for reference, in squared units of y.
     """
-    figure = Figure(figsize=(9, 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(6, 3), dpi=165, layout="constrained")
     left, right = figure.subplots(1, 2)
     if noise_variance:
         left.axhline(noise_variance, color=GREY, linestyle=":", label="variance of the noise")
@@ -83,13 +127,16 @@ def errors_figure(rows: Sequence[CurveRow], noise_variance: float | None = None)
         part = [row for row in rows if row["lr"] == lr]
         _draw_line(left, part, "train_mse", i)
         _draw_line(right, part, "true_mse", i)
-    left.set_title("training MSE, on the noisy points")
-    right.set_title("MSE against the noise-free f")
+    left.set_title("training MSE, on the noisy points", fontsize=9)
+    right.set_title("MSE against the noise-free f", fontsize=9)
+    left.set_ylabel("mean squared error [y²]")
     for axes in (left, right):
         _use_log_scale_if_positive(axes)
-        axes.set(xlabel="epochs", ylabel="mean squared error [y²]")
+        axes.set_xlabel("epochs")
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=9)
+        axes.tick_params(labelsize=7)
+    lines = {line.get_label(): line for line in (*left.lines, *right.lines)}
+    figure.legend(handles=list(lines.values())[:MOST_LABELS], loc="outside lower center", ncols=3, fontsize=8)
     return figure
 
 
@@ -97,11 +144,11 @@ def _draw_line(axes: Axes, rows: Sequence[CurveRow], metric: Literal["train_mse"
     """The i-th learning rate's line, which ends where it diverged."""
     epochs, values = [row["epochs"] for row in rows], [row[metric] for row in rows]
     middle, low, high = (_numbers(values, name) for name in ("median", "q25", "q75"))
-    color, style = COLORS[i % len(COLORS)], LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]
+    style = _style(i)
     label = f"learning rate {rows[0]['lr']:g}" + ("" if np.isfinite(middle[-1]) else " (diverged)")
-    axes.plot(epochs, middle, marker="o", markersize=2.5, linestyle=style, color=color, label=label)
+    axes.plot(epochs, middle, marker="o", markersize=2.5, label=label, **style)
     if (low != high).any():
-        axes.fill_between(epochs, low, high, color=color, alpha=0.2, linewidth=0)
+        axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, linewidth=0)
 
 
 def _numbers(values: Sequence[Quartiles], name: Literal["median", "q25", "q75"]) -> np.ndarray:

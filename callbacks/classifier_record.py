@@ -123,7 +123,7 @@ class ClassifierRecord(Callback):
         self.epochs.append(row)
         for writer in tensorboard_writers(trainer.loggers) if trainer.is_global_zero else ():
             # not into metrics.csv, which a seed repeats bit for bit
-            writer.add_scalar("images_per_second", row["images_per_second"], trainer.global_step - 1)
+            writer.add_scalar("train/images_per_second", row["images_per_second"], trainer.global_step - 1)
         self._start_of_epoch, self._earlier = None, 0.0
         # Through Lightning, which writes above a running bar, and on the first process alone.
         if len(self.epochs) == 1:

@@ -11,7 +11,7 @@ from torchmetrics.classification import MulticlassConfusionMatrix
 from analysis.classifier_figures import confident_errors_figure, confusion_figure, filters_figure
 from callbacks.tensorboard_layout import publish, tensorboard_writers
 
-NUM_ERRORS = 20
+NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # on a card of TensorBoard's there is room for few
 
 
 class TestPictures(Callback):
@@ -59,8 +59,8 @@ class TestPictures(Callback):
         matrix = self._confusion.compute().cpu().numpy()  # over all processes, so before the others leave
         if not trainer.is_global_zero:
             return
-        classes, loggers = self._facts["classes"], trainer.loggers
-        publish(confusion_figure(matrix, classes), "confusion", self.run_dir, loggers)
+        classes, loggers, step = self._facts["classes"], trainer.loggers, trainer.global_step
+        publish(confusion_figure(matrix, classes), "confusion", self.run_dir, loggers, "test/confusion", step)
 
         confidence, predicted, true, images = (torch.cat(part).cpu() for part in zip(*self._wrong, strict=True))
         order = confidence.argsort(descending=True)[:NUM_ERRORS]
@@ -69,10 +69,13 @@ class TestPictures(Callback):
         pixels = (images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
         if titles:
-            publish(confident_errors_figure(list(pixels), titles), "confident_errors", self.run_dir, loggers)
+            figure = confident_errors_figure(list(pixels), titles)
+            card = confident_errors_figure(list(pixels[:NUM_ERRORS_ON_CARD]), titles[:NUM_ERRORS_ON_CARD])
+            publish(figure, "confident_errors", self.run_dir, loggers, "test/confident_errors", step, card)
 
         filters: Tensor = pl_module.state_dict()["net.conv1.weight"].float().cpu()
-        publish(filters_figure(filters.permute(0, 2, 3, 1).numpy()), "filters", self.run_dir, loggers)
+        figure = filters_figure(filters.permute(0, 2, 3, 1).numpy())
+        publish(figure, "filters", self.run_dir, loggers, "train/filters", step)
         for writer in tensorboard_writers(loggers):
             writer.add_graph(pl_module.net, torch.zeros_like(images[:1], device=pl_module.device))
             writer.flush()

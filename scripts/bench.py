@@ -24,9 +24,10 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.files import read_json, write_json
+from callbacks.classifier_record import peak_memory_mb
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
-from lit_models.hardware import gains_by_compilation
+from lit_models.hardware import gains_by_compilation, has_native_bfloat16
 from scripts.cli import keep_freed_memory
 
 SCRIPTS = Path(__file__).parent
@@ -99,8 +100,8 @@ def fit(args: argparse.Namespace) -> dict[str, Any]:
 class BareNetwork:
     """The network and its optimizer on one fixed batch: what is left when data, metrics and Lightning cost nothing."""
 
-    def __init__(self, device: torch.device, batch_size: int, compile: bool) -> None:
-        self.device = device
+    def __init__(self, device: torch.device, batch_size: int, compile: bool, precision: str = "32-true") -> None:
+        self.autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
         images = torch.randn(batch_size, 3, 32, 32, device=device)
         self.images = images.contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(10, (batch_size,), device=device)
@@ -114,7 +115,9 @@ class BareNetwork:
 
     def step(self) -> None:
         self.optimizer.zero_grad()
-        F.cross_entropy(self.net(self.images), self.labels).backward()
+        with self.autocast:
+            loss = F.cross_entropy(self.net(self.images), self.labels)
+        loss.backward()
         self.optimizer.step()
 
 
@@ -130,7 +133,7 @@ class BareSteps(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.networks = {
-            name: BareNetwork(pl_module.device, 128, compile=name == "bare_compiled")
+            name: BareNetwork(pl_module.device, 128, name == "bare_compiled", str(trainer.precision))
             for name in ("bare", "bare_compiled")
         }
         self.seconds: dict[str, list[float]] = {name: [] for name in ("trainer", *self.networks)}
@@ -176,12 +179,14 @@ def median_seconds(call: Any, times: int, device: torch.device) -> float:
     return statistics.median(seconds[5:])
 
 
-def peak_flops(device: torch.device) -> float:
-    """float32 operations a second that the device reaches at its best: in a matrix product, or a wide convolution."""
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """Operations a second that the device reaches at its best: in a matrix product, or a wide convolution."""
     size = 4096 if device.type == "cuda" else 2048  # each large enough for full speed
-    a = torch.randn(size, size, device=device)
-    images = torch.randn(32, 256, 32, 32, device=device).contiguous(memory_format=torch.channels_last)
-    weights = torch.randn(256, 256, 3, 3, device=device).contiguous(memory_format=torch.channels_last)
+    a = torch.randn(size, size, device=device, dtype=dtype)
+    images, weights = (
+        torch.randn(shape, device=device, dtype=dtype).contiguous(memory_format=torch.channels_last)
+        for shape in ((32, 256, 32, 32), (256, 256, 3, 3))
+    )
     with torch.inference_mode():
         product = 2 * size**3 / median_seconds(lambda: a @ a, 5, device)
         seconds = median_seconds(lambda: F.conv2d(images, weights, padding=1), 5, device)
@@ -192,48 +197,94 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     """Medians over the rounds; in each round everything runs once. The plain script knows only the CPU."""
     keep_freed_memory()
     device = torch.device("cuda" if args.accelerator == "gpu" else "cpu")
-    data = CIFAR10DataModule(args.data_root)
-    data.prepare_data()
-    data.setup()
-    data.train = (data.train[0].to(device), data.train[1].to(device))
-    batches = iter(data.train_dataloader())
     compile = gains_by_compilation(device) if args.compile == "auto" else args.compile == "true"
-    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--max_epochs", "1"]
-    flags += ["--compile", str(compile).lower()]
-    flags += ["--limit_val_batches", "0", "--limit_test_batches", "0", "--limit_train_batches"]
+    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator, "--compile", str(compile).lower()]
+    flags += ["--limit_val_batches", "0", "--limit_test_batches", "0"]
+    types = {"32-true": torch.float32} | ({"bf16-mixed": torch.bfloat16} if has_native_bfloat16(device) else {})
     rounds = []
     for _ in range(args.repeats):
-        row = plain_throughputs(args) if device.type == "cpu" else {}
-        row |= throughputs_in_turn(args.steps, flags)
-        seconds = median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
-        row["data_alone"] = 128 / seconds
-        rounds.append(row)
-
-    def ratio(a: str, *others: str) -> float:
-        return statistics.median(r[a] / max(r[b] for b in others) for r in rounds)
-
-    result = {name: statistics.median(r[name] for r in rounds) for name in rounds[0]}
-    # Two batches, since the last one is not compiled.
-    with tempfile.TemporaryDirectory() as cache:  # of compiled code: empty, then full
-        first_steps = [
-            ours("cifar.py", *flags, "2", TORCHINDUCTOR_CACHE_DIR=cache)[1]["seconds"]["to_first_step"] for _ in "ab"
-        ]
-    flops, peak = BareNetwork(device, 128, compile=False).flops_per_image, peak_flops(device)
-    plains = [name for name in result if name.startswith("plain")]
+        plains = plain_throughputs(args) if device.type == "cpu" else {}
+        turns = {name: throughputs_in_turn(args.steps, [*flags, "--precision", name]) for name in types}
+        rounds.append((plains, turns))
+    flops = BareNetwork(device, 128, compile=False).flops_per_image
     return {
         "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu, {torch.get_num_threads()} threads",
         "repeats": args.repeats,
         "compiled": compile,
-        "images_per_second": result,
-        "trainer_over_better_plain": ratio("trainer", *plains) if plains else None,
-        "trainer_over_bare_compiled": ratio("trainer", "bare_compiled"),
-        "trainer_over_bare": ratio("trainer", "bare"),
-        "seconds_to_first_step_cold": first_steps[0],
-        "seconds_to_first_step_warm": first_steps[1],
         "flops_per_image": flops,
-        "peak_flops_per_second": peak,
-        "trainer_fraction_of_peak": result["trainer"] * flops / peak,
+        "plain_images_per_second": medians_of([plains for plains, _ in rounds]),
+        "data_alone_images_per_second": data_throughput(args.data_root, device),
+        "precisions": {
+            name: of_precision([(plains, turns[name]) for plains, turns in rounds], flops, peak_flops(device, dtype))
+            for name, dtype in types.items()
+        },
+        "seconds_to_first_step": first_steps(flags),
+        "fast_over_epochs": over_epochs(args.steps, flags),
     }
+
+
+def of_precision(rounds: list[tuple[dict[str, float], dict[str, float]]], flops: float, peak: float) -> dict[str, Any]:
+    """What the rounds' images/s, of the plain scripts and of the steps that took turns, come to."""
+    speeds = medians_of([turns for _, turns in rounds])
+    bests = [(turns["trainer"], max(plains.values())) for plains, turns in rounds if plains]
+    return {
+        "images_per_second": speeds,
+        "trainer_over_better_plain": statistics.median(ours / plain for ours, plain in bests) if bests else None,
+        **{
+            f"trainer_over_{name}": statistics.median(turns["trainer"] / turns[name] for _, turns in rounds)
+            for name in ("bare", "bare_compiled")
+        },
+        "peak_flops_per_second": peak,
+        "trainer_fraction_of_peak": speeds["trainer"] * flops / peak,
+    }
+
+
+def medians_of(rows: list[dict[str, float]]) -> dict[str, float]:
+    return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def data_throughput(data_root: str, device: torch.device) -> float:
+    """Images/s of batches and their augmentation alone."""
+    data = CIFAR10DataModule(data_root)
+    data.prepare_data()
+    data.setup()
+    data.train = (data.train[0].to(device), data.train[1].to(device))
+    batches = iter(data.train_dataloader())
+    return 128 / median_seconds(lambda: data.on_after_batch_transfer(next(batches), 0), 20, device)
+
+
+def first_steps(flags: list[str]) -> dict[str, float]:
+    """Seconds from the start of the process to its first step; of two steps, since the last one is not compiled."""
+    two = ("--max_epochs", "1", "--limit_train_batches", "2")
+    with tempfile.TemporaryDirectory() as cache:  # of compiled code: empty, then full
+        return {
+            state: ours("cifar.py", *flags, *two, TORCHINDUCTOR_CACHE_DIR=cache)[1]["seconds"]["to_first_step"]
+            for state in ("cold", "warm")
+        }
+
+
+class EpochMemory(Callback):
+    """Writes the peak memory at each epoch's end, in MB, as JSON to ``out``."""
+
+    def __init__(self, out: str) -> None:
+        self.out, self.peaks = Path(out), list[float | None]()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.peaks.append(peak_memory_mb(pl_module.device))
+        write_json(self.out, self.peaks)
+
+
+def over_epochs(steps: int, flags: list[str]) -> dict[str, Any]:
+    """Throughput and peak memory of each of five epochs of recipe fast, of so many steps."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "memory.json"
+        short = ["--recipe", "fast", "--max_epochs", "5", "--limit_train_batches", str(steps)]
+        short += ["--callbacks+=scripts.bench.EpochMemory", "--callbacks.out", str(out)]
+        epochs = ours("cifar.py", *flags, *short)[1]["epochs"]
+        return {
+            "images_per_second": [epoch["images_per_second"] for epoch in epochs],
+            "peak_memory_mb": read_json(out),
+        }
 
 
 def plain_throughputs(args: argparse.Namespace) -> dict[str, float]:
@@ -251,7 +302,7 @@ def throughputs_in_turn(steps: int, flags: list[str]) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
         turns = ["--callbacks+=scripts.bench.BareSteps", "--callbacks.out", str(out), "--callbacks.block", str(block)]
-        ours("cifar.py", *flags, str(steps + 2 * block), *turns)
+        ours("cifar.py", *flags, "--max_epochs", "1", "--limit_train_batches", str(steps + 2 * block), *turns)
         return {name: 128 / seconds for name, seconds in read_json(out).items()}
 
 

@@ -40,7 +40,7 @@ CHARTS = {
     "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
     "loss": ["train/loss", "val/loss", "probe/loss", "test/loss"],
     "learning rate": ["lr"],
-    "images per second": ["images_per_second"],
+    "images per second": ["train/images_per_second"],
 }
 
 
@@ -173,7 +173,7 @@ def write_results(
     if trainer.is_global_zero:
         if record.epochs:
             figure = training_figure([record.epochs], [summary["test_acc"]], summary["measured_on"])
-            publish(figure, "training", run_dir, trainer.loggers)
+            publish(figure, "training", run_dir, trainer.loggers, "val/training", trainer.global_step)
         write_json(run_dir / "summary.json", summary)
     return summary
 

@@ -6,17 +6,19 @@ from scripts import START
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
+from analysis.curve_figures import curve_cards
 from analysis.files import write_json
 from callbacks.checkpointing import SaveLast
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
-from callbacks.tensorboard_layout import TensorBoardLayout, publish
+from callbacks.tensorboard_layout import TensorBoardLayout, publish, show
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
@@ -83,13 +85,22 @@ def run() -> None:
             todo = "Writing the results of" if is_trained else "Fitting"
             print(f"{todo} {data.function} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
             trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
-        summary = record.summary(model, data)
-        for name, figure in record.figures(model, data, summary).items():
-            publish(figure, name, run_dir, trainer.loggers)
-        write_json(run_dir / "curves.json", record.growth(model, data))
-        print(fit_text(summary))
-        write_json(run_dir / "summary.json", summary)
+        print(fit_text(write_results(record, model, data, trainer, run_dir)))
         print(f"Figures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+
+
+def write_results(
+    record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, trainer: Trainer, run_dir: Path
+) -> dict[str, Any]:
+    """The figures, curves.json, and summary.json, whose content it returns."""
+    summary, growth = record.summary(model, data), record.growth(model, data)
+    for name, figure in record.figures(model, data, summary).items():
+        loggers = trainer.loggers if name == "errors" else ()  # curves.png has many panels, a card shows few
+        publish(figure, name, run_dir, loggers, f"val/{name}", model.epochs_done)
+    show(curve_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
+    write_json(run_dir / "curves.json", growth, indent=None)
+    write_json(run_dir / "summary.json", summary)
+    return summary
 
 
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:

@@ -179,13 +179,21 @@ def make_loggers(asked: Any, run_dir: Path, checkpoint: Checkpoint | None) -> li
     folder = checkpoint.path.parents[1] if checkpoint else run_dir
     rows = [folder / name for name in ("metrics.csv", "metrics_new.csv")]  # the second while Excel kept the first
     history = max(rows, key=lambda path: path.stat().st_mtime if path.exists() else 0)
-    board = TensorBoardLogger(run_dir, name="", version="", default_hp_metric=False, purge_step=first_step)
+    board = Board(run_dir, name="", version="", default_hp_metric=False, purge_step=first_step)
     return [MetricsCSV(run_dir, first_step, history), board, *([] if asked is True else listed(asked))]
 
 
 def listed(value: Any) -> list[Any]:
     """What Lightning takes as one thing, several or none, as a list."""
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
+
+
+class Board(TensorBoardLogger):
+    """Lightning's, so that TensorBoard's first groups are curves: without ``epoch``, and with lr_step among train's."""
+
+    def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+        shown = {name: value for name, value in metrics.items() if name != "epoch"}
+        super().log_metrics({"train/lr_step" if name == "lr_step" else name: v for name, v in shown.items()}, step)
 
 
 class MetricsCSV(CSVLogger):

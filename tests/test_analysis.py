@@ -463,8 +463,7 @@ def test_a_rate_that_changes_after_each_epoch_is_no_event() -> None:
     def marked(*lrs: float) -> int:
         row = {"train_loss": 1.0, "train_acc": 0.5, "val_loss": None, "val_acc": None}
         figure = training_figure([[row | {"epoch": i, "lr": lr} for i, lr in enumerate(lrs)]], [None], "test")
-        legends = [axes.get_legend().get_texts() for axes in figure.axes]
-        return sum("learning rate" in text.get_text() for text in legends[0])
+        return sum("learning rate" in text.get_text() for text in figure.legends[0].get_texts())
 
     assert [marked(0.1, 0.1, 0.01), marked(0.1, 0.01), marked(0.1, 0.1)] == [1, 1, 0]
     assert marked(0.19, 0.13, 0.06, 0.001) == 0  # one cycle

@@ -6,6 +6,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from lit_models.hardware import has_native_bfloat16
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
@@ -37,11 +40,15 @@ def test_bench_cifar(tmp_path: Path, cifar10_root: Path) -> None:
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert result["compiled"] is False
-    speeds = result["images_per_second"]
-    assert (speeds["plain_0_workers"], speeds["plain_2_workers"]) == (100, 102)
-    assert result["trainer_over_better_plain"] == pytest.approx(speeds["trainer"] / 102)
-    assert result["trainer_over_bare_compiled"] == pytest.approx(speeds["trainer"] / speeds["bare_compiled"])
+    plains = result["plain_images_per_second"]
+    assert (plains["plain_0_workers"], plains["plain_2_workers"]) == (100, 102)
+    assert ("bf16-mixed" in result["precisions"]) == has_native_bfloat16(torch.device("cpu"))
+    for measured in result["precisions"].values():
+        speeds = measured["images_per_second"]
+        assert measured["trainer_over_better_plain"] == pytest.approx(speeds["trainer"] / 102)
+        assert measured["trainer_over_bare_compiled"] == pytest.approx(speeds["trainer"] / speeds["bare_compiled"])
+        assert 0 < measured["trainer_fraction_of_peak"] < 1
     # 40.55 million multiply-adds forward, and twice that backward but for the images' own gradient (0.44 million):
     # 2 * (3 * 40.55 - 0.44) = 242.4 million operations
     assert result["flops_per_image"] == pytest.approx(242.4e6, rel=1e-3)
-    assert 0 < result["trainer_fraction_of_peak"] < 1
+    assert all(len(values) == 5 and min(values) > 0 for values in result["fast_over_epochs"].values())

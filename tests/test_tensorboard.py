@@ -20,7 +20,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-FIT = ("--epochs", "100", "--num_samples", "50", "--run_dir", "runs/fit/curve")
+FIT = ("--epochs", "30", "100", "--num_samples", "50", "--run_dir", "runs/fit/curve")
 CIFAR = (
     *("--data", "synthetic", "--max_epochs", "3", "--milestones", "{2: 0.01}", "--accelerator", "cpu"),
     *("--limit_train_batches", "8", "--limit_val_batches", "4", "--limit_test_batches", "4", "--batch_size", "32"),
@@ -37,8 +37,8 @@ NAMES = {
     "cifar/images": [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")] + ["lr"],
 }
 PICTURES = {
-    "fit/curve": {"curves", "errors"},
-    "cifar/images": {"training", "confusion", "confident_errors", "filters"},
+    "fit/curve": {"val/curve", "val/errors"},
+    "cifar/images": {"val/training", "test/confusion", "test/confident_errors", "train/filters"},
 }
 
 pytestmark = pytest.mark.slow
@@ -47,9 +47,12 @@ pytestmark = pytest.mark.slow
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("tensorboard")
-    interrupted = ("cifar.py", (*CIFAR, "--max_epochs", "2"))  # and resumed: no point twice, none missing
-    for script, args in (("fit.py", FIT), interrupted, ("cifar.py", (*CIFAR, "--ckpt_path", "last"))):
-        subprocess.run([sys.executable, SCRIPTS / script, *args], cwd=folder, check=True, timeout=300)
+    for script, args, shorter in (
+        ("fit.py", FIT, ("--epochs", "30", "60")),
+        ("cifar.py", CIFAR, ("--max_epochs", "2")),
+    ):
+        for more in (shorter, ("--ckpt_path", "last")):  # a resumed run: no point twice, none missing
+            subprocess.run([sys.executable, SCRIPTS / script, *args, *more], cwd=folder, check=True, timeout=300)
     return folder / "runs"
 
 
@@ -180,13 +183,20 @@ def test_the_pictures_are_there(address):
     assert {run: set(tags[run]) for run in PICTURES} == PICTURES
 
 
+def test_a_slider_shows_how_the_curve_grows(address):
+    query = urlencode({"run": "fit/curve", "tag": "val/curve", "sample": 0})
+    epochs = [picture["step"] for picture in get(f"{address}data/plugin/images/images?{query}")]
+    assert epochs[0] == 1 and epochs[-1] == 100 and 30 in epochs  # which was asked for
+    assert epochs == sorted(set(epochs)) and 8 <= len(epochs) <= 10  # TensorBoard takes ten, of more a random choice
+
+
 def test_charts_that_belong_together_share_one(address):
     layout = get(f"{address}data/plugin/custom_scalars/layout")
     (category,) = [c for c in layout["category"] if c["title"] == "at a glance"]
     charts = {chart["title"]: chart["multiline"]["tag"] for chart in category["chart"]}
     assert {"^train/acc$", "^test/acc$", "^val/acc$"} <= set(charts["accuracy"])
     assert {"^train/loss$", "^test/loss$", "^val/loss$"} <= set(charts["loss"])
-    assert charts["learning rate"] == ["^lr$"] and charts["images per second"] == ["^images_per_second$"]
+    assert charts["learning rate"] == ["^lr$"] and charts["images per second"] == ["^train/images_per_second$"]
     assert "^val/loss$" in charts["median error"]
     for tags in charts.values():
         for tag in tags:
