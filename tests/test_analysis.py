@@ -399,7 +399,7 @@ def test_curves_figure() -> None:
 def test_training_figure() -> None:
     runs = [DROPPED[0], [*DROPPED[1], DROPPED[1][-1]]]  # a time limit ended one earlier
     figure = training_figure(runs, [0.81, 0.83], "validation")
-    title = "ResNet-20: test accuracy 82.00 % at the end, standard deviation 1.41 pp over 2 seeds"
+    title = "ResNet-20: test accuracy 82.00 % at the end\n(mean of 2 seeds, standard deviation 1.41 pp)"
     assert figure.get_suptitle() == title
     axes = figure.axes[0]
     labels = ["train (epoch average)", "validation", "learning rate becomes 0.01"]
