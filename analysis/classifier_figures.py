@@ -37,7 +37,8 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         _draw_mean(axes, runs, f"train_{name}", "train (epoch average)", BLUE)
         _draw_mean(axes, runs, f"probe_{name}", "training subset, eval mode", GREEN)
         _draw_mean(axes, runs, f"val_{name}", measured_on, ORANGE)
-        _draw_lr_changes(axes, runs[0])
+        for epoch, lr in lr_changes(runs[0]):
+            axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
         axes.set(xlabel="epoch (counted from 0)", xlim=(runs[0][0]["epoch"] - 0.5, runs[0][-1]["epoch"] + 0.5))
         axes.set_title(label, fontsize=9)
         axes.tick_params(labelsize=8)
@@ -62,11 +63,6 @@ def _draw_mean(axes: Axes, runs: Sequence[Rows], name: str, label: str, color: s
     axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
 
 
-def _draw_lr_changes(axes: Axes, rows: Rows) -> None:
-    for epoch, lr in lr_changes(rows):
-        axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
-
-
 def contact_sheet(pictures: Sequence[np.ndarray], predictions: Sequence[Prediction]) -> Figure:
     """Each (H, W, 3) picture under its file's name and best classes; at most the first 100."""
     titles = []
@@ -76,7 +72,7 @@ def contact_sheet(pictures: Sequence[np.ndarray], predictions: Sequence[Predicti
         classes = zip(prediction["classes"], prediction["probabilities"], strict=True)
         lines += [f"{label} {probability:.0%}" for label, probability in classes]
         titles.append("\n".join(lines).replace("$", r"\$"))
-    return images_grid(pictures[:100], titles, (2.4, 2.9))
+    return images_grid(pictures[:100], titles, (2.4, 2.9), dpi=110)
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
@@ -100,16 +96,10 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
 
 def confident_errors_figure(pictures: Sequence[np.ndarray], titles: Sequence[str]) -> Figure:
     """(H, W, 3) pictures from 0 to 1, each under its predicted and its true label."""
-    figure = images_grid(pictures, titles, (1.05, 1.25))
-    figure.set_dpi(220)
-    figure.suptitle("most confident errors", fontsize=9)
-    return figure
+    return images_grid(pictures, titles, (1.05, 1.25), "most confident errors")
 
 
 def filters_figure(filters: np.ndarray) -> Figure:
     """(N, H, W, 3) weights of the first convolution, zero grey, all on one scale."""
     scaled = 0.5 + filters / (2 * np.abs(filters).max() or 1)
-    figure = images_grid(list(scaled), [""] * len(scaled), (0.55, 0.55), columns=8)
-    figure.set_dpi(220)
-    figure.suptitle("filters of the first layer", fontsize=9)
-    return figure
+    return images_grid(list(scaled), [""] * len(scaled), (0.55, 0.55), "filters of the first layer", columns=8)

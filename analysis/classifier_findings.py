@@ -4,72 +4,15 @@ import itertools
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, TypedDict
+from typing import Any
 
 from analysis.statistics import MeanCI, mean_ci
 
 Rows = Sequence[Mapping[str, Any]]  # the epochs of a run, as in its summary.json
+Facts = dict[str, Any]  # what a section of the report says; its sentences are in scripts/templates/findings.j2
 
 # the accuracies between the training accuracy of the last epoch and the test accuracy, in this order
 GAP = ("epoch_average", "batch_norm", "augmented", "probe", "test")
-
-
-class Motion(TypedDict):
-    """How accuracy and weights move from epoch to epoch, means over runs; see ``motion``."""
-
-    residual_sd: float | None
-    straightness: float | None
-    path: float | None
-
-
-class LRDrop(TypedDict):
-    """See ``lr_drop``; None is what was not measured."""
-
-    epoch: int
-    lr_before: float
-    lr_after: float
-    steps_per_epoch: int
-    change: MeanCI
-    change_loss: MeanCI
-    change_without: MeanCI | None
-    effect: MeanCI | None
-    effect_loss: MeanCI | None
-    final_effect: MeanCI | None
-    before: Motion
-    after: Motion
-    after_without: Motion | None
-    weights: Literal["oscillate", "drift", "move on"] | None
-    gradient_noise: float | None
-    num_noises: int
-
-
-class Valley(TypedDict):
-    """See ``valley``."""
-
-    images: int
-    with_drop: MeanCI
-    without: MeanCI
-    effect: MeanCI
-    hills: int
-    dips: int
-    num_runs: int
-    crossing: int
-    num_steps: int
-    depth: float
-
-
-class GapStep(TypedDict):
-    """One step from the training to the test accuracy; ``parts`` are the entries of GAP that it brings in."""
-
-    parts: tuple[str, ...]
-    change: MeanCI
-
-
-class Gap(TypedDict):
-    """Mean accuracies by their names in GAP, as far as they are known, and the steps between them."""
-
-    accuracies: dict[str, float]
-    steps: list[GapStep]
 
 
 def epoch_of_drop(rows: Rows) -> int | None:
@@ -85,12 +28,12 @@ def lr_changes(rows: Rows) -> list[tuple[int, float]]:
 
 def lr_drop(
     with_drop: Sequence[Rows], without: Sequence[Rows], steps_per_epoch: int, noises: Sequence[float] = ()
-) -> LRDrop:
+) -> Facts:
     """Compares runs, paired by seed, that are the same up to the drop of the learning rate.
 
     Accuracies are those of each epoch's validation, fractions of 1, losses in nats. "change" is the difference between
     the first epoch after the drop and the last before it; "effect" and "final_effect" are with the drop minus without
-    it, in the first epoch after it and in the last.
+    it, in the first epoch after it and in the last. None is what was not measured.
 
     Args:
         with_drop: the epochs of the runs that drop.
@@ -113,13 +56,13 @@ def lr_drop(
         "steps_per_epoch": steps_per_epoch,
         "change": _change(with_drop, at, "val_acc"),
         "change_loss": _change(with_drop, at, "val_loss"),
-        "change_without": _change([b for _, b in pairs], at, "val_acc") if pairs else None,
+        "change_without": _change(without, at, "val_acc") if pairs else None,
         "effect": _effect(pairs, at, "val_acc"),
         "effect_loss": _effect(pairs, at, "val_loss"),
         "final_effect": _effect(pairs, -1, "val_acc"),
         "before": before,
         "after": motion([rows[at:] for rows in with_drop]),
-        "after_without": motion([b[at:] for _, b in pairs]) if pairs else None,
+        "after_without": motion([rows[at:] for rows in without]) if pairs else None,
         "weights": _weights(before["straightness"], steps_per_epoch),
         "gradient_noise": min(1.0, statistics.mean(noises)) if noises else None,  # an estimate may be above 1
         "num_noises": len(noises),
@@ -134,7 +77,7 @@ def _effect(pairs: Sequence[tuple[Rows, Rows]], epoch: int, name: str) -> MeanCI
     return mean_ci([a[epoch][name] - b[epoch][name] for a, b in pairs]) if pairs else None
 
 
-def motion(parts: Sequence[Rows]) -> Motion:
+def motion(parts: Sequence[Rows]) -> dict[str, float | None]:
     """How much accuracy varies around its linear trend, and how the weights move; means over runs and epochs.
 
     "residual_sd" is the standard deviation of an epoch's accuracy around the straight line through the run's epochs;
@@ -143,15 +86,12 @@ def motion(parts: Sequence[Rows]) -> Motion:
     other. "path" is the mean length of a path. Both are None where the weights were not recorded.
     """
     moved = [row for rows in parts for row in rows if row.get("path")]
-
-    def mean(values: Sequence[float]) -> float | None:
-        return statistics.mean(values) if values else None
-
-    return {
-        "residual_sd": mean([_residual_sd([row["val_acc"] for row in rows]) for rows in parts if len(rows) > 2]),
-        "straightness": mean([row["displacement"] / row["path"] for row in moved]),
-        "path": mean([row["path"] for row in moved]),
+    values = {
+        "residual_sd": [_residual_sd([row["val_acc"] for row in rows]) for rows in parts if len(rows) > 2],
+        "straightness": [row["displacement"] / row["path"] for row in moved],
+        "path": [row["path"] for row in moved],
     }
+    return {name: statistics.mean(each) if each else None for name, each in values.items()}
 
 
 def _residual_sd(values: Sequence[float]) -> float:
@@ -160,14 +100,14 @@ def _residual_sd(values: Sequence[float]) -> float:
     return math.sqrt(sum((y - intercept - slope * x) ** 2 for x, y in enumerate(values)) / (len(values) - 2))
 
 
-def _weights(straightness: float | None, steps: int) -> Literal["oscillate", "drift", "move on"] | None:
+def _weights(straightness: float | None, steps: int) -> str | None:
     """What the weights do in an epoch, judged against independent random steps."""
     if straightness is None:
         return None
     return "oscillate" if straightness < 1 / math.sqrt(steps) else "drift" if straightness < 0.5 else "move on"
 
 
-def valley(runs: Sequence[Mapping[str, Any]]) -> Valley | None:
+def valley(runs: Sequence[Mapping[str, Any]]) -> Facts | None:
     """What the losses along straight lines show, as ``measure_lines`` gives them for each run; None of no run.
 
     "with_drop" and "without" are the changes of the loss from the weights before the drop to those one epoch later,
@@ -177,27 +117,19 @@ def valley(runs: Sequence[Mapping[str, Any]]) -> Valley | None:
     """
     if not runs:
         return None
-
-    changes = {
-        name: [run[name][run["along"].index(1)] - run[name][run["along"].index(0)] for run in runs]
-        for name in ("with", "without")
-    }
-
-    def inside(at: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
-        """The losses between 0 and 1, and those at 0 and 1."""
-        part = list(zip(at, losses, strict=True))
-        return [loss for x, loss in part if 0 < x < 1], [loss for x, loss in part if x in (0, 1)]
-
-    steps = [inside(run["across"], losses) for run in runs for losses in run["steps"]]
-    depths = [min(ends) - min(between) for between, ends in steps if min(between) < min(ends)]
-    ways = [(inside(run["along"], run["with"]), inside(run["along"], run["without"])) for run in runs]
+    with_drop = [_ends_and_between(run["along"], run["with"]) for run in runs]
+    without = [_ends_and_between(run["along"], run["without"]) for run in runs]
+    steps = [_ends_and_between(run["across"], losses) for run in runs for losses in run["steps"]]
+    depths = [min(ends) - min(between) for ends, between in steps if min(between) < min(ends)]
+    changes = [end - start for (start, end), _ in with_drop]
+    changes_without = [end - start for (start, end), _ in without]
     return {
         "images": runs[0]["images"],
-        "with_drop": mean_ci(changes["with"]),
-        "without": mean_ci(changes["without"]),
-        "effect": mean_ci([a - b for a, b in zip(changes["with"], changes["without"], strict=True)]),
-        "hills": sum(max(between) > max(ends) for (between, ends), _ in ways),
-        "dips": sum(min(between) < min(ends) for _, (between, ends) in ways),
+        "with_drop": mean_ci(changes),
+        "without": mean_ci(changes_without),
+        "effect": mean_ci([a - b for a, b in zip(changes, changes_without, strict=True)]),
+        "hills": sum(max(between) > max(ends) for ends, between in with_drop),
+        "dips": sum(min(between) < min(ends) for ends, between in without),
         "num_runs": len(runs),
         "crossing": len(depths),
         "num_steps": len(steps),
@@ -205,7 +137,13 @@ def valley(runs: Sequence[Mapping[str, Any]]) -> Valley | None:
     }
 
 
-def gap(runs: Sequence[Mapping[str, float]]) -> Gap:
+def _ends_and_between(at: Sequence[float], losses: Sequence[float]) -> tuple[list[float], list[float]]:
+    """The losses at 0 and at 1, and those between."""
+    places = list(zip(at, losses, strict=True))
+    return [loss for x, loss in places if x in (0, 1)], [loss for x, loss in places if 0 < x < 1]
+
+
+def gap(runs: Sequence[Mapping[str, float]]) -> Facts:
     """Takes the gap between training and test accuracy apart.
 
     Args:
@@ -213,11 +151,16 @@ def gap(runs: Sequence[Mapping[str, float]]) -> Gap:
             epoch, each batch scored before learning from it; on the training subset "batch_norm" (augmented, train
             mode: batch statistics), "augmented" (augmented, eval mode) and "probe" (not augmented, eval mode); and
             "test". What one run lacks is left out of all.
+
+    Returns the mean "accuracies" by their names, and the "steps" between them: each a "change", and as "parts" the
+    entries of GAP that it brings in.
     """
     names = [name for name in GAP if all(name in run for run in runs)]
-    steps: list[GapStep] = []
-    for start, end in itertools.pairwise(names):
-        change = mean_ci([run[end] - run[start] for run in runs])
-        parts = GAP[GAP.index(start) + 1 : GAP.index(end) + 1]
-        steps.append({"parts": parts, "change": change})
+    steps = [
+        {
+            "parts": GAP[GAP.index(start) + 1 : GAP.index(end) + 1],
+            "change": mean_ci([run[end] - run[start] for run in runs]),
+        }
+        for start, end in itertools.pairwise(names)
+    ]
     return {"accuracies": {name: statistics.mean(run[name] for run in runs) for name in names}, "steps": steps}

@@ -1,9 +1,9 @@
 """What the report measures of a run's weights, beyond what the run itself has recorded."""
 
 import contextlib
+import itertools
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,12 +14,14 @@ from torch.nn.utils import vector_to_parameters
 
 from analysis.classifier_findings import epoch_of_drop
 from analysis.files import read_json, write_json
+from analysis.runs import Run
 from datamodules import CIFAR10DataModule
-from datamodules.augmentation import PADDING, crop_and_flip, normalize
+from datamodules.augmentation import crop_and_flip, normalize
+from datamodules.batches import TrainBatches
 from datamodules.cifar10 import TRAIN_SUBSET
 from lit_models import ResNet20
 
-LINE_IMAGES, LINE_STEPS = 2_000, 4
+LINE_IMAGES, LINE_STEPS, NOISE_BATCHES = 2_000, 4, 40
 ALONG = (-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25)  # 0: the weights before the drop, 1: those one epoch later
 ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: after it
 
@@ -27,35 +29,32 @@ Images = tuple[Tensor, Tensor]  # (N, 32, 32, 3) uint8, (N,) int64 labels
 
 
 def measured(
-    what: Literal["gap", "noise", "lines"],
-    data_root: str,
-    path: Path,
-    summary: Mapping[str, Any],
-    without: tuple[Path, Mapping[str, Any]] | None = None,
+    what: Literal["gap", "noise", "lines"], data_root: str, run: Run, without: Run | None = None
 ) -> dict[str, Any]:
-    """What is measured here of the run in ``path``, once, into its gap.json, ...; {} where it cannot be.
+    """What is measured here of the run, once, into its gap.json, ...; {} where it cannot be.
 
     See ``measure_gap``, of the final weights; ``measure_noise``, of those before the learning-rate drop; and
     ``measure_lines``, of those and the ones an epoch later, with the drop and in the run ``without`` it. Each needs the
     runs' checkpoints of then, the images, and an epoch that ended with images of 32 pixels throughout.
     """
-    kept_in, epochs, at = path / f"{what}.json", summary["epochs"], epoch_of_drop(summary["epochs"]) or 0
-    wanted = [(path, summary, len(epochs) if what == "gap" else at)]
+    kept_in, epochs = run.path / f"{what}.json", run.summary["epochs"]
+    at = epoch_of_drop(epochs) or 0
+    wanted = [(run, len(epochs) if what == "gap" else at)]
     end = {name: epochs[-1][name] for name in ("epoch", "train_loss")}  # a run may be extended after it was measured
     if without:
-        wanted += [(path, summary, at + 1), (*without, at + 1)]
-        end["train_loss_without"] = without[1]["epochs"][at]["train_loss"]
+        wanted += [(run, at + 1), (without, at + 1)]
+        end["train_loss_without"] = without.summary["epochs"][at]["train_loss"]
     with contextlib.suppress(OSError, ValueError):
         kept = read_json(kept_in)
         if isinstance(kept, dict) and kept.items() >= end.items():
             return kept
     nets = [network(*one) for one in wanted]
-    images = None if None in nets else training_images(summary, data_root)
+    images = None if None in nets else training_images(run.summary, data_root)
     if images is None:
         return {}
     measures: dict[str, Callable[..., dict[str, Any]]]
     measures = {"gap": measure_gap, "noise": measure_noise, "lines": measure_lines}
-    found = end | measures[what](*nets, images, summary["settings"])
+    found = end | measures[what](*nets, images, run.summary["settings"])
     with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
         write_json(kept_in, found)
     return found
@@ -64,22 +63,23 @@ def measured(
 def is_at_full_size(summary: Mapping[str, Any], epoch: int) -> bool:
     """Whether all training images of the run's epoch at this index had 32 pixels, as "image_sizes" has it."""
     sizes = summary["settings"].get("image_sizes") or {}  # {from this fraction of the training on: pixels}
+    steps = sorted(({0.0: 32} | {float(start): pixels for start, pixels in sizes.items()}).items())
+    stops = [start for start, _ in steps[1:]] + [1.0]
     begin, end = epoch / len(summary["epochs"]), (epoch + 1) / len(summary["epochs"])
-    steps = sorted((float(start), pixels) for start, pixels in sizes.items())
-    at_begin = [pixels for start, pixels in steps if start <= begin][-1:]
-    return all(pixels == 32 for pixels in (*at_begin, *(p for start, p in steps if begin < start < end)))
+    in_epoch = [size for (start, size), stop in zip(steps, stops, strict=True) if start < end and begin < stop]
+    return set(in_epoch) == {32}
 
 
-def network(path: Path, summary: Mapping[str, Any], done: int) -> ResNet20 | None:
-    """The network of the run in ``path`` after so many of its epochs, the last of them with images of 32 pixels.
+def network(run: Run, done: int) -> ResNet20 | None:
+    """The network of the run after so many of its epochs, the last of them with images of 32 pixels.
 
     None without a valid checkpoint of then.
     """
-    epochs = summary["epochs"]
-    if not done or not is_at_full_size(summary, done - 1):
+    epochs = run.summary["epochs"]
+    if not done or not is_at_full_size(run.summary, done - 1):
         return None
     name = "last" if done == len(epochs) else f"end_of_epoch{epochs[done - 1]['epoch']}"
-    file = path / "checkpoints" / f"{name}.ckpt"
+    file = run.path / "checkpoints" / f"{name}.ckpt"
     try:
         with zipfile.ZipFile(file) as archive:
             is_broken = archive.testzip() is not None  # torch.load looks at no checksums
@@ -95,34 +95,32 @@ def network(path: Path, summary: Mapping[str, Any], done: int) -> ResNet20 | Non
 
 def training_images(summary: Mapping[str, Any], data_root: str) -> Images | None:
     """What the run was trained on, without the images that it held out; None where they are not at hand."""
-    settings = summary["settings"]
+    settings, dataset = summary["settings"], summary["data"]
+    data = CIFAR10DataModule(data_root, settings["batch_size"], settings["val_size"], download=False, dataset=dataset)
     try:
-        data = CIFAR10DataModule(data_root, settings["batch_size"], download=False, dataset=summary["data"])
         data.prepare_data()
         data.setup()
     except (OSError, MisconfigurationException):
         return None
-    images, labels = data.train
-    kept = len(labels) - settings["val_size"]
-    return images[:kept], labels[:kept]
+    batches = data.train_dataloader()
+    return batches.images, batches.labels
 
 
-def augmented(images: Tensor, max_shift: int, generator: torch.Generator) -> Tensor:
-    """(N, 32, 32, 3) uint8 images, each shifted by up to ``max_shift`` pixels and flipped or not, at random."""
-    shift = PADDING + torch.randint(-max_shift, max_shift + 1, (len(images), 2), generator=generator)
-    return crop_and_flip(images, shift, torch.randint(2, (len(images),), generator=generator).bool())
+def training_batches(data: Images, settings: Mapping[str, Any]) -> Iterator[Images]:
+    """An epoch as in training: the images shuffled, cropped, flipped and normalized."""
+    batches = TrainBatches(*data, settings["batch_size"], seed=0, max_shift=settings["max_shift"])
+    for images, labels, shift, flip in batches:
+        yield normalize(crop_and_flip(images, shift, flip)), labels
 
 
 def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dict[str, float]:
     """Accuracies on the training subset, augmented: in train mode ("batch_norm") and in eval mode ("augmented")."""
-    images, labels = (part[:TRAIN_SUBSET] for part in data)
-    generator = torch.Generator().manual_seed(0)
-    batches = augmented(images, settings["max_shift"], generator).split(settings["batch_size"])
+    subset = (data[0][:TRAIN_SUBSET], data[1][:TRAIN_SUBSET])
 
     @torch.inference_mode()
     def accuracy() -> float:
-        predicted = torch.cat([net(normalize(batch)).argmax(1) for batch in batches])
-        return float((predicted == labels).float().mean())
+        batches = training_batches(subset, settings)
+        return float(torch.cat([net(images).argmax(1) == labels for images, labels in batches]).float().mean())
 
     net.eval()
     in_eval_mode = accuracy()
@@ -133,10 +131,8 @@ def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dic
 def gradients(net: ResNet20, data: Images, settings: Mapping[str, Any], most: int) -> Iterator[Tensor]:
     """(P,) of the training loss at the network's weights of then, of up to ``most`` batches of an epoch."""
     net.train()
-    generator = torch.Generator().manual_seed(0)
-    for index in torch.randperm(len(data[1]), generator=generator).split(settings["batch_size"])[:most]:
-        logits = net(normalize(augmented(data[0][index], settings["max_shift"], generator)))
-        loss = F.cross_entropy(logits, data[1][index])
+    for images, labels in itertools.islice(training_batches(data, settings), most):
+        loss = F.cross_entropy(net(images), labels)
         yield flat(torch.autograd.grad(loss, list(net.parameters())))
 
 
@@ -145,18 +141,17 @@ def flat(parts: Iterable[Tensor]) -> Tensor:
     return torch.cat([part.reshape(-1) for part in parts])
 
 
-def measure_noise(net: ResNet20, data: Images, settings: Mapping[str, Any], most: int = 40) -> dict[str, float]:
+def measure_noise(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dict[str, float]:
     """The gradient-noise fraction of a training batch: how much of its squared norm other batches do not share.
 
     Of n batches' gradients g_i at the same weights, (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared
     norm of the gradient of all images without bias; the rest of mean |g_i|^2 is noise. {} of a single batch.
     """
-    n, total, squared = 0, torch.zeros(()), torch.zeros(())
-    for gradient in gradients(net, data, settings, most):
-        n, total, squared = n + 1, total + gradient, squared + gradient.square().sum()
+    each = torch.stack(list(gradients(net, data, settings, NOISE_BATCHES)))
+    n, squared = len(each), each.square().sum()
     if n < 2:
         return {}
-    of_all = (total.square().sum() - squared) / (n * (n - 1))
+    of_all = (each.sum(0).square().sum() - squared) / (n * (n - 1))
     return {"noise": float(1 - of_all / (squared / n))}
 
 

@@ -7,11 +7,11 @@ from itertools import cycle
 from typing import Any
 
 import numpy as np
-from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.drawing import COLORS, GREY, ORANGE, pixels_of, use_log_scale
+from analysis.curve_figures import draw_problem
+from analysis.drawing import COLORS, ORANGE, pixels_of, use_log_scale
 
 DURATION, LAST_DURATION = 140, 4000  # of a frame, in milliseconds
 
@@ -38,14 +38,21 @@ def _frames(growth: Mapping[str, Any]) -> Iterator[np.ndarray]:
     counts = list({round(10 * math.log10(epochs)): epochs for _, epochs in sorted(fits, key=lambda k: k[1])}.values())
     figure = Figure(figsize=(7.2, 4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
-    _draw_problem(left, growth)
+    draw_problem(left, growth["x"], growth["truth"], (growth["points"]["x"], growth["points"]["y"]))
+    left.set(xlabel="x", ylabel="y")
     lines = []
     for lr, color in zip(lrs, cycle(color for color in COLORS if color != ORANGE), strict=False):
         errors = [fits[lr, epochs]["true_mse"] or math.nan for epochs in counts]  # None where it diverged
         (curve,) = left.plot([], [], color=color, linewidth=2.2, label=f"fit, learning rate {lr:g}")
         (line,) = right.plot(counts, errors, "-o", color=color, markevery=[-1])
         lines.append((lr, errors, curve, line))
-    _scale_errors(right, growth)
+    if positive := [fit["true_mse"] for fit in growth["fits"] if fit["true_mse"]]:
+        lowest, constant = min(positive), np.var(growth["points"]["y"])
+        # Far above the error of a constant there is nothing to see but how poor the fit is.
+        right.set_ylim(0.7 * lowest, min(1.4 * max(positive), 3 * max(constant, lowest)))
+        use_log_scale(right)
+    right.set_xlabel("epochs")
+    right.grid(alpha=0.3)
     figure.legend(loc="outside lower center", ncols=3)
     for i, epochs in enumerate(counts):
         left.set_title(f"{epochs:,} epoch{'s' if epochs > 1 else ''}", loc="left", fontsize=14)
@@ -58,21 +65,3 @@ def _frames(growth: Mapping[str, Any]) -> Iterator[np.ndarray]:
         right.set_title(f"MSE against f{shown}", loc="left")
         yield pixels_of(figure)
         figure.set_layout_engine("none")  # nothing moves after the first frame
-
-
-def _draw_problem(axes: Axes, growth: Mapping[str, Any]) -> None:
-    points = growth["points"]
-    axes.plot(points["x"], points["y"], ".", color=GREY, alpha=0.5, markersize=5, label="training points")
-    axes.plot(growth["x"], growth["truth"], "--", color=ORANGE, linewidth=1.8, label="ground truth f(x)")
-    axes.set(ylim=axes.get_ylim(), xlabel="x", ylabel="y")  # however far the fits go
-    axes.grid(alpha=0.3)
-
-
-def _scale_errors(axes: Axes, growth: Mapping[str, Any]) -> None:
-    axes.set_xlabel("epochs")
-    axes.grid(alpha=0.3)
-    if positive := [fit["true_mse"] for fit in growth["fits"] if fit["true_mse"]]:
-        lowest, constant = min(positive), np.var(growth["points"]["y"])
-        # Far above the error of a constant there is nothing to see but how poor the fit is.
-        axes.set_ylim(0.7 * lowest, min(1.4 * max(positive), 3 * max(constant, lowest)))
-        use_log_scale(axes)

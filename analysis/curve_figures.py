@@ -1,15 +1,14 @@
 """The figures of the curve fits."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from numpy.typing import ArrayLike
 
-from analysis.curve_findings import CurveRow
 from analysis.drawing import BLUE, COLORS, GREY, ORANGE, pixels_of, use_log_scale
-from analysis.statistics import Quartiles
 
 LINE_STYLES = ("-", "--", ":")  # for more lines than there are colors
 CARDS = 10  # of one tag TensorBoard shows no more, but a random choice
@@ -36,15 +35,10 @@ def curves_figure(
     size = (7, 4.2 * rows + 0.9) if columns == 1 else (3.6 * columns + 1, 3.2 * rows + 0.9)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    low, high = min(truth.min(), points[1].min()), max(truth.max(), points[1].max())
-    margin = 0.08 * (high - low) or 1.0
-    grid[0, 0].set_ylim(low - margin, high + margin)  # of all panels, which share it
     for axes, (title, curves) in zip(grid.flat, panels, strict=False):
-        axes.plot(*points, ".", color=GREY, alpha=0.5, markersize=4, label="training points")
-        axes.plot(x, truth, "--", color=ORANGE, linewidth=1.8, label="ground truth f(x)")
+        draw_problem(axes, x, truth, points)
         _draw_fits(axes, x, curves)
         axes.set_title(title, fontsize=10)
-        axes.grid(alpha=0.3)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
     for axes in grid[-1]:
@@ -55,6 +49,17 @@ def curves_figure(
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, fontsize=9)
     figure.suptitle(f"f(x) = {function if len(function) <= 70 else function[:67] + '...'}", fontsize=11)
     return figure
+
+
+def draw_problem(
+    axes: Axes, x: ArrayLike, truth: ArrayLike, points: tuple[ArrayLike, ArrayLike], color: str = ORANGE
+) -> None:
+    """Draws the training points and the ground truth, in ``color``; the axes stay theirs, however far off a fit is."""
+    axes.plot(*points, ".", color=GREY, alpha=0.5, markersize=4, label="training points")
+    axes.plot(x, truth, "--", color=color, linewidth=1.8, label="ground truth f(x)")
+    axes.margins(y=0.08)
+    axes.set_ylim(axes.get_ylim())
+    axes.grid(alpha=0.3)
 
 
 def _draw_fits(axes: Axes, x: np.ndarray, curves: np.ndarray) -> None:
@@ -87,14 +92,13 @@ def curve_cards(growth: Mapping[str, Any], reported: Iterable[int]) -> Iterator[
 
     figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
     axes = figure.subplots()
-    axes.plot(growth["points"]["x"], growth["points"]["y"], ".", color=GREY, alpha=0.5, markersize=3, label="points")
-    axes.plot(growth["x"], growth["truth"], "k--", linewidth=1, label="f(x)")
-    axes.set_ylim(axes.get_ylim())  # however far off a fit is
+    points = (growth["points"]["x"], growth["points"]["y"])
+    draw_problem(axes, growth["x"], growth["truth"], points, color="black")
     axes.tick_params(labelsize=7)
-    axes.grid(alpha=0.3)
     lrs = dict.fromkeys(lr for lr, _ in fits)
-    lines = {lr: axes.plot([], [], label=f"lr {lr:g}", **_style(i))[0] for i, lr in enumerate(lrs)}
-    figure.legend(handles=axes.lines[:MOST_LABELS], loc="outside right upper", fontsize=7, handlelength=1.2)
+    lines = {lr: axes.plot([], [], **_style(i))[0] for i, lr in enumerate(lrs)}
+    labels = ["points", "f(x)", *(f"lr {lr:g}" for lr in lrs)][:MOST_LABELS]
+    figure.legend(axes.lines[:MOST_LABELS], labels, loc="outside right upper", fontsize=7, handlelength=1.2)
     for epochs in sorted(shown):
         for lr, line in lines.items():
             y = fits[lr, epochs]  # empty where it diverged
@@ -110,7 +114,7 @@ def _style(i: int) -> dict[str, Any]:
     return {"color": COLORS[i % len(COLORS)], "linestyle": LINE_STYLES[i // len(COLORS) % len(LINE_STYLES)]}
 
 
-def errors_figure(rows: Sequence[CurveRow], noise_variance: float | None = None) -> Figure:
+def errors_figure(rows: Sequence[Mapping[str, Any]], noise_variance: float | None = None) -> Figure:
     """Training MSE and MSE against the noise-free f over epochs, log-log, a color for each learning rate.
 
     Args:
@@ -131,7 +135,9 @@ def errors_figure(rows: Sequence[CurveRow], noise_variance: float | None = None)
     right.set_title("MSE against the noise-free f", fontsize=9)
     left.set_ylabel("mean squared error [y²]")
     for axes in (left, right):
-        _use_log_scale_if_positive(axes)
+        # The smallest x and y above 0 that are drawn; infinite where all diverged or is 0, which has no logarithm.
+        if np.isfinite(axes.dataLim.minpos).all():
+            use_log_scale(axes)
         axes.set_xlabel("epochs")
         axes.grid(alpha=0.3)
         axes.tick_params(labelsize=7)
@@ -140,24 +146,12 @@ def errors_figure(rows: Sequence[CurveRow], noise_variance: float | None = None)
     return figure
 
 
-def _draw_line(axes: Axes, rows: Sequence[CurveRow], metric: Literal["train_mse", "true_mse"], i: int) -> None:
+def _draw_line(axes: Axes, rows: Sequence[Mapping[str, Any]], metric: str, i: int) -> None:
     """The i-th learning rate's line, which ends where it diverged."""
-    epochs, values = [row["epochs"] for row in rows], [row[metric] for row in rows]
-    middle, low, high = (_numbers(values, name) for name in ("median", "q25", "q75"))
-    style = _style(i)
+    values = np.array([[row[metric][name] for name in ("median", "q25", "q75")] for row in rows], dtype=float)
+    middle, low, high = np.where(np.isfinite(values), values, np.nan).T
+    epochs, style = [row["epochs"] for row in rows], _style(i)
     label = f"learning rate {rows[0]['lr']:g}" + ("" if np.isfinite(middle[-1]) else " (diverged)")
     axes.plot(epochs, middle, marker="o", markersize=2.5, label=label, **style)
     if (low != high).any():
         axes.fill_between(epochs, low, high, color=style["color"], alpha=0.2, linewidth=0)
-
-
-def _numbers(values: Sequence[Quartiles], name: Literal["median", "q25", "q75"]) -> np.ndarray:
-    """(T,) float64, nan for what is None or infinite."""
-    numbers = np.array([value[name] for value in values], dtype=float)
-    return np.where(np.isfinite(numbers), numbers, np.nan)
-
-
-def _use_log_scale_if_positive(axes: Axes) -> None:
-    """All diverged, or every error is 0: these have no logarithm."""
-    if np.isfinite(axes.dataLim.minpos).all():  # the smallest positive x and y drawn; infinite without any
-        use_log_scale(axes)

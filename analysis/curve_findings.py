@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypedDict
+from typing import Any
 
 import numpy as np
 
@@ -11,41 +11,10 @@ from analysis.statistics import Quartiles, median_ci, medians, quartiles
 METRICS = ("train_mse", "true_mse", "true_max_abs_error", "r2")
 
 
-class CurveRow(TypedDict):
-    """The results of one learning rate and epoch count over the seeds."""
-
-    lr: float
-    epochs: int
-    train_mse: Quartiles
-    true_mse: Quartiles
-    true_max_abs_error: Quartiles
-    r2: Quartiles
-
-
-class MoreTraining(TypedDict, total=False):
-    """The error at the last epoch count against that at the best; what does not apply is left out."""
-
-    best_epochs: int
-    last_epochs: int
-    verdict: Literal["hurts", "helps", "no evidence", "one seed", "exact", "diverged"]
-    ratio: float
-    low: float
-    high: float
-    coverage: float
-    diverged: int
-
-
-class EarlyStopping(TypedDict):
-    """The best epoch count, and the one that a held-out sample chooses, each with its MSE against the noise-free f."""
-
-    best_epochs: int
-    best_true_mse: float
-    held_out_epochs: int
-    held_out_true_mse: float
-
-
-def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> list[CurveRow]:
-    """Quartiles over the seeds of every metric, for each learning rate and epoch count, in this order.
+def spread_over_seeds(
+    lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]
+) -> list[dict[str, Any]]:
+    """For each learning rate and epoch count, in this order, {"lr", "epochs", metric: ``Quartiles`` over the seeds}.
 
     Args:
         lrs: L learning rates.
@@ -57,14 +26,7 @@ def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[
         return quartiles(values[name][t, i], worst=-math.inf if name == "r2" else math.inf)
 
     return [
-        {
-            "lr": lr,
-            "epochs": int(count),
-            "train_mse": spread("train_mse", t, i),
-            "true_mse": spread("true_mse", t, i),
-            "true_max_abs_error": spread("true_max_abs_error", t, i),
-            "r2": spread("r2", t, i),
-        }
+        {"lr": lr, "epochs": int(count), **{name: spread(name, t, i) for name in METRICS}}
         for i, lr in enumerate(lrs)
         for t, count in enumerate(epochs)
     ]
@@ -75,53 +37,45 @@ def best_epochs(epochs: np.ndarray, error: np.ndarray) -> int:
     return int(epochs[medians(error).argmin()])
 
 
-def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> MoreTraining:
+def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
     """Compares the error (T, S) at the last epoch count with that at the best, for one learning rate.
 
     For each seed the best epoch count is the one that the *other* seeds would choose, so that picking the minimum of a
     noisy curve does not by itself look like harm. Gives the ratio's median over the seeds, a confidence interval for
     it, and a verdict: "hurts", "helps" (lowest at the end), "no evidence", "one seed", "exact" (an error of 0, to which
-    nothing has a ratio), or "diverged" (at least one seed did).
+    nothing has a ratio), or "diverged" (at least one seed did). What does not apply is left out.
     """
-    S = true_mse.shape[1]
-    best, last = best_epochs(epochs, true_mse), int(epochs[-1])
+    S, best, last = true_mse.shape[1], best_epochs(epochs, true_mse), int(epochs[-1])
+    found = {"best_epochs": best, "last_epochs": last}
     is_finite = np.isfinite(true_mse)
     if not is_finite.all():
-        diverged = int((~is_finite).any(0).sum())
-        return {"best_epochs": best, "last_epochs": last, "verdict": "diverged", "diverged": diverged}
+        return found | {"verdict": "diverged", "diverged": int((~is_finite).any(0).sum())}
     if (true_mse == 0).any():
-        return {"best_epochs": best, "last_epochs": last, "verdict": "exact"}
+        return found | {"verdict": "exact"}
+    if S == 1 and best == last:
+        return found | {"verdict": "helps"}
     if S == 1:
-        if best == last:
-            return {"best_epochs": best, "last_epochs": last, "verdict": "helps"}
-        ratio = float(true_mse[-1, 0] / true_mse[epochs == best, 0][0])
-        return {"best_epochs": best, "last_epochs": last, "verdict": "one seed", "ratio": ratio}
+        return found | {"verdict": "one seed", "ratio": float(true_mse[-1, 0] / true_mse.min())}
     chosen = [medians(np.delete(true_mse, s, axis=1)).argmin() for s in range(S)]
     ratios = true_mse[-1] / true_mse[chosen, np.arange(S)]
     low, high, coverage = median_ci(ratios)
-    return {
-        "best_epochs": best,
-        "last_epochs": last,
-        "ratio": float(np.median(ratios)),
-        "low": low,
-        "high": high,
-        "coverage": coverage,
-        "verdict": "helps" if best == last else "hurts" if low > 1 and coverage >= 0.95 else "no evidence",
-    }
+    verdict = "helps" if best == last else "hurts" if low > 1 and coverage >= 0.95 else "no evidence"
+    interval = {"low": low, "high": high, "coverage": coverage}
+    return found | {"ratio": float(np.median(ratios)), **interval, "verdict": verdict}
 
 
-def early_stopping(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.ndarray) -> EarlyStopping:
+def early_stopping(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.ndarray) -> dict[str, Any]:
     """The best epoch count by the error itself, and by a held-out noisy sample, all that one has when f is unknown.
 
     Both arrays are (T, S). The best epoch count is that of the median over the seeds. A held-out sample chooses for its
-    own seed alone; given are the medians of the epoch counts that the seeds choose, and of their errors there.
+    own seed alone; given are the medians of the epoch counts that the seeds choose, and of their errors there. Each
+    epoch count comes with its MSE against the noise-free f.
     """
-    best, median = best_epochs(epochs, true_mse), medians(true_mse)
     chosen = np.where(np.isfinite(held_out_mse), held_out_mse, math.inf).argmin(0)
     error_there = np.take_along_axis(true_mse, chosen[None], axis=0)
     return {
-        "best_epochs": best,
-        "best_true_mse": float(median[epochs == best][0]),
+        "best_epochs": best_epochs(epochs, true_mse),
+        "best_true_mse": float(medians(true_mse).min()),
         "held_out_epochs": int(np.quantile(epochs[chosen], 0.5, method="nearest")),
         "held_out_true_mse": float(medians(error_there)[0]),
     }

@@ -55,16 +55,23 @@ def save_png(pixels: np.ndarray, path: Path) -> None:
 
 
 def images_grid(
-    images: Sequence[np.ndarray], titles: Sequence[str], cell: tuple[float, float], columns: int = 5
+    images: Sequence[np.ndarray],
+    titles: Sequence[str],
+    cell: tuple[float, float],
+    title: str = "",
+    columns: int = 5,
+    dpi: int = 220,
 ) -> Figure:
     """(H, W, 3) images side by side, each under its title; ``cell`` is the width and height of one, in inches."""
     columns = min(len(images), columns)
     rows = -(-len(images) // columns)
-    figure = Figure(figsize=(cell[0] * columns, cell[1] * rows + 0.4), dpi=110, layout="constrained")
+    figure = Figure(figsize=(cell[0] * columns, cell[1] * rows + 0.4), dpi=dpi, layout="constrained")
+    if title:
+        figure.suptitle(title, fontsize=9)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, image, title in zip(grid.flat, images, titles, strict=False):
+    for axes, image, text in zip(grid.flat, images, titles, strict=False):
         axes.imshow(image, interpolation="nearest")
-        axes.set_title(title, fontsize=8)
+        axes.set_title(text, fontsize=8)
     return figure

@@ -53,12 +53,7 @@ def write_json(path: Path, content: object, indent: int | None = 2) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file.
-
-    Raises:
-        OSError: it cannot be read.
-        ValueError: it is no JSON.
-    """
+    """The content of a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 

@@ -6,6 +6,7 @@ The sentences are in scripts/templates/findings.j2: a section's ``kind`` and ``f
 import contextlib
 import itertools
 import math
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,7 +14,7 @@ from typing import Any, Literal
 import altair as alt
 
 from analysis.charts import fits_chart, lines_chart, waterfall_chart
-from analysis.classifier_findings import GAP, Gap, Rows, gap, lr_changes, lr_drop, valley
+from analysis.classifier_findings import Rows, gap, lr_changes, lr_drop, valley
 from analysis.classifier_measurements import measured
 from analysis.files import read_json
 from analysis.runs import LENGTH, Run, distinct, drops_once, is_branch
@@ -26,7 +27,12 @@ GAP_COLUMNS = {
     "probe": "training subset, eval mode",
     "test": "test accuracy",
 }
-GAP_STEPS = ("", "final weights, train mode", "eval mode", "not augmented", "test images")  # to each of GAP
+GAP_STEPS = {  # to each of the accuracies from the one before it
+    "batch_norm": "final weights, train mode",
+    "augmented": "eval mode",
+    "probe": "not augmented",
+    "test": "test images",
+}
 MSE = "MSE against the noise-free f [y²]"
 
 
@@ -53,8 +59,10 @@ def number_ids(sections: Sequence[Section]) -> None:
     """Gives each section an id of its own: the first of a name keeps it, the others are numbered."""
     used: set[str] = set()
     for section in sections:
-        ids = itertools.chain([section.id], (f"{section.id}-{n}" for n in itertools.count(2)))
-        section.id = next(id for id in ids if id not in used)
+        name, n = section.id, 1
+        while section.id in used:
+            n += 1
+            section.id = f"{name}-{n}"
         used.add(section.id)
 
 
@@ -98,10 +106,7 @@ def epochs_section(run: Run) -> Section:
         }
         for row in rows
     ]
-    parts = [
-        {**part, "overfits": overfits([row for row in rows if row["lr"] == part["lr"]])}
-        for part in run.summary["more_training"]
-    ]
+    parts = [{**part, "overfits": overfits(rows, part["lr"])} for part in run.summary["more_training"]]
     charts = list(map(fits_chart, growths(run)))
     charts += mse_chart(run, "epochs", "training MSE, on the noisy points [y²]", "train_mse")
     charts += mse_chart(run, "epochs", MSE)
@@ -146,8 +151,9 @@ def mse_chart(
     return [lines_chart(points, name, title, log=True, band="quartiles", marks=marks)]
 
 
-def overfits(rows: Rows) -> bool:
+def overfits(rows: Rows, lr: float) -> bool:
     """Whether the median training MSE is lower at the last epoch count than at that of the lowest error."""
+    rows = [row for row in rows if row["lr"] == lr]
     best = min(rows, key=error_of)
     return finite(rows[-1]["train_mse"]["median"]) < finite(best["train_mse"]["median"])
 
@@ -239,7 +245,8 @@ def classifier_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
 
 def training_section(runs: Sequence[Run]) -> Section:
     """2: accuracy and loss over the epochs, means over runs that differ by their seeds only."""
-    measured_on, summary = runs[0].measured_on, runs[0].summary
+    summary = runs[0].summary
+    measured_on = summary["measured_on"]
     # A time limit ends runs of the same settings in different epochs.
     epochs = list(zip(*(run.summary["epochs"] for run in runs), strict=False))
     columns = {
@@ -271,25 +278,22 @@ def mean_line(epochs: Iterable[Rows], name: str, line: str, scale: float) -> lis
     for rows in epochs:
         values = [scale * row[name] for row in rows if row.get(name) is not None]
         if len(values) == len(rows):
-            shown = mean_ci(values)
-            band = (
-                {} if shown["sd"] is None else {"low": shown["mean"] - shown["sd"], "high": shown["mean"] + shown["sd"]}
-            )
-            found.append({"line": line, "x": rows[0]["epoch"], "y": shown["mean"], **band})
+            mean, sd = statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+            band = {} if sd is None else {"low": mean - sd, "high": mean + sd}
+            found.append({"line": line, "x": rows[0]["epoch"], "y": mean, **band})
     return found
 
 
 def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_root: str) -> Section:
     """2: what did the learning-rate drop do? ``pairs``: those of the runs that were continued without it, and how."""
     runs, others = [run for run, _ in pairs] or runs, [other for _, other in pairs]
-    noises = [measured("noise", data_root, run.path, run.summary).get("noise") for run in runs]
-    lines = [measured("lines", data_root, a.path, a.summary, (b.path, b.summary)) for a, b in pairs]
-    lines = [line for line in lines if line]
+    noises = [measured("noise", data_root, run) for run in runs]
+    lines = list(filter(None, (measured("lines", data_root, run, other) for run, other in pairs)))
     found = lr_drop(
         [run.summary["epochs"] for run in runs],
         [other.summary["epochs"] for other in others],
         runs[0].summary["train_batches"],
-        [noise for noise in noises if noise is not None],
+        [noise["noise"] for noise in noises if "noise" in noise],
     )
     columns = {
         "change at the drop [pp]": found["change"],
@@ -308,35 +312,31 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
         for run in part
         for row in run.summary["epochs"]
     ]
-    facts = {**found, "measured_on": runs[0].measured_on, "valley": valley(lines)}
-    charts = [lines_chart(points, "epoch", f"{runs[0].measured_on} accuracy [%]"), *valley_charts(lines)]
+    measured_on = runs[0].summary["measured_on"]
+    facts = {**found, "measured_on": measured_on, "valley": valley(lines)}
+    charts = [lines_chart(points, "epoch", f"{measured_on} accuracy [%]"), *valley_charts(lines)]
     return Section("drop", "drop", facts, table, charts)
 
 
 def valley_charts(lines: Sequence[Mapping[str, Any]]) -> list[alt.LayerChart]:
     """The training loss along straight lines between weights, of each seed."""
-    ways = [
-        {"line": f"{name} the drop", "run": f"seed {seed}", "x": x, "y": loss}
-        for seed, line in enumerate(lines)
-        for name in ("without", "with")
-        for x, loss in zip(line["along"], line[name], strict=True)
-    ]
-    steps = [
-        {"line": f"step {i + 1}", "run": f"seed {seed}", "x": x, "y": loss}
-        for seed, line in enumerate(lines)
-        for i, losses in enumerate(line["steps"])
-        for x, loss in zip(line["across"], losses, strict=True)
-    ]
-    loss = "training loss [nats]"
-    charts = [
-        (ways, "from the weights before the drop (0)\nto those one epoch later (1)"),
-        (steps, "single steps: from the weights before (0)\nto those after the step (1)"),
-    ]
-    return [
-        lines_chart(rows, title, loss, marks=[{"x": 0, "text": ""}, {"x": 1, "text": ""}])
-        for rows, title in charts
-        if rows
-    ]
+    ways = [{"without the drop": line["without"], "with the drop": line["with"]} for line in lines]
+    steps = [{f"step {i}": losses for i, losses in enumerate(line["steps"], start=1)} for line in lines]
+    charts = []
+    for at, losses_of_seeds, title in (
+        ("along", ways, "from the weights before the drop (0)\nto those one epoch later (1)"),
+        ("across", steps, "single steps: from the weights before (0)\nto those after the step (1)"),
+    ):
+        points = [
+            {"line": name, "run": f"seed {seed}", "x": x, "y": loss}
+            for seed, (line, losses_of_lines) in enumerate(zip(lines, losses_of_seeds, strict=True))
+            for name, losses in losses_of_lines.items()
+            for x, loss in zip(line[at], losses, strict=True)
+        ]
+        if points:
+            marks = [{"x": 0, "text": ""}, {"x": 1, "text": ""}]
+            charts.append(lines_chart(points, title, "training loss [nats]", marks=marks))
+    return charts
 
 
 def gap_section(runs: Sequence[Run], data_root: str) -> Section:
@@ -345,27 +345,27 @@ def gap_section(runs: Sequence[Run], data_root: str) -> Section:
     for run in runs:
         last = run.summary["epochs"][-1]
         known = {"epoch_average": last["train_acc"], "probe": last["probe_acc"], "test": run.summary["test_acc"]}
-        each.append(known | measured("gap", data_root, run.path, run.summary))
+        each.append(known | measured("gap", data_root, run))
     found = gap(each)
     table = [
         {"run": run.path.name, **{GAP_COLUMNS[name]: f"{100 * one[name]:.2f} %" for name in found["accuracies"]}}
         for run, one in zip(runs, each, strict=True)
     ]
-    return Section("gap", "gap", found, table, [waterfall_chart(waterfall(found))])
+    return Section("gap", "gap", found, table, [waterfall_chart(waterfall(found["accuracies"]))])
 
 
-def waterfall(found: Gap) -> list[dict[str, Any]]:
+def waterfall(accuracies: Mapping[str, float]) -> list[dict[str, Any]]:
     """From the training accuracy (epoch average) to the test accuracy, and the steps between them, in percent."""
-    values = [100 * value for value in found["accuracies"].values()]
-    rows = [
-        {"name": GAP_STEPS[GAP.index(step["parts"][-1])], "start": start, "end": end, "text": f"{end - start:+.1f} pp"}
-        for step, start, end in zip(found["steps"], values, values[1:], strict=False)
+    percent = {name: 100 * value for name, value in accuracies.items()}
+    bars = [
+        {"name": GAP_STEPS[name], "start": start, "end": end, "text": f"{end - start:+.1f} pp"}
+        for (_, start), (name, end) in itertools.pairwise(percent.items())
     ]
-    ends = [
+    first, last = (
         {"name": name, "start": value, "end": value, "text": f"{value:.1f} %"}
-        for name, value in (("training accuracy", values[0]), ("test accuracy", values[-1]))
-    ]
-    return [ends[0], *rows, ends[1]]
+        for name, value in (("training accuracy", percent["epoch_average"]), ("test accuracy", percent["test"]))
+    )
+    return [first, *bars, last]
 
 
 # Numbers
@@ -383,10 +383,9 @@ def error_of(row: Mapping[str, Any]) -> float:
 
 def spread(values: Sequence[float | None], percent: bool) -> str:
     """Mean ± standard deviation of those that are known."""
-    known = [value for value in values if value is not None]
+    scale, digits, unit = (100, 2, " %") if percent else (1, 3, "")
+    known = [scale * value for value in values if value is not None]
     if not known:
         return "-"
-    scale, digits = (100, 2) if percent else (1, 3)
-    shown = mean_ci([scale * value for value in known])
-    deviation = "" if shown["sd"] is None else f" ± {shown['sd']:.{digits}f}"
-    return f"{shown['mean']:.{digits}f}{deviation}{' %' if percent else ''}"
+    deviation = f" ± {statistics.stdev(known):.{digits}f}" if len(known) > 1 else ""
+    return f"{statistics.mean(known):.{digits}f}{deviation}{unit}"

@@ -34,11 +34,6 @@ class Run:
         """Of a curve fit."""
         return len({result["seed"] for result in self.summary["results"]})
 
-    @property
-    def measured_on(self) -> str:
-        """Of a classifier: "test" or "validation", which older summaries call "held-out"."""
-        return "test" if self.summary["measured_on"] == "test" else "validation"
-
     def settings(self, but: Collection[str] = ()) -> str:
         """What is comparable of the settings: all but the neutral ones and those of these names."""
         return comparable(self.summary["settings"], but)
@@ -77,10 +72,8 @@ def is_branch(run: Run, other: Run) -> bool:
     settings, its_settings = run.summary["settings"], other.summary["settings"]
     return (
         other.origin(but=LENGTH) == (run.settings(but=LENGTH), epoch_of_drop(rows))
-        and other.summary["seed"] == run.summary["seed"]
         and all(settings.get(name) == its_settings.get(name) for name in TRAINING)
-        and other.measured_on == run.measured_on
-        and other.summary.get("val_batches") == run.summary.get("val_batches")
+        and all(other.summary[name] == run.summary[name] for name in ("seed", "measured_on", "val_batches"))
         and len(its) == len(rows)
         and all(row["lr"] == rows[0]["lr"] and row["val_acc"] is not None for row in its)
     )

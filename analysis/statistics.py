@@ -44,15 +44,15 @@ def mean_ci(values: Sequence[float]) -> MeanCI:
     return {"values": list(values), "mean": mean, "sd": sd, "low": mean - half, "high": mean + half}
 
 
-def student_t(df: int, level: float = 0.95) -> float:
-    """The two-sided quantile of Student's t: t with P(|T| <= t) = ``level``, for ``df`` >= 1 degrees of freedom.
+def student_t(df: int) -> float:
+    """t with P(|T| <= t) = 0.95 for Student's T of ``df`` >= 1 degrees of freedom.
 
     P(|T| > t) is the regularized incomplete beta function I_x(df / 2, 1 / 2) at x = df / (df + t**2).
     """
     from mpmath import betainc, findroot
 
     def miss(t: float) -> float:
-        return betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) - (1 - level)
+        return betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) - 0.05
 
     return float(findroot(miss, (1.0, 20.0), solver="anderson"))  # from 1.96 for many degrees to 12.71 for one
 
@@ -65,9 +65,7 @@ def median_ci(values: np.ndarray, level: float = 0.95) -> tuple[float, float, fl
     does (at 95 %: n below 6).
     """
     n, ordered = len(values), np.sort(values)
-    tails = list(
-        itertools.accumulate(math.comb(n, i) for i in range(max(n // 2, 1)))
-    )  # 2**n P(Binomial < k), k = 1 ...
+    tails = itertools.accumulate(math.comb(n, i) for i in range(max(n // 2, 1)))  # 2**n P(Binomial < k), k = 1 ...
     coverage = [1 - 2 * tail / 2**n for tail in tails]
     k = max(1, sum(c >= level for c in coverage))  # coverage falls with k
     return float(ordered[k - 1]), float(ordered[n - k]), coverage[k - 1]

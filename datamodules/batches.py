@@ -14,14 +14,8 @@ class TrainBatches:
     Order and augmentation are a function of (seed, epoch, place in the epoch) alone: the same after a resume, and the
     same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image.
 
-    Args:
-        images, labels: (N, H, W, 3) uint8 and (N,) int64.
-        batch_size: images of a global batch; the last of an epoch may have fewer.
-        seed: of the order and the augmentation.
-        rank, world_size: of this process.
-        max_shift: pixels that an image is moved at most, 0 to 4.
-        alternate_flips: mirror each image in every second epoch instead of at random.
-        shuffle: False gives the images in their order.
+    Images are (N, H, W, 3) uint8, labels (N,) int64; the last batch of an epoch may be smaller. ``max_shift`` and
+    ``alternate_flips`` are as in CIFAR10DataModule; without ``shuffle`` the images come in their order.
     """
 
     def __init__(

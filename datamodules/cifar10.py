@@ -119,21 +119,13 @@ class CIFAR10DataModule(LightningDataModule):
             self.train, self.test = ((x.to(device), y.to(device)) for x, y in (self.train, self.test))
 
     def train_dataloader(self) -> TrainBatches:
-        images, labels = self.train
-        kept = len(labels) - self.val_size
-        rank, world_size = self._process
-        self.check_processes(world_size)
-        overfits = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        images, labels = (part[: len(part) - self.val_size] for part in self.train)
+        rank, size = self._process
+        self.check_processes(size)
+        # To overfit is to see the same batches, epoch by epoch.
+        shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         return TrainBatches(
-            images[:kept],
-            labels[:kept],
-            self.batch_size,
-            self.seed,
-            rank,
-            world_size,
-            max_shift=self.max_shift,
-            alternate_flips=self.alternate_flips,
-            shuffle=not overfits,  # the same batches, epoch by epoch
+            images, labels, self.batch_size, self.seed, rank, size, self.max_shift, self.alternate_flips, shuffle
         )
 
     def check_processes(self, world_size: int) -> None:

@@ -64,14 +64,14 @@ def download_cifar10(data_root: str | Path, mirrors: Sequence[str] = MIRRORS) ->
         with _locked(root / f"{ARCHIVE}.lock"):
             if (root / FOLDER).is_dir():  # placed by the process that this one waited for
                 return
-            by_hand = placed.exists()
-            if not by_hand:
+            archive = placed if placed.exists() else part
+            if archive is part:
                 _download(part, mirrors)
             elif wrong := _wrong(placed):
                 raise MisconfigurationException(
                     f"{placed} is not the CIFAR-10 archive: {wrong}; delete it, or {ELSEWHERE}"
                 )
-            _unpack(placed if by_hand else part, root)
+            _unpack(archive, root)
             part.unlink(missing_ok=True)
     except OSError as error:
         raise MisconfigurationException(

@@ -16,7 +16,7 @@ from datamodules.spelling import CONSTANTS, OF_ONE, OF_SEVERAL, corrected
 
 MAX_LENGTH = 1000  # characters: a longer text is a mistake or an attack, and parsing it could exhaust the stack
 NAMES = ["x", *CONSTANTS, *OF_ONE, *OF_SEVERAL]
-ARITHMETIC: dict[type, Callable[..., Tensor]] = {
+OPERATORS: dict[type, Callable[..., Tensor]] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
     ast.Mult: operator.mul,
@@ -26,8 +26,6 @@ ARITHMETIC: dict[type, Callable[..., Tensor]] = {
     ast.Pow: operator.pow,
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
-}
-COMPARISONS: dict[type, Callable[..., Tensor]] = {
     ast.Lt: operator.lt,
     ast.LtE: operator.le,
     ast.Gt: operator.gt,
@@ -126,18 +124,22 @@ def _value(node: ast.expr, x: Tensor) -> Tensor:
             return torch.tensor(float(value), dtype=torch.float64)
         case ast.Name(id="x"):
             return x
+        case ast.Name(id=name) if name in FUNCTIONS:
+            raise ExpressionError(f"{name} is a function: write {name}(x)")
         case ast.Name(id=name):
-            return _constant(name)
+            if name not in CONSTANTS:
+                raise _unknown(name, "the variable is x")
+            return torch.tensor(CONSTANTS[name], dtype=torch.float64)
         case ast.UnaryOp(op=ast.Not(), operand=a):
             return ~_condition(_value(a, x))
-        case ast.UnaryOp(op=op, operand=a) if type(op) in ARITHMETIC:
-            return ARITHMETIC[type(op)](_value(a, x).double())
-        case ast.BinOp(left=a, op=op, right=b) if type(op) in ARITHMETIC:
-            return ARITHMETIC[type(op)](_value(a, x).double(), _value(b, x).double())
-        case ast.Compare(left=a, ops=ops, comparators=others) if set(map(type, ops)) <= COMPARISONS.keys():
+        case ast.UnaryOp(op=op, operand=a) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](_value(a, x).double())
+        case ast.BinOp(left=a, op=op, right=b) if type(op) in OPERATORS:
+            return OPERATORS[type(op)](_value(a, x).double(), _value(b, x).double())
+        case ast.Compare(left=a, ops=ops, comparators=others) if set(map(type, ops)) <= OPERATORS.keys():
             values = [_value(part, x).double() for part in (a, *others)]
             pairs = zip(ops, values, values[1:], strict=False)
-            return reduce(torch.logical_and, [COMPARISONS[type(op)](v, w) for op, v, w in pairs])
+            return reduce(torch.logical_and, [OPERATORS[type(op)](v, w) for op, v, w in pairs])
         case ast.BoolOp(op=op, values=parts):
             join = torch.logical_and if isinstance(op, ast.And) else torch.logical_or
             return reduce(join, [_condition(_value(part, x)) for part in parts])
@@ -152,21 +154,11 @@ def _value(node: ast.expr, x: Tensor) -> Tensor:
     raise ExpressionError(f"{ast.unparse(node)[:40]!r} is more than arithmetic, comparisons and the known functions")
 
 
-def _constant(name: str) -> Tensor:
-    if name in FUNCTIONS:
-        raise ExpressionError(f"{name} is a function: write {name}(x)")
-    if name not in CONSTANTS:
-        raise _unknown(name, "the variable is x")
-    return torch.tensor(CONSTANTS[name], dtype=torch.float64)
-
-
 def _call(name: str, args: list[Tensor]) -> Tensor:
+    if name not in FUNCTIONS and name in NAMES:
+        raise ExpressionError(f"{name} is a number, not a function")
     if name not in FUNCTIONS:
-        raise (
-            ExpressionError(f"{name} is a number, not a function")
-            if name in NAMES
-            else _unknown(name, f"the functions are {' '.join(FUNCTIONS)}")
-        )
+        raise _unknown(name, f"the functions are {' '.join(FUNCTIONS)}")
     function, least, most = FUNCTIONS[name]
     if not least <= len(args) <= most:
         wanted = f"{least}" if least == most else f"{least} or 2" if most == 2 else f"{least} or more"

@@ -16,6 +16,7 @@ from PIL import ExifTags, Image, ImageFile, ImageOps, UnidentifiedImageError
 from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
+SIZE = 32
 LARGE = 2048  # pixels a side: of more than four times its square only some are kept
 MAX_BYTES, MAX_PIXELS, MAX_JPEG_PIXELS = 1 << 30, 1 << 27, 1 << 28
 Turn = Image.Transpose
@@ -81,8 +82,8 @@ def read_pictures(name: str) -> Iterator[tuple[Path, Tensor | str]]:
         yield Path(name), f"{count} ({kinds})"
 
 
-def read_picture(path: Path, size: int = 32) -> Tensor:
-    """(size, size, 3) uint8: rotated as its EXIF says, white where transparent, the central square, resized.
+def read_picture(path: Path) -> Tensor:
+    """(32, 32, 3) uint8: rotated as its EXIF says, white where transparent, the central square, resized.
 
     A picture that has this size already is not resampled. One of over 16 million pixels is shrunk while it is decoded,
     or only some of its pixels are used. None takes more than about 3 GB of memory.
@@ -100,7 +101,7 @@ def read_picture(path: Path, size: int = 32) -> Tensor:
             if status.st_size > MAX_BYTES:
                 raise ValueError(f"it is larger than {MAX_BYTES >> 30} GB")
             with open(path, "rb") as file:
-                return torch.from_numpy(np.array(_square(_open(file), size)))
+                return torch.from_numpy(np.array(_square(_open(file))))
     except FileNotFoundError:
         raise ValueError("there is no such file") from None
     except UnidentifiedImageError:
@@ -138,12 +139,12 @@ def _open(file: BinaryIO) -> ImageFile.ImageFile:
     return image
 
 
-def _square(file: ImageFile.ImageFile, size: int) -> Image.Image:
+def _square(file: ImageFile.ImageFile) -> Image.Image:
     image = _to_rgb(_fewer_pixels(file))
-    if image.size != (size, size):
+    if image.size != (SIZE, SIZE):
         # BOX is the mean of the pixels that a new one covers, and restores a picture that was enlarged by repetition.
-        shrinks = min(image.size) >= size
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+        shrinks = min(image.size) >= SIZE
+        image = ImageOps.fit(image, (SIZE, SIZE), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
     with suppress(Exception):  # not rotated, if the orientation cannot be read
         # ImageOps.exif_transpose reads and writes all fields, and stumbles over any that is malformed.
         image = image.transpose(TURNS[file.getexif()[ExifTags.Base.Orientation]])

@@ -253,16 +253,12 @@ def _may_go_on(tokens: list[str], factor: str) -> bool:
 
 def _opening(tokens: list[str], end: int) -> int:
     """Where the number, name, group or call begins that ends there."""
-    depth, start = 0, end
-    for start in range(end, -1, -1):
-        depth += (tokens[start] == ")") - (tokens[start] == "(")
-        if depth == 0:
-            break
+    start = end - _closing(tokens[end::-1])
     return start - (tokens[start] == "(" and start > 0 and tokens[start - 1].isidentifier())
 
 
 def _closing(tokens: list[str]) -> int:
-    """Where the bracket closes that is the first token, or the last one."""
+    """Where the bracket closes that is the first token, or the last one; of tokens in reverse, where it opens."""
     depth = 0
     for i, token in enumerate(tokens):
         depth += (token == "(") - (token == ")")

@@ -1,8 +1,8 @@
 """The built-in stand-in for CIFAR-10: pictures of ten shapes, for machines where CIFAR-10 is not at hand.
 
-Nearly everything but the shape is a nuisance (place, size, tilt, stretch, ground, faint colours, a bar in
+Nearly everything but the shape is a nuisance (place, size, tilt, stretch, ground, faint colors, a bar in
 front, light, noise), so a network needs several epochs to see through it, as it does with photographs. As
-there, colour is a hint that is found early and does not suffice: each class leans to a hue, its neighbours to
+there, color is a hint that is found early and does not suffice: each class leans to a hue, its neighbours to
 almost the same.
 """
 
@@ -60,7 +60,7 @@ def _draw(labels: Tensor, rng: torch.Generator) -> Tensor:
         return torch.rand(n, *(shape or (1, 1)), generator=rng) * (high - low) + low
 
     def blobs(cells: int) -> Tensor:
-        """Smooth random colours in -1..1, with this many features across."""
+        """Smooth random colors in -1..1, with this many features across."""
         return F.interpolate(uniform(-1, 1, 3, cells, cells), size=SIZE, mode="bilinear", align_corners=True)
 
     # Where each pixel lies in the frame of its image's shape: moved, tilted, stretched.
@@ -76,17 +76,17 @@ def _draw(labels: Tensor, rng: torch.Generator) -> Tensor:
         distance[mine] = shape(u[mine], v[mine])
     inside = (0.5 - distance * radius).clamp(0, 1).unsqueeze(1)  # an edge one pixel soft
 
-    # The ground, blotchy and streaky; the shape is a change of its colour, so it can be faint.
+    # The ground, blotchy and streaky; the shape is a change of its color, so it can be faint.
     way, pitch, phase = uniform(-math.pi, math.pi), uniform(0.4, 1.6), uniform(-math.pi, math.pi)
     streaks = torch.sin((way.cos() * x + way.sin() * y) * pitch + phase).unsqueeze(1)
     ground = uniform(80, 175, 1, 1, 1) + uniform(-30, 30, 3, 1, 1)
     image = ground + 25 * blobs(5) + uniform(-15, 15, 3, 1, 1) * streaks
     hue = labels.view(n, 1, 1, 1) * (2 * math.pi / len(CLASSES)) + uniform(-1, 1, 1, 1, 1)
     primaries = torch.arange(3).view(3, 1, 1) * (2 * math.pi / 3)  # red, green, blue on the circle of hues
-    colour = torch.cos(hue - primaries) + uniform(-0.7, 0.7, 1, 1, 1)
-    image += inside * (colour * uniform(30, 120, 1, 1, 1) + 25 * blobs(7))
+    color = torch.cos(hue - primaries) + uniform(-0.7, 0.7, 1, 1, 1)
+    image += inside * (color * uniform(30, 120, 1, 1, 1) + 25 * blobs(7))
 
-    # In front of both: a bar of any colour, light from one side, noise.
+    # In front of both: a bar of any color, light from one side, noise.
     way, place, width = uniform(-math.pi, math.pi), uniform(-16, 16), uniform(0.5, 2)
     bar = (width + 0.5 - (way.cos() * x + way.sin() * y - place).abs()).clamp(0, 1).unsqueeze(1)
     image = image.lerp(uniform(0, 255, 3, 1, 1).expand_as(image), bar)

@@ -19,19 +19,12 @@ class ElementwiseAdam(torch.optim.Optimizer):
     Args:
         params: parameters of one shape, each with its ``grad`` set before a step.
         element_lr: the learning rate of each element.
-        betas, eps: as in ``torch.optim.Adam``.
     """
 
-    def __init__(
-        self,
-        params: Iterable[Tensor],
-        element_lr: Tensor,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-    ) -> None:
+    def __init__(self, params: Iterable[Tensor], element_lr: Tensor) -> None:
         lr = element_lr.flatten()[0].item()
         rates = {"lr": lr, "reference_lr": lr, "element_lr": element_lr}
-        super().__init__(params, {**rates, "betas": betas, "eps": eps, "weight_decay": 0.0})
+        super().__init__(params, {**rates, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As ``torch.optim.Optimizer`` does, which moves the state to its parameter's device but no learning rate."""

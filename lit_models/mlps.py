@@ -12,15 +12,11 @@ from torch import Tensor, nn
 
 
 class MLPs(nn.Module):
-    """M networks of the same shape, each from R to R.
+    """M networks of the same shape, each from R to R: one for each of ``seeds``, its layers as wide as ``hidden``.
 
     All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side, so that an
     optimizer is a few operations on one tensor. Member m starts as ``torch.nn.Linear`` would (uniform in plus or minus
     1 / sqrt(fan_in)), drawn from a generator of its own: the same whatever the company it trains in.
-
-    Args:
-        hidden: widths of the hidden layers, at least one.
-        seeds: one seed a member.
     """
 
     def __init__(self, hidden: Sequence[int], seeds: Sequence[int]) -> None:
@@ -60,8 +56,7 @@ class MLPs(nn.Module):
     def gradient_of_mse(self, x: Tensor, y: Tensor) -> Callable[[], None]:
         """A function that sets ``theta.grad`` to the gradient of each member's mean squared error.
 
-        Args:
-            x, y: (M, 1, N) inputs and targets, of theta's dtype and on its device.
+        ``x`` and ``y`` are (M, 1, N) inputs and targets, of theta's dtype and on its device.
         """
         M, _, N = x.shape
         self.theta.grad = torch.empty_like(self.theta)

@@ -49,10 +49,8 @@ class Muon(torch.optim.SGD):
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient; ``closure``, if given, computes the gradients first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             if group["orthogonal"]:
                 self._step_on_filters(group)

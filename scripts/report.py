@@ -112,14 +112,13 @@ def make_runs(cfg: Namespace) -> list[Path]:
 
 def curve_commands(quick: bool) -> dict[str, list[str]]:
     """{name of the run: script and flags}"""
-    epochs = ["10", "50", "100", "200", "500", "1000", "2000", "5000", "10000", "50000", "100000"]
-    epochs = epochs[:-2] if quick else epochs
-    own = ["--function", LABS_FUNCTION, "--lr", "0.01", "0.001"]
-    own += ["--epochs", "200", "500", "1000", "2000", "3000", "3500", "4000", "auto"]
+    lrs, long = ["1", "0.1", "0.01", "0.001"], [] if quick else ["50000", "100000"]
+    rates = "--num_seeds 8 --epochs 10 50 100 200 500 1000 2000 5000 10000".split()
+    own = "--num_seeds 8 --lr 0.01 0.001 --epochs 200 500 1000 2000 3000 3500 4000 auto".split()
     return {
-        "rates": ["fit.py", "--num_seeds", "8", "--lr", "1", "0.1", "0.01", "0.001", "--epochs", *epochs],
-        "own": ["fit.py", "--num_seeds", "8", *own],
-        **{f"alone_{lr}": ["fit.py", "--epochs", "1000", "--lr", lr] for lr in ("1", "0.1", "0.01", "0.001")},
+        "rates": ["fit.py", *rates, *long, "--lr", *lrs],
+        "own": ["fit.py", *own, "--function", LABS_FUNCTION],
+        **{f"alone_{lr}": ["fit.py", "--epochs", "1000", "--lr", lr] for lr in lrs},
     }
 
 

@@ -532,8 +532,8 @@ def test_a_branch_continues_its_run_measured_alike(folder: Path) -> None:
     assert [len(section.table) for section in sections if section.id == "drop"] == [1]  # counted once
     assert [section.id for section in sections] == ["curve", "drop", "gap"]  # the branch has no sections of its own
     held_out = read(folder / "with_0")
-    held_out.summary["measured_on"] = "held-out"  # an older word
-    assert held_out.measured_on == "validation" and "validation loss" in classifier_sections([held_out], "")[0].table[0]
+    held_out.summary["measured_on"] = "validation"
+    assert "validation loss" in classifier_sections([held_out], "")[0].table[0]
 
 
 def test_one_cycle_is_no_drop(folder: Path) -> None:
@@ -555,33 +555,34 @@ def test_what_is_measured_is_of_the_end_of_the_run(
     whole = last.read_bytes()
     for broken in (whole[:1000], whole.replace(b"train_loss", b"train_lost"), whole[:-5000] + whole[-4000:], b""):
         last.write_bytes(broken)
-        assert network(run.path, run.summary, 4) is None
-    assert measured("gap", "absent", run.path, run.summary) == kept  # without a checkpoint
+        assert network(run, 4) is None
+    assert measured("gap", "absent", run) == kept  # without a checkpoint
     for content in ("{", "[1]", json.dumps(kept | {"epoch": 1})):
         (run.path / "gap.json").write_text(content)
-        assert measured("gap", "absent", run.path, run.summary) == {}
+        assert measured("gap", "absent", run) == {}
     last.write_bytes(whole)
-    assert measured("gap", "absent", run.path, run.summary) == kept
+    assert measured("gap", "absent", run) == kept
     assert json.loads((run.path / "gap.json").read_text()) == kept
     monkeypatch.setattr(classifier_measurements, "measure_noise", lambda *_: {"noise": 0.5})
     (run.path / "noise.json").write_text(json.dumps({"noise": 0.7, "epoch": 1, "train_loss": 1.0}))
-    assert measured("noise", "absent", run.path, run.summary)["noise"] == 0.5
+    assert measured("noise", "absent", run)["noise"] == 0.5
     assert json.loads((run.path / "noise.json").read_text())["train_loss"] == run.summary["epochs"][-1]["train_loss"]
     run.summary["epochs"][0]["train_loss"] += 1
-    assert network(run.path, run.summary, 2) is None  # the checkpoint is of another run
+    assert network(run, 2) is None  # the checkpoint is of another run
 
 
 def test_nothing_is_measured_without_the_images_or_at_smaller_ones(folder: Path, tmp_path: Path) -> None:
     shutil.copytree(folder / "with_0" / "checkpoints", tmp_path / "checkpoints")
     run = Run(tmp_path, read(folder / "with_0").summary)
-    absent = {**run.summary, "data": "cifar10"}
-    assert measured("gap", str(tmp_path), tmp_path, absent) == {}
+    absent = Run(tmp_path, {**run.summary, "data": "cifar10"})
+    assert measured("gap", str(tmp_path), absent) == {}
     small = {**run.summary, "settings": {**run.summary["settings"], "image_sizes": {"0.0": 20, "0.9": 32}}}
     section = gap_section([Run(tmp_path, small)], "absent")
     assert [*section.table[0]][1:] == [GAP_COLUMNS[name] for name in ("epoch_average", "probe", "test")]
     assert "The first step is not taken apart" in sentences("gap_answer", section.facts)[-1]
     settings = run.summary["settings"] | {"image_sizes": {"0.0": 20, "0.75": 32}}  # the last of four epochs
-    assert {"batch_norm", "augmented"} <= measured("gap", "", tmp_path, {**run.summary, "settings": settings}).keys()
+    resized = Run(tmp_path, {**run.summary, "settings": settings})
+    assert {"batch_norm", "augmented"} <= measured("gap", "", resized).keys()
 
 
 # The words
