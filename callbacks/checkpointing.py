@@ -34,13 +34,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, whole)
         write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
 
-    def load_checkpoint(
-        self,
-        path: str | Path,
-        map_location: Any = lambda storage, loc: storage,
-        weights_only: bool | None = None,
-    ) -> dict[str, Any]:
-        return super().load_checkpoint(path, map_location, weights_only=True)
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        return super().load_checkpoint(path, *args, **{**options, "weights_only": True})
 
 
 def may_save_now(trainer: Trainer, batch_idx: int) -> bool:
@@ -120,12 +115,6 @@ class SaveLast(Checkpoint):
         if self.each_epoch or trainer.should_stop or self._is_due(trainer, 0):
             self._save(trainer)
 
-    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
-        self.publish(trainer)
-
-    def on_train_end(self, trainer: Trainer, *args: object) -> None:
-        self.publish(trainer)
-
     def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
         if self.wanted:
             return True
@@ -142,7 +131,7 @@ class SaveLast(Checkpoint):
         self.wanted, self._is_aside = False, trainer.is_global_zero
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
 
-    def publish(self, trainer: Trainer) -> None:
+    def publish(self, trainer: Trainer, *args: object, **options: object) -> None:
         """What was saved aside becomes ``last.ckpt``; at any later hook than the one that saved it."""
         if not self._is_aside:
             return
@@ -153,6 +142,8 @@ class SaveLast(Checkpoint):
                 write_atomically(self._branch, lambda file: shutil.copyfileobj(source, file))
         move(self.aside, self.last)
         self._branch, self._is_aside = None, False
+
+    on_train_batch_start = on_train_end = publish
 
 
 class SaveOnInterrupt(Callback):
@@ -174,16 +165,7 @@ class SaveOnInterrupt(Callback):
         self._leaves = False  # once what is wanted has been saved
         self._previous: dict[int, Callable[..., object] | int | None] = {}
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._listen()
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()  # once more: after setup Lightning puts a handler of its own in the place of SIGTERM's
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()
-
-    def _listen(self) -> None:
+    def _listen(self, *args: object, **options: object) -> None:
         signals = [signal.SIGINT, signal.SIGTERM]
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
             signals.append(signal.SIGHUP)
@@ -193,7 +175,10 @@ class SaveOnInterrupt(Callback):
             previous = signal.signal(signum, self._received)
             self._previous.setdefault(signum, previous)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    # Twice before training: after setup Lightning puts a handler of its own in the place of SIGTERM's.
+    setup = on_train_start = on_test_start = _listen
+
+    def teardown(self, *args: object, **options: object) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
@@ -217,18 +202,11 @@ class SaveOnInterrupt(Callback):
         if self._is_asked(trainer):
             self.save_last.wanted = self._leaves = True
 
-    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
-        self._leave_if_saved(trainer)
-
-    def on_train_epoch_start(self, trainer: Trainer, *args: object) -> None:
-        self._leave_if_saved(trainer)
-
-    def on_train_end(self, trainer: Trainer, *args: object) -> None:
-        self._leave_if_saved(trainer)
-
-    def _leave_if_saved(self, trainer: Trainer) -> None:
+    def _leave_if_saved(self, trainer: Trainer, *args: object, **options: object) -> None:
         if self._leaves:
             self._leave(trainer)
+
+    on_train_batch_start = on_train_epoch_start = on_train_end = _leave_if_saved
 
     def on_validation_batch_end(self, trainer: Trainer, *args: object) -> None:
         # Processes may have different numbers of batches here; an epoch of one batch has no checkpoint before its last.
@@ -243,8 +221,8 @@ class SaveOnInterrupt(Callback):
 
     def _leave(self, trainer: Trainer) -> None:
         self.save_last.publish(trainer)
-        slurms = self.signum not in (0, signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", 0))
-        requeue = trainer.strategy.reduce_boolean_decision(slurms, all=False)
+        is_slurms = self.signum == getattr(signal, "SIGUSR1", None)
+        requeue = trainer.strategy.reduce_boolean_decision(is_slurms, all=False)
         if trainer.is_global_zero:
             print(f"\nInterrupted. To resume: add --run_dir {self.run_dir} --ckpt_path last", flush=True)
             if requeue:

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
+from torch.optim import Optimizer
 
 from analysis.provenance import command_line
 from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
-COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
+MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
+COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "seconds")
 
 
 class ClassifierRecord(Callback):
@@ -31,48 +33,49 @@ class ClassifierRecord(Callback):
         self.start = time.perf_counter() if start is None else start
         self.origin: dict[str, Any] | None = None
         self.epochs: list[dict[str, Any]] = []
-        self.test: dict[str, float] = {}
+        self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}
         self.first_step: float | None = None
+        self._measuring = 0.0  # seconds of all validations, which are no training
         self._start_of_epoch: float | None = None
-        self._earlier = 0.0  # seconds of this epoch before an interruption
-        self._earlier_total = 0.0  # and of the whole run
+        self._earlier = self._earlier_total = 0.0  # seconds before an interruption, of an epoch and of the run
 
     def state_dict(self) -> dict[str, Any]:
-        inside = 0.0 if self._start_of_epoch is None else time.perf_counter() - self._start_of_epoch - self._pause
+        clock = time.perf_counter()
+        inside = 0.0 if self._start_of_epoch is None else clock - self._measuring - self._start_of_epoch
         return {
             "settings": self.settings,
             "origin": self.origin,
             "epochs": self.epochs,
             "batches": self.batches,
-            "seconds_of_this_epoch": self._earlier + inside,
-            "seconds_in_all": self._earlier_total + time.perf_counter() - self.start,
+            "seconds_of_this_epoch": inside,
+            "seconds_in_all": self._earlier_total + clock - self.start,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
-        self.origin = state["origin"]
+        self.epochs, self.batches, self.origin = list(state["epochs"]), dict(state["batches"]), state["origin"]
         if self.is_branch:
             self.origin = {"settings": state["settings"], "epochs": len(self.epochs)}
         self._earlier, self._earlier_total = state["seconds_of_this_epoch"], state["seconds_in_all"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(pl_module)  # Lightning leaves out on_train_epoch_start when it resumes inside an epoch
+        self._begin(trainer, pl_module, self._earlier)  # resuming inside an epoch, Lightning leaves out the next hook
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._earlier = 0.0
-        self._begin(pl_module)
+        self._begin(trainer, pl_module)
 
-    def _begin(self, pl_module: LightningModule) -> None:
-        self._start_of_epoch = self._start_of_count = now(pl_module.device)
-        self._lr = pl_module.trainer.optimizers[0].param_groups[0]["lr"]
+    def _begin(self, trainer: Trainer, pl_module: LightningModule, earlier: float = 0.0) -> None:
+        self._start_of_count = self._training_clock(pl_module)
+        self._start_of_epoch = self._start_of_count - earlier
+        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
         self._images = self._batches = 0
-        self._pause = self._pause_before_count = 0.0
         self._validated = False
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def _training_clock(self, pl_module: LightningModule) -> float:
+        """Seconds, of which those between two readings in an epoch are of training alone."""
+        return now(pl_module.device) - self._measuring
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]  # when an epoch ends, schedulers have set the next one's already
 
     def on_train_batch_end(
@@ -83,48 +86,43 @@ class ClassifierRecord(Callback):
         self._batches += 1
         self._images += len(batch[1])
         if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._start_of_count, self._images = now(pl_module.device), 0
-            self._pause_before_count = self._pause
+            self._start_of_count, self._images = self._training_clock(pl_module), 0
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._end = now(pl_module.device)
+        self._start_of_validation = now(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.sanity_checking:
-            return
         if trainer.state.fn == TrainerFn.VALIDATING:  # of the end of a training run that ended inside an epoch
             for name, value in trainer.callback_metrics.items():
                 self.epochs[-1][name.replace("/", "_")] = value.item()
             return
-        self._pause += now(pl_module.device) - self._end
+        self._measuring += now(pl_module.device) - self._start_of_validation
         self._validated = True
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end = now(pl_module.device) - self._pause
-        counted = end - self._start_of_count + self._pause_before_count
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
+        end = self._training_clock(pl_module)
+        assert self._start_of_epoch is not None
+        metrics: dict[str, float | None] = {name: v.item() for name, v in trainer.callback_metrics.items()}
         if not self._validated:  # Lightning still holds the values of an earlier epoch
-            metrics = {name: value for name, value in metrics.items() if not name.startswith(("val/", "probe/"))}
+            metrics |= {name: None for name in metrics if name.startswith(("val/", "probe/"))}
         self.batches = {
             "train_batches": int(trainer.num_training_batches),
             "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,
         }
-        row = {"epoch": trainer.current_epoch, "lr": self._lr}
-        row |= {
-            f"{part}_{name}": metrics.get(f"{part}/{name}") for part in ("train", "val") for name in ("loss", "acc")
+        row = {
+            "epoch": trainer.current_epoch,
+            "lr": self._lr,
+            **{name.replace("/", "_"): metrics.get(name) for name in MEASURED},
+            "seconds": end - self._start_of_epoch,
+            "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
+            **{name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("probe/")},
+            **{n.removeprefix("trajectory/"): v for n, v in metrics.items() if n.startswith("trajectory/")},
         }
-        row |= {
-            "seconds": self._earlier + end - (self._start_of_epoch or 0.0),
-            "images_per_second": self._images * trainer.world_size / counted,
-        }
-        if "probe/acc" in trainer.callback_metrics:
-            row |= {"probe_acc": metrics.get("probe/acc"), "probe_loss": metrics.get("probe/loss")}
-        row |= {n.removeprefix("trajectory/"): v for n, v in metrics.items() if n.startswith("trajectory/")}
         self.epochs.append(row)
         for writer in tensorboard_writers(trainer.loggers) if trainer.is_global_zero else ():
             # not into metrics.csv, which a seed repeats bit for bit
             writer.add_scalar("train/images_per_second", row["images_per_second"], trainer.global_step - 1)
-        self._start_of_epoch, self._earlier = None, 0.0
+        self._start_of_epoch = None
         # Through Lightning, which writes above a running bar, and on the first process alone.
         if len(self.epochs) == 1:
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
@@ -136,24 +134,20 @@ class ClassifierRecord(Callback):
         return bool(validates and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.test = {name: trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
+        self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
     def summary(self, model: LightningModule) -> dict[str, Any]:
         """The content of summary.json, once all is done."""
         speeds = [row["images_per_second"] for row in self.epochs]
-        settings = self.settings
         return {
-            "recipe": settings["recipe"],
-            "data": settings["data"],
-            "seed": settings["seed"],
-            "measured_on": "validation" if settings["val_size"] else "test",
+            **{name: self.settings[name] for name in ("recipe", "data", "seed")},
+            "measured_on": "validation" if self.settings["val_size"] else "test",
             "command": command_line(),
             "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
             "parameters": sum(p.numel() for p in model.parameters()),
             **self.batches,
             "epochs": self.epochs,
-            "test_acc": self.test.get("acc"),
-            "test_loss": self.test.get("loss"),
+            **self.test,
             "images_per_second": statistics.median(speeds) if speeds else None,
             "seconds": {
                 "train": sum(row["seconds"] for row in self.epochs),
@@ -161,7 +155,7 @@ class ClassifierRecord(Callback):
                 "to_first_step": self.first_step,
             },
             "peak_memory_mb": peak_memory_mb(model.device),
-            "settings": settings,
+            "settings": self.settings,
             "origin": self.origin,
         }
 

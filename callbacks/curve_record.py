@@ -31,15 +31,10 @@ class CurveRecord(Callback):
     """
 
     def __init__(
-        self,
-        asked: Sequence[int],
-        auto: bool = False,
-        settings: Mapping[str, Any] | None = None,
-        is_branch: bool = False,
-        start: float | None = None,
+        self, asked: Sequence[int], auto: bool, settings: Mapping[str, Any], is_branch: bool, start: float
     ) -> None:
-        self.asked, self.auto, self.settings, self.is_branch = sorted(set(asked)), auto, dict(settings or {}), is_branch
-        self.start = time.perf_counter() if start is None else start
+        self.asked, self.auto, self.settings, self.is_branch = sorted(set(asked)), auto, dict(settings), is_branch
+        self.start = start
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
@@ -67,24 +62,16 @@ class CurveRecord(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_start = time.perf_counter()
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         self.measured.setdefault(outputs["epochs"], {})["train_mse"] = outputs["train_mse"]
 
     def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: object,
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object
     ) -> None:
         if trainer.sanity_checking:
             return
-        epochs, curve = outputs["epochs"], outputs["curve"]
-        measured = {name: value for name, value in outputs.items() if name not in ("epochs", "curve")}
+        measured = dict(outputs)
+        epochs, curve = measured.pop("epochs"), measured.pop("curve")
         self.measured.setdefault(epochs, {}).update(measured)
         if self.auto or epochs in self.asked or epochs >= 1.2 * max(self.curves, default=0):
             self.curves[epochs] = curve

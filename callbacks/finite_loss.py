@@ -1,6 +1,5 @@
 """StopOnNonFiniteLoss: a training run whose loss is nan or infinite ends before it overwrites what was good."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,7 +22,7 @@ class StopOnNonFiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
-        loss: Tensor = (outputs["loss"] if isinstance(outputs, Mapping) else outputs).detach()
+        loss: Tensor = outputs["loss"].detach()
         if self._first is None:
             self._first = torch.full((), -1, device=loss.device)
         # Kept on the device: to look at the loss would make the host wait for each step.

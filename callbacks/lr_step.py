@@ -3,7 +3,7 @@
 import math
 import sys
 from collections.abc import Mapping
-from typing import Literal
+from typing import Any, Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import LearningRateFinder, StochasticWeightAveraging
@@ -37,12 +37,11 @@ class LRStep(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Before a checkpoint's optimizer state, with the rates that it had, is loaded.
-        self._own = [group["lr"] for optimizer in trainer.optimizers for group in optimizer.param_groups]
+        self._own = [group["lr"] for group in param_groups(trainer)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.ckpt_path is not None and not trainer.lr_scheduler_configs:
-            groups = [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-            for group, lr in zip(groups, self._own, strict=True):
+            for group, lr in zip(param_groups(trainer), self._own, strict=True):
                 group["lr"] = lr
         if self.milestones:
             say_which_wins(f"LRStep's from {self.unit} {min(self.milestones)} on", trainer)
@@ -51,12 +50,16 @@ class LRStep(Callback):
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         lr = self.lr_at(trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
         if lr is not None:
-            for optimizer in trainer.optimizers:
-                for group in optimizer.param_groups:
-                    group["lr"] = lr
+            for group in param_groups(trainer):
+                group["lr"] = lr
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         self.on_train_epoch_start(trainer, pl_module)
+
+
+def param_groups(trainer: Trainer) -> list[dict[str, Any]]:
+    """Those of all optimizers."""
+    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
 
 def say_which_wins(winner: str, trainer: Trainer) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from callbacks.lr_step import say_which_wins
+from callbacks.lr_step import param_groups, say_which_wins
 
 
 class OneCycle(Callback):
@@ -68,7 +68,5 @@ class OneCycle(Callback):
                 )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        lr = self.lr_at(trainer.global_step, self.num_steps)
-        for optimizer in trainer.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+        for group in param_groups(trainer):
+            group["lr"] = self.lr_at(trainer.global_step, self.num_steps)

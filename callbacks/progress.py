@@ -15,7 +15,7 @@ class EpochBar(TQDMProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._shown: dict[str, int | str | float | dict[str, float]] = {}
+        self._shown: dict[str, Any] = {}
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ResNet20Classifier, outputs: Any, batch: Any, batch_idx: int
@@ -31,9 +31,7 @@ class EpochBar(TQDMProgressBar):
             }
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
+    def get_metrics(self, trainer: Trainer, pl_module: LightningModule) -> dict[str, Any]:
         return self._shown
 
 
@@ -50,9 +48,7 @@ class TrajectoryBar(TQDMProgressBar):
             mininterval=0.2,
         )
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         self.bar.set_postfix_str(f"train mse {outputs['train_mse'].median():.4g}", refresh=False)
         self.bar.update(outputs["epochs"] - self.bar.n)
 

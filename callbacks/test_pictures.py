@@ -1,6 +1,7 @@
 """TestPictures: the test in pictures: confusion matrix, most confident errors, the first layer's filters, the graph."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
@@ -38,13 +39,7 @@ class TestPictures(Callback):
         self._wrong: list[tuple[Tensor, ...]] = []  # probability, prediction, label, pixels of each batch's errors
 
     def on_test_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Tensor,  # type: ignore[override]
-        batch: tuple[Tensor, Tensor],
-        batch_idx: int,
-        dataloader_idx: int = 0,
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: tuple[Tensor, Tensor], *args: object
     ) -> None:
         images, labels = batch
         confidence, predictions = outputs.float().softmax(1).max(1)

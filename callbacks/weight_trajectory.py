@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
+from torch.optim import Optimizer
 
 
 class WeightTrajectory(Callback):
@@ -40,17 +41,13 @@ class WeightTrajectory(Callback):
         zeros = dict.fromkeys(("squared", "path", "steps"), torch.zeros((), device=weights.device))
         self.sums = {"start": weights, "latest": weights, "gradient": torch.zeros_like(weights), **zeros}
 
-    def on_before_optimizer_step(
-        self, trainer: Trainer, pl_module: LightningModule, optimizer: torch.optim.Optimizer
-    ) -> None:
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         gradient = as_vector(p.grad if p.grad is not None else torch.zeros_like(p) for p in pl_module.parameters())
         self.sums["gradient"] = self.sums["gradient"] + gradient
         self.sums["squared"] = self.sums["squared"] + gradient.square().sum()
         self.sums["steps"] = self.sums["steps"] + 1
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
         weights = as_vector(pl_module.parameters())
         self.sums["path"] = self.sums["path"] + (weights - self.sums["latest"]).norm()
         self.sums["latest"] = weights

@@ -29,12 +29,12 @@ from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-from scripts.cifar_checks import check_run, compiles
+from scripts.cifar_checks import check_resume, check_run, compiles
 from scripts.cli import Parser, add_trainer_flags, arguments, is_rank_zero, main, make_parser, usage_errors
 from scripts.recipe import NAMES, recipe_defaults
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
-from scripts.seeds import finished_summary, latest_checkpoint, seed_runs, write_summary_of_all
-from scripts.trainer import build_trainer, flag_errors
+from scripts.seeds import finished_summary, seed_runs, write_summary_of_all
+from scripts.trainer import build_trainer, check_seeds, flag_errors
 
 CHARTS = {
     "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
@@ -87,10 +87,7 @@ def run() -> None:
     cfg = parser.parse_args()
     if cfg.recipe != recipe.get("recipe"):
         raise UsageError(f"--recipe {recipe.get('recipe')} is not the config file's {cfg.recipe}: give one recipe")
-    if cfg.num_seeds < 1:
-        raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
-    if cfg.seed + cfg.num_seeds > 2**32:
-        raise UsageError(f"--seed is {cfg.seed + cfg.num_seeds - 1} at the end; it must be from 0 to {2**32 - 1}")
+    check_seeds(cfg)
     if cfg.num_seeds > 1 and cfg.ckpt_path not in (None, "last"):
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
@@ -106,7 +103,8 @@ def run() -> None:
             done = None
             if cfg.num_seeds > 1:
                 done = finished_summary(run_dir, plain_settings(parser, own))
-                checkpoint = latest_checkpoint(run_dir)
+                has_begun = (run_dir / "config.yaml").exists()
+                checkpoint = checkpoint_to_resume(run_dir, "last" if has_begun else None)
             start = time.perf_counter() if summaries else START
             summaries.append(done or train(parser, own, cfg, run_dir, top, checkpoint, start))
         if is_rank_zero():
@@ -148,9 +146,8 @@ def train(
     with usage_errors():
         model = ResNet20Classifier(**arguments(ResNet20Classifier, cfg) | {"compile": compiles(cfg, data, trainer)})
     if checkpoint:
-        checkpoint.check_fits(model)
-        checkpoint.check_epoch(settings)
-    with flag_errors(trainer, checkpoint, run_dir, top):
+        check_resume(checkpoint, model, settings)
+    with flag_errors(trainer, checkpoint, top, run_dir):
         if top != run_dir:
             start_run(plain_settings(parser, cfg_of_all), top, None)
         start_run(settings, run_dir, checkpoint)

@@ -2,10 +2,12 @@
 
 import math
 import sys
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from jsonargparse import Namespace
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
@@ -13,26 +15,35 @@ from callbacks import OneCycle
 from datamodules import CIFAR10DataModule
 from lit_models.hardware import gains_by_compilation, has_compiler
 from scripts.run_dir import Checkpoint
-from scripts.trainer import check_monitors
+from scripts.trainer import check_callbacks
+
+# what decides which batches an epoch has, and which of them make a step
+OF_AN_EPOCH = {"data", "seed", "batch_size", "val_size", "max_shift", "alternate_flips"}
+OF_AN_EPOCH |= {"limit_train_batches", "overfit_batches", "fast_dev_run", "accumulate_grad_batches"}
 
 
 def check_run(data: CIFAR10DataModule, trainer: Trainer, schedule: Callback, checkpoint: Checkpoint | None) -> None:
     """Raises UsageError for what Lightning would refuse later, perhaps after hours, or not at all."""
     data.check_processes(trainer.world_size)
     check_batches(data, trainer)
-    check_monitors(trainer, logged_metrics(data, trainer))
+    check_callbacks(trainer, logged_metrics(data, trainer))
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if checkpoint and any(isinstance(callback, LearningRateFinder | BatchSizeFinder) for callback in callbacks):
         raise UsageError("a finder would begin anew instead of resuming: give what it found as --lr or --batch_size")
-    check_cycle(schedule, checkpoint, num_batches(data, trainer) / trainer.accumulate_grad_batches)
-
-
-def check_cycle(schedule: Callback, checkpoint: Checkpoint | None, num_steps: float) -> None:
-    """Raises UsageError where one cycle has no end, or the checkpoint is of one of another length."""
     if isinstance(schedule, OneCycle):
         if checkpoint and "OneCycle" in checkpoint.callbacks:
             schedule.load_state_dict(checkpoint.callbacks["OneCycle"])
+        num_steps = num_batches(data, trainer) / trainer.accumulate_grad_batches
         schedule.check_length(math.ceil(num_steps) if num_steps < math.inf else num_steps)
+
+
+def check_resume(checkpoint: Checkpoint, model: LightningModule, settings: Mapping[str, Any]) -> None:
+    """Raises UsageError for another network or optimizer, or inside an epoch whose other batches would change."""
+    checkpoint.check_fits(model)
+    checkpoint.check_same(settings, {"optimizer"}, "resume it with that")
+    if checkpoint.inside_epoch is not None:
+        advice = f"it was saved inside epoch {checkpoint.inside_epoch}: resume with that, or from an epoch's end"
+        checkpoint.check_same(settings, OF_AN_EPOCH, advice)
 
 
 def check_batches(data: CIFAR10DataModule, trainer: Trainer) -> None:

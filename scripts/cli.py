@@ -35,34 +35,19 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 class Parser(ArgumentParser):
     """A parser whose errors are one line; its flags take counts such as 1e4, and values that begin with a minus."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Namespace:  # type: ignore[override]
-        # argparse takes -x**2 and -1e-3 for flags, unless they hold a blank.
-        given = self.with_plain_counts(sys.argv[1:] if args is None else args)
-        values = {f"{arg} ": arg for arg in given if re.match(r"-(?!-|h$)", arg)}
-        cfg = super().parse_args([f"{arg} " if f"{arg} " in values else arg for arg in given], *rest, **options)
-        for name, value in cfg.items():
-            if isinstance(value, str) and value in values:
-                cfg[name] = values[value]
-        return cfg
+    def _parse_optional(self, arg_string: str) -> Any:
+        # argparse would take -x**2 and -1e-3 for flags
+        return None if re.match(r"-(?!-|h$)", arg_string) else super()._parse_optional(arg_string)
 
-    def with_plain_counts(self, args: Sequence[str]) -> list[str]:
-        """The arguments, with 1e4 and 10,000 as 10000 behind the flags that take whole numbers.
-
-        Raises:
-            UsageError: another number behind a flag that takes nothing else.
-        """
-        plain, flag = [], ""
-        for arg in args:
-            head, value = re.findall(r"^(--[^=]+=?)?(.*)$", arg, re.DOTALL)[0]
-            flag = head.rstrip("=") or flag
-            action = self._option_string_actions.get(flag, Action([], ""))
-            types = types_in(getattr(action, "_typehint", None))
-            if int in types and str not in types and not (float in types and "." in value):
-                value = plain_count(value)
-                if value[:1].isdigit() and not value.replace("_", "").isdigit() and float not in types:
-                    raise UsageError(f"{flag} is {value}: give {KINDS['int']}" + SEVERAL * (action.nargs == "+"))
-            plain.append(head + value)
-        return plain
+    def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
+        types = types_in(getattr(action, "_typehint", None))
+        if int in types and str not in types:
+            arg_strings = [arg if float in types and "." in arg else plain_count(arg) for arg in arg_strings]
+            for arg in arg_strings:
+                if arg[:1].isdigit() and not arg.replace("_", "").isdigit() and float not in types:
+                    flag = action.option_strings[0]
+                    raise UsageError(f"{flag} is {arg}: give {KINDS['int']}" + SEVERAL * (action.nargs == "+"))
+        return super()._get_values(action, arg_strings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(what_is_wrong(message))
@@ -131,32 +116,26 @@ def usage_errors() -> Iterator[None]:
 
 
 def what_is_wrong(message: object) -> str:
-    """One line. Of jsonargparse's report on a value that may be of several types, the part that says what is wrong."""
-    if denied := re.search(r"Importing '(.+?)' is not allowed", str(message)):
+    """One line. Of jsonargparse's report on a value of the wrong type: the flag, the value and what is wanted.
+
+    Of its report on a value that may be of several types: the first of its errors that says more than "Expected a ...".
+    """
+    text = str(message)
+    if denied := re.search(r"Importing '(.+?)' is not allowed", text):
         return f"{denied[1]} is not Lightning's or this project's: a config may name it if the command line does too"
-    head, _, report = str(message).partition("Errors:")
-    report, _, given = report.partition("Given value type:")
-    errors = [" ".join(e.split()) for e in re.split(r"\n *- ", report.partition("- Not a valid subclass")[0])[1:]]
-    if not errors:
-        return in_plain_words(" ".join(str(message).split()))
-    flag = re.match(r'Parser key "(\w+)"', head)
-    telling = [e for e in errors if e and not re.match(r"Expected a (<|typing|collections)|Import path", e)]
-    text = telling[0] if telling else "; ".join(errors) + " Got value: " + given.partition("Given value:")[2]
-    return in_plain_words(f'Parser key "{flag[1]}": {text}' if flag else text)
-
-
-def in_plain_words(report: str) -> str:
-    """Of jsonargparse's report on a value of the wrong type, the flag, the value and what is wanted."""
-    found = re.fullmatch(r'Parser key "([\w.]+)"( element \d+)?: (.*)', report)
-    if not found:
-        return report
-    flag, element, text = found.groups()
-    kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", text)
+    errors = re.split(r"- Not a valid subclass|Given value type:", text.partition("Errors:")[2])[0]
+    types_alone = r"\s*$|Expected a (<|typing|collections)|Import path"
+    telling = [error for error in re.split(r"\n *- ", errors)[1:] if not re.match(types_alone, error)]
+    flag = re.match(r'Parser key "([\w.]+)"( element \d+)?:', text)
+    what = " ".join((telling[0] if telling else text[flag.end() :] if flag else text).split())
+    if not flag:
+        return what
+    kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", what)
     if not kinds:
-        return f"--{flag}: {text}"
+        return f"--{flag[1]}: {what}"
     wanted = [KINDS.get(kind, "null") if kind else choices.replace(", ", " or ") for kind, choices in kinds]
-    value = text.rpartition("Got value:")[2].strip()
-    return f"--{flag} is {value}: give {' or '.join(wanted)}" + SEVERAL * bool(element)
+    value = re.split(r"(?:Got|Given) value:", what)[-1].strip()
+    return f"--{flag[1]} is {value}: give {' or '.join(wanted)}" + SEVERAL * bool(flag[2])
 
 
 def is_rank_zero() -> bool:
@@ -193,6 +172,8 @@ def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoRe
     # TensorBoard's thread reports a full disk to this one too, which ends the run by one line.
     threading.excepthook = lambda a: None if isinstance(a.exc_value, OSError) else threading.__excepthook__(a)
     limit_imports(sys.argv[1:])
+    quiet()
+    keep_freed_memory()
     try:
         run()
     except UsageError as error:
@@ -241,7 +222,6 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
-        ".*Experiment logs directory .* exists and is not empty.*",
         ".*GPU available but not used.*",
         ".*isinstance.treespec, LeafSpec.*",
         ".*sync_dist=True.*",

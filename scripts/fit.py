@@ -24,13 +24,16 @@ from lit_models import FunctionRegressor
 from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
 from scripts.rendering import fit_text
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
-from scripts.trainer import build_trainer, check_monitors, flag_errors
+from scripts.trainer import build_trainer, check_callbacks, check_seeds, flag_errors
 
 DEFAULT_EPOCHS = [1000]
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs
 CHARTS = {"median error": ["train/loss", "val/loss"]}
+# A checkpoint's weights, and the learning rates in its optimizer's state, are used as they are: with other settings the
+# results would be reported of some that were never used. More epochs make it no other run.
 DECIDES = ("lr", "hidden", "function", "x_min", "x_max", "num_samples", "noise_std", "seed", "num_seeds", "precision")
+RESUME = "resume it with its own settings, which are in config.yaml, or start anew in another --run_dir"
 
 
 def fit_parser() -> Parser:
@@ -51,7 +54,7 @@ def run() -> None:
     parser = fit_parser()
     cfg = parser.parse_args()
     asked, last = epoch_counts(cfg)
-    check(cfg, last)
+    check(cfg, [*asked, last])
     lrs, seeds = list(dict.fromkeys(cfg.lr)), list(range(cfg.seed, cfg.seed + cfg.num_seeds))
     with usage_errors():
         data = CurveDataModule(seeds=seeds, **arguments(CurveDataModule, cfg))
@@ -65,7 +68,7 @@ def run() -> None:
         settings = plain_settings(parser, cfg)
         if checkpoint:
             checkpoint.check_fits(model)
-            check_same(checkpoint, settings)
+            checkpoint.check_same(settings, DECIDES, RESUME)
         is_trained = checkpoint is not None and has_only_results_left(checkpoint, run_dir, last)
         record = CurveRecord(
             asked, "auto" in cfg.epochs, settings, bool(checkpoint and not checkpoint.is_of(run_dir)), START
@@ -78,7 +81,7 @@ def run() -> None:
         trainer = build_trainer(
             parser, cfg, run_dir, callbacks, TrajectoryBar(), save_last, checkpoint, run_dir, **instead
         )
-        check_monitors(trainer, ["train/loss", *(["val/loss"] if trainer.limit_val_batches else [])])
+        check_callbacks(trainer, ["train/loss", *(["val/loss"] if trainer.limit_val_batches else [])])
 
         with flag_errors(trainer, checkpoint, run_dir):
             start_run(settings, run_dir, checkpoint)
@@ -129,39 +132,18 @@ def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = No
     return sorted(e for e in epochs if e <= last)
 
 
-def check(cfg: Namespace, last: int) -> None:
-    """Raises UsageError for settings that make no training run."""
-    counts = [e for e in cfg.epochs if e != "auto"]
-    for name, values in (("epochs", [*counts, last]), ("hidden", cfg.hidden), ("num_seeds", [cfg.num_seeds])):
+def check(cfg: Namespace, epochs: Sequence[int]) -> None:
+    """Raises UsageError for settings, with these epoch counts, that make no training run."""
+    check_seeds(cfg)
+    for name, values in (("epochs", epochs), ("hidden", cfg.hidden)):
         if min(values, default=0) < 1:
             raise UsageError(f"--{name} is {min(values, default=0)}; it must be at least 1")
     if not all(0 < lr < math.inf for lr in cfg.lr):
         raise UsageError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
-    if not 0 <= cfg.seed <= 2**32 - cfg.num_seeds:
-        raise UsageError(f"--seed is {cfg.seed}; with --num_seeds it must be from 0 to {2**32 - 1}")
     if str(cfg.precision) not in ("32", "64", "32-true", "64-true"):
         raise UsageError("fit.py trains in --precision 32-true or 64-true")
     if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
         raise UsageError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
-
-
-def check_same(checkpoint: Checkpoint, settings: dict[str, object]) -> None:
-    """Raises UsageError where the checkpoint was trained with other settings than these.
-
-    Its weights and the optimizer's state, learning rates and all, go on as they are: the results would be reported of
-    settings that were never used. More epochs make it no other run.
-    """
-
-    def shown(value: object) -> str:
-        return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-    changes = {name: pair for name, pair in checkpoint.changes(settings).items() if name in DECIDES}
-    if changes:
-        text = "; ".join(f"--{name} {shown(before)}, not {shown(now)}" for name, (before, now) in changes.items())
-        raise UsageError(
-            f"{checkpoint.path} was trained with {text}: resume it with its own settings, which are in config.yaml, or "
-            "start anew in another --run_dir"
-        )
 
 
 def has_only_results_left(checkpoint: Checkpoint, run_dir: Path, last: int) -> bool:

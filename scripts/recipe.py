@@ -65,7 +65,7 @@ def at_length(value: Any, epochs: Any) -> Any:
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
     try:
         epochs = int(plain_count(str(epochs)))
-    except (TypeError, ValueError):
+    except ValueError:
         epochs = -1
     if epochs < 1:  # a training run that steps or time end
         epochs = lengths[-1]

@@ -1,10 +1,11 @@
 """The folder of a run: which one, whether it may be used, what it is resumed from, its config.yaml."""
 
 import errno
+import json
 import os
 import sys
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,9 +25,6 @@ from scripts.cli import Parser, is_rank_zero, usage_errors
 
 # what may change in the middle of a run without making another run of it
 MAY_CHANGE = {"max_epochs", "max_steps", "max_time", "epochs", "save_every_n_steps", "enable_progress_bar"}
-# what decides which batches an epoch has, and which of them make a step
-OF_AN_EPOCH = {"data", "seed", "batch_size", "val_size", "max_shift", "alternate_flips"}
-OF_AN_EPOCH |= {"limit_train_batches", "overfit_batches", "fast_dev_run", "accumulate_grad_batches"}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -79,7 +77,7 @@ class Checkpoint:
         """
         last = folder / "last.ckpt"
         found: list[Checkpoint] = []
-        for path in sorted(folder.glob("*.ckpt"), key=lambda path: path == last):
+        for path in sorted(folder.glob("*.ckpt")):
             try:
                 found.append(cls.read(path))
             except UsageError as error:
@@ -87,7 +85,7 @@ class Checkpoint:
                     print(f"Skipped: {error}", file=sys.stderr)
         if not found:
             return cls.read(last)
-        latest = max(reversed(found), key=lambda checkpoint: checkpoint.next_step)
+        latest = max(found, key=lambda checkpoint: (checkpoint.next_step, checkpoint.path == last))
         if latest.path != last and is_rank_zero():
             print(f"Resuming from {latest.path}, the latest valid checkpoint", file=sys.stderr)
         return latest
@@ -101,22 +99,22 @@ class Checkpoint:
         if self.shapes != {name: value.shape for name, value in model.state_dict().items()}:
             raise UsageError(f"{self.path} is of another network: resume it with the settings of its config.yaml")
 
-    def check_epoch(self, settings: Mapping[str, Any]) -> None:
-        """Raises UsageError for another optimizer, or inside an epoch whose remaining batches would be others."""
-        changed = self.changes(settings)
-        if "optimizer" in changed:
-            raise UsageError(f"{self.path} was trained with --optimizer {changed['optimizer'][0]}: resume it with that")
-        changes = {name: pair for name, pair in changed.items() if name in OF_AN_EPOCH}
-        if self.inside_epoch is not None and changes:
-            before, now = (" ".join(f"--{name} {pair[i]}".lower() for name, pair in changes.items()) for i in (0, 1))
-            raise UsageError(
-                f"{self.path} was saved inside epoch {self.inside_epoch}, whose other batches would change by {now}: "
-                f"resume with {before}, or from an epoch's end"
-            )
+    def check_same(self, settings: Mapping[str, Any], names: Collection[str], advice: str) -> None:
+        """Raises UsageError, with this advice, where one of the named settings is not that of the run that saved it."""
+        changes = [
+            f"--{name} {as_typed(before)}, not {as_typed(now)}"
+            for name, (before, now) in changed_settings(self.settings, settings).items()
+            if name in names
+        ]
+        if changes:
+            raise UsageError(f"{self.path} was trained with {'; '.join(changes)}; {advice}")
 
-    def changes(self, settings: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-        """{name: (before, now)} of the settings that make another run of it than the one that saved it."""
-        return changed_settings(self.settings, settings)
+
+def as_typed(value: object) -> str:
+    """A setting as it is written behind its flag."""
+    if isinstance(value, list):
+        return " ".join(map(as_typed, value))
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -203,8 +201,7 @@ def began_with(run_dir: Path) -> str | None:
     """The checkpoint of another run with which the run in ``run_dir`` began, if it did."""
     path = run_dir / "config.yaml"
     try:
-        settings = yaml.safe_load(path.read_text(encoding="utf-8"))
-        return None if settings is None else settings.get("ckpt_path")
+        return yaml.safe_load(path.read_text(encoding="utf-8")).get("ckpt_path") if path.exists() else None
     except (yaml.YAMLError, AttributeError):
         raise UsageError(f"{path} is damaged: start anew with another --run_dir") from None
 
@@ -219,23 +216,16 @@ def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
     return settings
 
 
-_claims: list[FileLock] = []  # held until the process ends, or is killed
-
-
 @rank_zero_only
 def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint | None) -> None:
-    """Makes ``run_dir`` this process's own and writes config.yaml, the first file of a run.
+    """Writes config.yaml, the first file of a run.
 
     Results of a run that is resumed go: it has none until it ends again. What a killed process left half written goes
     too. A checkpoint of another run, with which this one begins, is one of the settings. Says so when a run is resumed
     with other settings than it was saved with, or where it had ended inside an epoch.
-
-    Raises:
-        UsageError: another process has the folder.
     """
-    claim(run_dir)
     is_own = checkpoint is not None and checkpoint.is_of(run_dir)
-    if checkpoint and is_own and (changes := checkpoint.changes(settings)):
+    if checkpoint and is_own and (changes := changed_settings(checkpoint.settings, settings)):
         changed = ", ".join(f"{name} {before} -> {now}" for name, (before, now) in changes.items())
         print(f"Resumed with other settings: {changed}", file=sys.stderr)
     if checkpoint and checkpoint.is_cut:
@@ -251,15 +241,10 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
     content = dict(settings)
     if checkpoint and not is_own:
         content["ckpt_path"] = str(checkpoint.path.resolve())
-    elif (run_dir / "config.yaml").exists() and (origin := began_with(run_dir)):
+    elif origin := began_with(run_dir):
         content["ckpt_path"] = origin
     text = yaml.safe_dump(content, sort_keys=False, allow_unicode=True)
     write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
-
-
-def is_claimed(run_dir: Path) -> bool:
-    """Whether this process has locked it."""
-    return any(Path(lock.lock_file) == run_dir / ".lock" for lock in _claims)
 
 
 def event_files_of_results(run_dir: Path) -> list[Path]:
@@ -274,12 +259,18 @@ def event_files_of_results(run_dir: Path) -> list[Path]:
     return [path for paths in by_process.values() for path in sorted(paths, key=lambda p: int(p.suffix[1:]))[1:]]
 
 
+_claims: list[FileLock] = []  # held until the process ends, or is killed
+
+
+@rank_zero_only
 def claim(run_dir: Path) -> None:
-    """Locks ``run_dir`` until this process ends; on a disk without locks, says so and goes without."""
-    if is_claimed(run_dir):
-        return
+    """Makes ``run_dir`` and locks it until this process ends; on a disk without locks, says so and goes without.
+
+    Raises:
+        UsageError: another process has it.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(run_dir / ".lock")
+    lock = FileLock(run_dir / ".lock", is_singleton=True)  # that this process has it already does no harm
     try:
         lock.acquire(timeout=0)
         _claims.append(lock)

@@ -15,7 +15,7 @@ from analysis.classifier_figures import training_figure
 from analysis.drawing import pixels_of, save_png
 from analysis.files import read_json, write_json
 from scripts import START
-from scripts.run_dir import Checkpoint, changed_settings
+from scripts.run_dir import changed_settings
 
 
 def seed_runs(cfg: Namespace, top: Path) -> list[tuple[Namespace, Path]]:
@@ -47,12 +47,6 @@ def finished_summary(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, An
     if changed := changed_settings(done, asked):
         raise UsageError(f"{run_dir} is finished, with another {' '.join(changed)}: start anew in another --run_dir")
     return summary
-
-
-def latest_checkpoint(run_dir: Path) -> Checkpoint | None:
-    """What a seed's run that has begun is resumed from."""
-    folder = run_dir / "checkpoints"
-    return Checkpoint.latest(folder) if any(folder.glob("*.ckpt")) else None
 
 
 def write_summary_of_all(summaries: Sequence[Mapping[str, Any]], top: Path) -> None:

@@ -16,13 +16,12 @@ from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelPruning, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.files import write_atomically
 from callbacks.checkpointing import AtomicCheckpointIO, SaveLast, SaveOnInterrupt, steps_done
-from scripts.cli import Parser, arguments, keep_freed_memory, quiet, usage_errors
-from scripts.run_dir import Checkpoint, is_claimed
+from scripts.cli import Parser, arguments, is_rank_zero, usage_errors
+from scripts.run_dir import Checkpoint, claim
 
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
 CALLBACKS = "pytorch_lightning.callbacks."
@@ -32,13 +31,20 @@ UNFIT = {  # Lightning would say so after the first epoch
 }
 
 
+def check_seeds(cfg: Namespace) -> None:
+    """Raises UsageError unless there are seeds, and PyTorch takes all of them."""
+    if cfg.num_seeds < 1:
+        raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
+    last = cfg.seed + cfg.num_seeds - 1
+    if cfg.seed < 0 or last >= 2**32:
+        raise UsageError(f"--seed is {cfg.seed}, with --num_seeds up to {last}; it must be from 0 to {2**32 - 1}")
+
+
 def check_trainer_flags(cfg: Namespace) -> None:
     """Raises UsageError for values that Lightning would take, and then fail or do something else."""
     mps = cfg.accelerator == "gpu" and torch.backends.mps.is_available()
     if cfg.accelerator in ("gpu", "cuda") and not (torch.cuda.is_available() or mps):
         raise UsageError("there is no GPU that PyTorch can use on this machine: leave out --accelerator, or give cpu")
-    if not 0 <= cfg.seed < 2**32:
-        raise UsageError(f"--seed is {cfg.seed}; it must be from 0 to {2**32 - 1}")
     if cfg.save_every_n_steps is not None and cfg.save_every_n_steps < 1:
         raise UsageError(f"--save_every_n_steps is {cfg.save_every_n_steps}; it must be at least 1")
     for name in ("accumulate_grad_batches", "check_val_every_n_epoch", "val_check_interval", "log_every_n_steps"):
@@ -54,20 +60,15 @@ def check_trainer_flags(cfg: Namespace) -> None:
         raise UsageError("--num_nodes above 1 needs torchrun or srun, which start the run on each of the machines")
 
 
-def check_callbacks(callbacks: Sequence[Callback]) -> None:
-    """Raises UsageError for what Lightning would refuse after the first epoch."""
-    for callback in callbacks:
-        if type(callback) in UNFIT:
-            raise UsageError(f"callback {type(callback).__name__} {UNFIT[type(callback)]}")
-
-
-def check_monitors(trainer: Trainer, logged: Collection[str]) -> None:
-    """Raises UsageError where a callback monitors a metric that is not ``logged``: Lightning would after an epoch.
+def check_callbacks(trainer: Trainer, logged: Collection[str]) -> None:
+    """Raises UsageError where Lightning would after an epoch: a callback monitors a metric that is not ``logged``.
 
     Averages over an epoch are not there yet when a validation ends, after which some callbacks look. With a callback of
     the user's own, which may log any metric, only Lightning can tell.
     """
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    for kind in UNFIT.keys() & {type(callback) for callback in callbacks}:
+        raise UsageError(f"callback {kind.__name__} {UNFIT[kind]}")
     if not all(type(callback).__module__.startswith(("callbacks.", CALLBACKS)) for callback in callbacks):
         return
     validates_each_epoch = trainer.check_val_every_n_epoch == 1
@@ -88,12 +89,15 @@ def check_monitors(trainer: Trainer, logged: Collection[str]) -> None:
 def flag_errors(trainer: Trainer, checkpoint: Checkpoint | None, *folders: Path) -> Iterator[None]:
     """Around a run's start and ``trainer.fit``: what Lightning, or a callback of its own, refuses is a usage error.
 
-    If no step has been made, the run's ``folders`` are then again as they were. All else keeps its traceback: an error
-    from below Lightning may be a bug.
+    The ``folders`` become this process's own; if no step has been made, they are then again as they were. All else
+    keeps its traceback: an error from below Lightning may be a bug.
     """
+    folders = folders if is_rank_zero() else ()
     new = [folder for folder in folders if not folder.exists() or not any(folder.iterdir())]
     files = [folder / name for folder in folders for name in ("config.yaml", "summary.json")]
     before = {path: path.read_bytes() for path in files if path.exists()}
+    for folder in folders:
+        claim(folder)
     try:
         yield
     except Exception as error:
@@ -103,14 +107,13 @@ def flag_errors(trainer: Trainer, checkpoint: Checkpoint | None, *folders: Path)
         if not isinstance(error, UsageError) and (isinstance(error, OSError) or not by_lightning):
             raise
         if steps_done(trainer) <= (checkpoint.next_step if checkpoint else 0):
-            for folder in filter(is_claimed, folders):
-                for path in (path for path in files if path.parent == folder):
-                    if path in before:
-                        path.write_bytes(before[path])
-                    else:
-                        path.unlink(missing_ok=True)
-                if folder in new:
-                    shutil.rmtree(folder, ignore_errors=True)
+            for path in files:
+                if path in before:
+                    path.write_bytes(before[path])
+                else:
+                    path.unlink(missing_ok=True)
+            for folder in new:
+                shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, UsageError):
             raise
         what = f"callback {callbacks[0]}" if callbacks else "a flag"
@@ -128,27 +131,19 @@ def build_trainer(
     resume_dir: Path,
     **instead: Any,
 ) -> Trainer:
-    """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of a run.
+    """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of a run in ``run_dir``.
 
-    Args:
-        run_dir: where the loggers write.
-        bar: shown where the output is a terminal.
-        save_last: how the run is saved.
-        checkpoint: what the run is resumed from.
-        resume_dir: the folder to name in order to resume: run_dir, or the folder of all seeds.
-        instead: arguments of the Trainer that take the place of their flags.
+    ``bar`` is shown where the output is a terminal. The way to resume names ``resume_dir``: run_dir, or the folder of
+    all seeds. ``instead`` are arguments of the Trainer that take the place of their flags.
 
     Raises:
         UsageError: for flags that do not go together, or name what is not installed.
     """
     check_trainer_flags(cfg)
-    quiet()
-    keep_freed_memory()
     seed_everything(cfg.seed, workers=True)
     with usage_errors():  # callbacks, loggers, ... that are named by their classes
         flags = arguments(Trainer, parser.instantiate(cfg)) | instead
     own = listed(flags["callbacks"])
-    check_callbacks(own)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags["enable_progress_bar"] is not False and (sys.stdout.isatty() or has_own_bar)
     added = [bar] if has_bar and not has_own_bar else []
@@ -197,78 +192,48 @@ class Board(TensorBoardLogger):
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows from before ``first_step``.
+    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows of ``history`` before ``first_step``.
 
     Lightning's own logger begins anew in a folder that has been used, and rewrites the file in place.
-
-    Args:
-        run_dir: where metrics.csv is.
-        first_step: the first step that is logged anew.
-        history: the metrics.csv whose earlier rows are kept, this run's own or the one that it began with.
     """
 
     def __init__(self, run_dir: Path, first_step: int, history: Path) -> None:
         super().__init__(run_dir, name="", version="")
-        self._rows = MetricsRows(Path(run_dir) / "metrics.csv", read_rows(history, first_step))
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> "MetricsRows":
-        return self._rows
-
-    def finalize(self, status: str) -> None:
-        self.save()
+        self._experiment: Any = MetricsRows(run_dir / "metrics.csv", read_rows(history, first_step))
 
 
 class MetricsRows:
-    """The rows of a CSV file: new ones are appended; where they bring new columns, the file is replaced as a whole."""
-
-    NAME_METRICS_FILE = "metrics.csv"
+    """The rows of a CSV file, which is always replaced as a whole."""
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
-        self.path, self.metrics = path, list(rows)
-        self._written, self._columns = 0, set[str]()
+        self.path, self.metrics, self._num_saved = path, list(rows), 0
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
         values = {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in metrics.items()}
-        self.metrics.append(values | {"step": len(self.metrics) if step is None else step})
+        self.metrics.append(values | {"step": step})
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""
 
     def save(self) -> None:
-        new = self.metrics[self._written :]
-        if not new:
-            return
-        columns = self._columns.union(*new)
-        if columns != self._columns or not self._append(new):
-            self.path = write_atomically(self.path, lambda file: file.write(as_csv(self.metrics, columns).encode()))
-        self._written, self._columns = len(self.metrics), columns
-
-    def _append(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """False where Excel has the file open on Windows."""
-        try:
-            with open(self.path, "a", newline="", encoding="utf-8") as file:
-                csv.DictWriter(file, sorted(self._columns)).writerows(rows)
-        except PermissionError:
-            return False
-        return True
+        if len(self.metrics) > self._num_saved:
+            self.path = write_atomically(self.path, lambda file: file.write(as_csv(self.metrics).encode()))
+            self._num_saved = len(self.metrics)
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]], columns: set[str]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
     """A header and the rows, columns in alphabetical order."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, sorted(columns))
+    writer = csv.DictWriter(text, sorted(set().union(*rows)))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8")
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
-    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
     return [row for row in rows if int(row["step"]) < first_step]

@@ -16,7 +16,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.strategies import StrategyRegistry
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from scripts.trainer import check_monitors, flag_errors
+from scripts.trainer import check_callbacks, flag_errors
 
 ROOT = Path(__file__).parents[1]
 FIT = "--epochs 20 --num_samples 30".split()
@@ -197,9 +197,9 @@ class Own(Callback):
 def test_a_users_own_callback_may_log_what_another_monitors() -> None:
     stop = pytorch_lightning.callbacks.EarlyStopping("own/metric")
     flags = {"accelerator": "cpu", "logger": False, "enable_checkpointing": False}
-    check_monitors(Trainer(callbacks=[stop, Own()], **flags), ["train/loss"])
+    check_callbacks(Trainer(callbacks=[stop, Own()], **flags), ["train/loss"])
     with pytest.raises(MisconfigurationException, match="own/metric.*train/loss"):
-        check_monitors(Trainer(callbacks=[stop], **flags), ["train/loss"])
+        check_callbacks(Trainer(callbacks=[stop], **flags), ["train/loss"])
 
 
 def test_an_error_that_is_no_flags_keeps_its_traceback(tmp_path: Path) -> None:
