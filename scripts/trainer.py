@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelPruning, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
+from pytorch_lightning.loggers.logger import rank_zero_experiment
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.files import write_atomically
@@ -199,7 +200,12 @@ class MetricsCSV(CSVLogger):
 
     def __init__(self, run_dir: Path, first_step: int, history: Path) -> None:
         super().__init__(run_dir, name="", version="")
-        self._experiment: Any = MetricsRows(run_dir / "metrics.csv", read_rows(history, first_step))
+        self._rows = MetricsRows(run_dir / "metrics.csv", read_rows(history, first_step))
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> "MetricsRows":
+        return self._rows
 
 
 class MetricsRows:
