@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import altair as alt
 
-from analysis.drawing import BLUE, COLORS, GREEN, GREY, ORANGE
+from analysis.drawing import BLUE, COLOR_OF, COLORS, GREEN, GREY, ORANGE
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -68,7 +68,9 @@ def lines_chart(rows: Rows, x: str, y: str, log: bool = False, band: str = "", m
         marks: vertical lines at "x", with a "text" each.
     """
     edges = [row[name] for row in rows for name in ("low", "high") if row.get(name) is not None]
-    color = alt.Color("line:N", title=None, sort=None, scale=alt.Scale(range=COLORS))
+    names = list(dict.fromkeys(row["line"] for row in rows))
+    inks = [COLOR_OF.get(name, COLORS[i % len(COLORS)]) for i, name in enumerate(names)]
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=names, range=inks))
     base = alt.Chart(alt.InlineData(values=list(rows))).encode(
         x=alt.X("x:Q", **number_axis([row["x"] for row in rows], x, log)),
         y=alt.Y("y:Q", **number_axis([*edges, *(row["y"] for row in rows)], y, log)),

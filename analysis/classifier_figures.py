@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from analysis.classifier_findings import Rows, lr_changes
-from analysis.drawing import BLUE, GREEN, GREY, ORANGE, images_grid
+from analysis.drawing import COLOR_OF, GREY, images_grid
 
 
 class Prediction(TypedDict):
@@ -32,11 +32,11 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
     figure = Figure(figsize=(5, 3), dpi=220, layout="constrained")
     length = min(map(len, runs))  # runs that a time limit ended have more epochs or fewer
     runs = [rows[:length] for rows in runs]
-    names = (("acc", "accuracy"), ("loss", "cross-entropy loss [nats]"))
-    for axes, (name, label) in zip(figure.subplots(1, 2), names, strict=True):
-        _draw_mean(axes, runs, f"train_{name}", "train (epoch average)", BLUE)
-        _draw_mean(axes, runs, f"probe_{name}", "training subset, eval mode", GREEN)
-        _draw_mean(axes, runs, f"val_{name}", measured_on, ORANGE)
+    kinds = (("acc", "accuracy [%]", 100), ("loss", "cross-entropy loss [nats]", 1))
+    for axes, (kind, label, scale) in zip(figure.subplots(1, 2), kinds, strict=True):
+        _draw_mean(axes, runs, f"train_{kind}", "train (epoch average)", scale)
+        _draw_mean(axes, runs, f"probe_{kind}", "training subset, eval mode", scale)
+        _draw_mean(axes, runs, f"val_{kind}", measured_on, scale)
         for epoch, lr in lr_changes(runs[0]):
             axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
         axes.set(xlabel="epoch (counted from 0)", xlim=(runs[0][0]["epoch"] - 0.5, runs[0][-1]["epoch"] + 0.5))
@@ -45,20 +45,22 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
-    known = [acc for acc in test_accs if acc is not None]
-    title = "ResNet-20" if not known else f"ResNet-20: test accuracy {100 * np.mean(known):.2f} % at the end"
-    if len(known) > 1:
-        title += f"\n(mean of {len(known)} seeds, standard deviation {100 * np.std(known, ddof=1):.2f} pp)"
+    known = [100 * acc for acc in test_accs if acc is not None]
+    deviation = f" ± {np.std(known, ddof=1):.2f}" if len(known) > 1 else ""
+    title = "ResNet-20" + (f": test accuracy {np.mean(known):.2f}{deviation} % at the end" if known else "")
+    if len(runs) > 1:
+        title += f"\nmeans of {len(runs)} seeds ± one standard deviation (bands)"
     figure.suptitle(title, fontsize=10)
     return figure
 
 
-def _draw_mean(axes: Axes, runs: Sequence[Rows], name: str, label: str, color: str) -> None:
-    values = np.array([[row.get(name) for row in rows] for rows in runs], dtype=float)  # (runs, epochs), nan for None
+def _draw_mean(axes: Axes, runs: Sequence[Rows], name: str, label: str, scale: int) -> None:
+    # (runs, epochs), nan for None
+    values = scale * np.array([[row.get(name) for row in rows] for rows in runs], dtype=float)
     if np.isnan(values).all():
         return
     mean, deviation = values.mean(0), values.std(0, ddof=1) if len(runs) > 1 else 0
-    epochs = [row["epoch"] for row in runs[0]]
+    epochs, color = [row["epoch"] for row in runs[0]], COLOR_OF[label]
     axes.plot(epochs, mean, "o-", color=color, label=label, markersize=4)
     axes.fill_between(epochs, mean - deviation, mean + deviation, color=color, alpha=0.2, linewidth=0)
 

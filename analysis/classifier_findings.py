@@ -83,13 +83,13 @@ def motion(parts: Sequence[Rows]) -> dict[str, float | None]:
     "residual_sd" is the standard deviation of an epoch's accuracy around the straight line through the run's epochs;
     None with fewer than three. "straightness" is the distance that the weights cover in an epoch over the length of
     their path: 1 for a straight path, near 1 / sqrt(steps) for independent random steps, less where steps undo each
-    other. "path" is the mean length of a path. Both are None where the weights were not recorded.
+    other. "path" and "displacement" are the means of both. All are None where the weights were not recorded.
     """
     moved = [row for rows in parts for row in rows if row.get("path")]
     values = {
         "residual_sd": [_residual_sd([row["val_acc"] for row in rows]) for rows in parts if len(rows) > 2],
         "straightness": [row["displacement"] / row["path"] for row in moved],
-        "path": [row["path"] for row in moved],
+        **{name: [row[name] for row in moved] for name in ("path", "displacement")},
     }
     return {name: statistics.mean(each) if each else None for name, each in values.items()}
 

@@ -35,14 +35,15 @@ def curves_figure(
     size = (7, 4.2 * rows + 0.9) if columns == 1 else (3.6 * columns + 1, 3.2 * rows + 0.9)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)
-    for axes, (title, curves) in zip(grid.flat, panels, strict=False):
+    for i, (axes, (title, curves)) in enumerate(zip(grid.flat, panels, strict=False)):
         draw_problem(axes, x, truth, points)
         _draw_fits(axes, x, curves)
         axes.set_title(title, fontsize=10)
+        if i + columns >= len(panels):  # none below it
+            axes.set_xlabel("x")
+            axes.tick_params(labelbottom=True)
     for axes in grid.flat[len(panels) :]:
         axes.set_axis_off()
-    for axes in grid[-1]:
-        axes.set_xlabel("x")
     for axes in grid[:, 0]:
         axes.set_ylabel("y")
     handles = {label: h for axes in grid.flat for h, label in zip(*axes.get_legend_handles_labels(), strict=True)}
@@ -68,7 +69,8 @@ def _draw_fits(axes: Axes, x: np.ndarray, curves: np.ndarray) -> None:
         band = np.quantile(finite, (0.25, 0.75), axis=0)
         axes.fill_between(x, *band, color=BLUE, alpha=0.25, linewidth=0, label="interquartile range of the seeds")
     if np.isfinite(curves[0]).all():
-        axes.plot(x, curves[0], color=BLUE, linewidth=1.8, label="fitted curve")
+        label = "fitted curve" + (" of the first seed" if len(curves) > 1 else "")
+        axes.plot(x, curves[0], color=BLUE, linewidth=1.8, label=label)
     else:
         axes.text(0.5, 0.5, "diverged", transform=axes.transAxes, ha="center", fontsize=14, color="#b00020")
 

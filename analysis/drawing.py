@@ -15,6 +15,14 @@ from analysis.files import write_atomically
 
 BLUE, ORANGE, GREEN, GREY = "#1f6fb4", "#d95f02", "#1b9e77", "#7a7a7a"
 COLORS = (BLUE, ORANGE, GREEN, "#9467bd", "#b5a000", "#e0457b", "#8c6d5a")  # seen on light and on dark ground
+COLOR_OF = {  # the same in all figures
+    "train (epoch average)": BLUE,
+    "training subset, eval mode": GREEN,
+    "test": ORANGE,
+    "validation": ORANGE,
+    "with the drop": BLUE,
+    "without the drop": ORANGE,
+}
 
 
 class PlainNumbers(LogFormatterMathtext):

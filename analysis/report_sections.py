@@ -16,6 +16,7 @@ import altair as alt
 from analysis.charts import fits_chart, lines_chart, waterfall_chart
 from analysis.classifier_findings import Rows, gap, lr_changes, lr_drop, valley
 from analysis.classifier_measurements import measured
+from analysis.curve_findings import best_setting, error_of, finite, lowest_rows
 from analysis.files import read_json
 from analysis.runs import LENGTH, Run, distinct, drops_once, is_branch
 from analysis.statistics import mean_ci, number
@@ -153,9 +154,8 @@ def mse_chart(
 
 def overfits(rows: Rows, lr: float) -> bool:
     """Whether the median training MSE is lower at the last epoch count than at that of the lowest error."""
-    rows = [row for row in rows if row["lr"] == lr]
-    best = min(rows, key=error_of)
-    return finite(rows[-1]["train_mse"]["median"]) < finite(best["train_mse"]["median"])
+    best, last = lowest_rows(rows)[lr], [row for row in rows if row["lr"] == lr][-1]
+    return finite(last["train_mse"]["median"]) < finite(best["train_mse"]["median"])
 
 
 def iqr(run: Run, row: Mapping[str, Any]) -> str:
@@ -166,27 +166,25 @@ def iqr(run: Run, row: Mapping[str, Any]) -> str:
 def lr_section(run: Run, alone: Mapping[float, float]) -> Section:
     """1B: what does the learning rate do to error and time? ``alone``: {rate: seconds of 1,000 epochs by themselves}"""
     rows = run.summary["over_seeds"]
-    lrs = dict.fromkeys(row["lr"] for row in rows)
     at = 1000 if any(row["epochs"] == 1000 for row in rows) else max(row["epochs"] for row in rows)
     here = {row["lr"]: row for row in rows if row["epochs"] == at}
     target = 1.5 * min(map(error_of, rows))
     reached, table = {}, []
-    for lr in lrs:
-        part = [row for row in rows if row["lr"] == lr]
-        reached[lr] = next((row["epochs"] for row in part if error_of(row) <= target < math.inf), None)
-        lowest = min(part, key=error_of)
+    for lr, lowest in lowest_rows(rows).items():
+        good = [row["epochs"] for row in rows if row["lr"] == lr and error_of(row) <= target < math.inf]
+        reached[lr] = next(iter(good), None)
         table.append(
             {
                 "learning rate": f"{lr:g}",
                 f"MSE against the noise-free f at {at:,} epochs": number(here[lr]["true_mse"]["median"]),
-                "lowest": number(lowest["true_mse"]["median"]),
+                "lowest of the listed epochs": number(lowest["true_mse"]["median"]),
                 "at epochs": f"{lowest['epochs']:,}",
-                "first measured within 1.5 times the lowest of all": f"{reached[lr]:,}" if reached[lr] else "never",
+                "first at most 1.5 times the best of any rate": f"{reached[lr]:,}" if reached[lr] else "never",
                 "seconds of 1,000 epochs alone": f"{alone[lr]:.2f}" if alone.get(lr) else "-",
             }
         )
     best = min(here.values(), key=error_of)
-    times = [alone[lr] for lr in lrs if alone.get(lr)]
+    times = [seconds for lr in reached if (seconds := round(alone.get(lr, 0), 2))]
     facts = common_facts(run) | {
         "at": at,
         "best_lr": best["lr"],
@@ -211,11 +209,13 @@ def settings_section(run: Run) -> Section:
         }
         for row in run.summary["auto"]
     ]
-    best = min(run.summary["auto"], key=lambda row: finite(row["best_true_mse"]))
-    texts = {"best_epochs": "lowest", "held_out_epochs": "early stopping"}
-    marks = [{"x": best[name], "text": text} for name, text in texts.items()]
+    best, auto = best_setting(run.summary["over_seeds"]), run.summary["auto"]
+    stopped = next(row["held_out_epochs"] for row in auto if row["lr"] == best["lr"])
+    marks = [{"x": best["epochs"], "text": "lowest"}, {"x": stopped, "text": "early stopping"}]
     charts = mse_chart(run, "epochs", MSE, marks=marks) or list(map(fits_chart, growths(run)))
-    return Section("settings", f"settings-{run.path.name}", common_facts(run) | {"best": best}, table, charts)
+    return Section(
+        "settings", f"settings-{run.path.name}", common_facts(run) | {"best": best, "auto": auto}, table, charts
+    )
 
 
 # Exercise 2
@@ -324,8 +324,8 @@ def valley_charts(lines: Sequence[Mapping[str, Any]]) -> list[alt.LayerChart]:
     steps = [{f"step {i}": losses for i, losses in enumerate(line["steps"], start=1)} for line in lines]
     charts = []
     for at, losses_of_seeds, title in (
-        ("along", ways, "from the weights before the drop (0)\nto those one epoch later (1)"),
-        ("across", steps, "single steps: from the weights before (0)\nto those after the step (1)"),
+        ("along", ways, "the way from the weights before the drop (0)\nto those one epoch later (1)"),
+        ("across", steps, "a single step from the weights before it (0)\nto those after it (1)"),
     ):
         points = [
             {"line": name, "run": f"seed {seed}", "x": x, "y": loss}
@@ -369,16 +369,6 @@ def waterfall(accuracies: Mapping[str, float]) -> list[dict[str, Any]]:
 
 
 # Numbers
-
-
-def finite(value: float | None) -> float:
-    """Infinity for what diverged, null in a summary."""
-    return math.inf if value is None else value
-
-
-def error_of(row: Mapping[str, Any]) -> float:
-    """The median MSE against the noise-free f."""
-    return finite(row["true_mse"]["median"])
 
 
 def spread(values: Sequence[float | None], percent: bool) -> str:

@@ -224,7 +224,10 @@ class SaveOnInterrupt(Callback):
         is_slurms = self.signum == getattr(signal, "SIGUSR1", None)
         requeue = trainer.strategy.reduce_boolean_decision(is_slurms, all=False)
         if trainer.is_global_zero:
-            print(f"\nInterrupted. To resume: add --run_dir {self.run_dir} --ckpt_path last", flush=True)
+            print(
+                f"\nInterrupted. To resume: repeat the command with --run_dir {self.run_dir} --ckpt_path last",
+                flush=True,
+            )
             if requeue:
                 env = os.environ
                 task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]

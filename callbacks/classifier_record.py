@@ -36,6 +36,7 @@ class ClassifierRecord(Callback):
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}
         self.first_step: float | None = None
+        self._has_header = False  # on the terminal, in this process
         self._measuring = 0.0  # seconds of all validations, which are no training
         self._start_of_epoch: float | None = None
         self._earlier = self._earlier_total = 0.0  # seconds before an interruption, of an epoch and of the run
@@ -124,8 +125,9 @@ class ClassifierRecord(Callback):
             writer.add_scalar("train/images_per_second", row["images_per_second"], trainer.global_step - 1)
         self._start_of_epoch = None
         # Through Lightning, which writes above a running bar, and on the first process alone.
-        if len(self.epochs) == 1:
+        if not self._has_header:
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
+            self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
 
     def ended_unmeasured(self, trainer: Trainer) -> bool:

@@ -101,8 +101,9 @@ class CIFAR10DataModule(LightningDataModule):
         if not folder.is_dir():
             if not (self.download or (self.data_root / CIFAR10.filename).exists()):
                 raise MisconfigurationException(
-                    f"CIFAR-10 is not in {self.data_root}: set --data_root or CIFAR10_ROOT to the folder that holds "
-                    f"{CIFAR10.base_folder}, or allow --download true, or try --data synthetic"
+                    f"CIFAR-10 is not in {self.data_root}: give data_root (--data_root, CIFAR10_ROOT) the folder "
+                    f"that holds {CIFAR10.base_folder}, or allow download (--download true), or try the dataset "
+                    "synthetic (--data synthetic)"
                 )
             from datamodules.download import download_cifar10  # its HTTP client takes 60 ms to import
 
@@ -133,8 +134,8 @@ class CIFAR10DataModule(LightningDataModule):
         kept = self.num_train - self.val_size
         if min(self.batch_size, (kept - 1) % self.batch_size + 1) < world_size:
             raise MisconfigurationException(
-                f"a batch of --batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
-                f"of {world_size} processes an image: choose another --batch_size or --val_size"
+                f"a batch of batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
+                f"of {world_size} processes an image: choose another batch_size or val_size"
             )
 
     def val_dataloader(self) -> list[EvalBatches]:
@@ -196,7 +197,7 @@ def read_images(dataset: str, data_root: Path, train: bool) -> tuple[Tensor, Ten
         if content is None or hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise MisconfigurationException(
                 f"{path} is {'missing' if content is None else 'corrupt'} (md5): "
-                f"remove {folder} and run again with --download true, or put a good copy there"
+                f"remove {folder} and run again with download (--download true), or put a good copy there"
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*align should be passed.*")  # numpy on these old pickles

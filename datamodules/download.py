@@ -38,7 +38,7 @@ MIN_RATE = 1024  # bytes per second, over STALL_TIMEOUT
 CHUNK = 1 << 18  # bytes
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 NETWORK_ERRORS = (OSError, HTTPError, ValueError)  # requests' own are OSErrors; some of urllib3's pass through it
-ELSEWHERE = f"point --data_root or CIFAR10_ROOT at a folder that holds {FOLDER}"
+ELSEWHERE = f"give data_root (--data_root, CIFAR10_ROOT) the folder that holds {FOLDER}"
 
 
 class _MirrorError(Exception):

@@ -14,6 +14,7 @@ from argparse import Action
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
+from difflib import get_close_matches
 from enum import Enum
 from typing import Any, NoReturn, get_args
 
@@ -50,7 +51,16 @@ class Parser(ArgumentParser):
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UsageError(what_is_wrong(message))
+        raise UsageError(what_is_wrong(message) + self._meant(message))
+
+    def _meant(self, message: str) -> str:
+        """The flags that an unknown one may stand for: spelled much alike, or its initials, as lr for learning rate."""
+        unknown = re.search(r"unrecognized arguments:.*? --?([A-Za-z][\w-]*)|^Option '([\w-]+)' is not", message)
+        name = (unknown[1] or unknown[2]).replace("-", "_").lower() if unknown else ""
+        flags = [flag[2:] for flag in self._option_string_actions if flag[2:].isidentifier()]
+        same = {name, "".join(word[:1] for word in name.split("_"))}.intersection(flags)
+        near = sorted(same or get_close_matches(name, flags))
+        return ": did you mean " + " or ".join(f"--{flag}" for flag in near) + "?" if near else ""
 
 
 KINDS = {"int": "a whole number (such as 10000)", "float": "a number (such as 0.01)", "bool": "true or false"}

@@ -88,7 +88,7 @@ def run() -> None:
             todo = "Writing the results of" if is_trained else "Fitting"
             print(f"{todo} {data.function} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
             trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
-        print(fit_text(write_results(record, model, data, trainer, run_dir)))
+        print(fit_text(write_results(record, model, data, trainer, run_dir)) + noise_hint(data))
         print(f"Figures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
 
 
@@ -104,6 +104,16 @@ def write_results(
     write_json(run_dir / "curves.json", growth, indent=None)
     write_json(run_dir / "summary.json", summary)
     return summary
+
+
+def noise_hint(data: CurveDataModule) -> str:
+    """A line on noise that drowns f; empty where it does not, and of a constant f."""
+    deviation = data.truth.std(correction=0).item()
+    if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
+        return ""
+    less = float(f"{0.4 * deviation:.1g}")  # as in the lab, where it is 3 beside a deviation of 7.6
+    noise = f"The noise ({data.noise_std:g}) is larger than f's own standard deviation ({deviation:.2g})"
+    return f"\n{noise}: the points hardly show f; try --noise_std {less:g}"
 
 
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:

@@ -8,9 +8,10 @@ from typing import Any
 
 import jinja2
 
-from analysis.curve_findings import METRICS
+from analysis.curve_findings import METRICS, best_setting
 from analysis.statistics import number
 
+HEADERS = ("lr", "epochs", "train mse", "mse against f", "max error", "r2")  # of METRICS
 TEMPLATES = Path(__file__).parent / "templates"
 
 
@@ -46,13 +47,13 @@ def sentences(macro: str, *facts: object) -> list[str]:
 
 def fit_text(summary: Mapping[str, Any]) -> str:
     """The results of a curve fit for the terminal, from the content of its summary.json: a table, then sentences."""
-    settings = summary["settings"]
-    num_seeds = settings["num_seeds"]
+    settings, over_seeds = summary["settings"], summary["over_seeds"]
+    num_seeds, num_lrs = settings["num_seeds"], len(set(settings["lr"]))
     suffix = "" if num_seeds == 1 else " [quartiles]"
-    names = [f"{name.replace('_max_abs', ' max')}{suffix}".replace("_", " ") for name in METRICS]
-    rows = [["lr", "epochs", *names], *(cells(row, num_seeds) for row in summary["over_seeds"])]
-    complete = {"not_measured": [], "auto": [], **summary}
-    return "\n".join([table(rows), *sentences("fit", complete, len(set(settings["lr"])) * num_seeds, num_seeds)])
+    rows = [[*HEADERS[:2], *(name + suffix for name in HEADERS[2:])], *(cells(row, num_seeds) for row in over_seeds)]
+    best = best_setting(over_seeds) if over_seeds and (num_lrs > 1 or "auto" in summary) else None
+    complete = {"not_measured": [], "auto": [], **summary, "best": best}
+    return "\n".join([table(rows), *sentences("fit", complete, num_lrs * num_seeds, num_seeds)])
 
 
 def cells(row: Mapping[str, Any], num_seeds: int) -> list[str]:
@@ -65,7 +66,7 @@ def cells(row: Mapping[str, Any], num_seeds: int) -> list[str]:
             texts.append("-")
             continue
         text = f"{median:.4g}" if is_finite(median) else "diverged"
-        spread = ", ".join(f"{edge:.3g}" if is_finite(edge) else "diverged" for edge in edges)
+        spread = ", ".join(map(number, edges))
         texts.append(text if num_seeds == 1 else f"{text} [{spread}]")
     return texts
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
-from analysis.charts import number_axis, waterfall_chart
+from analysis.charts import lines_chart, number_axis, waterfall_chart
 from analysis.classifier_figures import (
     confident_errors_figure,
     confusion_figure,
@@ -24,7 +24,7 @@ from analysis.classifier_findings import epoch_of_drop, gap, lr_drop, valley
 from analysis.classifier_measurements import is_at_full_size, measure_gap, measure_lines, measure_noise
 from analysis.curve_figures import curves_figure, errors_figure
 from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
-from analysis.drawing import pixels_of, save_png, use_log_scale
+from analysis.drawing import BLUE, ORANGE, pixels_of, save_png, use_log_scale
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.provenance import about, command_line
 from analysis.statistics import mean_ci, median_ci, medians, number, quartiles
@@ -210,7 +210,9 @@ def test_effect_of_the_learning_rate_drop() -> None:
     alone = lr_drop(DROPPED[:1], [], 400)
     assert alone["before"]["residual_sd"] == pytest.approx((0.012 / 3) ** 0.5)
     assert alone["after"]["residual_sd"] is None and alone["effect"] is None and alone["after_without"] is None
-    assert answer["before"] | {"residual_sd": 0} == pytest.approx({"residual_sd": 0, "straightness": 0.05, "path": 10})
+    assert answer["before"] | {"residual_sd": 0} == pytest.approx(
+        {"residual_sd": 0, "straightness": 0.05, "path": 10, "displacement": 0.5}
+    )
     with pytest.raises(ValueError, match="no drop"):
         lr_drop([rows(0.5, 0.6)], [], 400)
     assert epoch_of_drop(DROPPED[0]) == 5 and epoch_of_drop(STAYED[0]) is None
@@ -392,20 +394,37 @@ def test_curves_figure() -> None:
     assert [axes.get_title() for axes in figure.axes] == ["good", "bad"]
     assert [text.get_text() for text in figure.axes[1].texts] == ["diverged"] and not figure.axes[0].texts
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["training points", "ground truth f(x)", "interquartile range of the seeds", "fitted curve"]
+    assert labels == [
+        "training points",
+        "ground truth f(x)",
+        "interquartile range of the seeds",
+        "fitted curve of the first seed",
+    ]
     assert figure.get_suptitle().endswith("...") and len(figure.get_suptitle()) == len("f(x) = ") + 70
+    figure = curves_figure(x, x**2, (x, x), [("one seed", fits[0][:1])] * 5, "x**2")
+    assert figure.legends[0].get_texts()[-1].get_text() == "fitted curve"
+    numbered = [bool(axes.get_xlabel() and axes.xaxis.get_tick_params()["labelbottom"]) for axes in figure.axes]
+    assert numbered == [False, True, True, True, True, *[False] * 3]  # the lowest panel of each column
+
+
+def colors_in_the_report(*others: str) -> list[str]:
+    points = [{"line": name, "x": x, "y": x} for name in ("train (epoch average)", *others) for x in (0, 1)]
+    return next(
+        layer["encoding"]["color"]["scale"]["range"] for layer in lines_chart(points, "x", "y").to_dict()["layer"]
+    )
 
 
 def test_training_figure() -> None:
     runs = [DROPPED[0], [*DROPPED[1], DROPPED[1][-1]]]  # a time limit ended one earlier
     figure = training_figure(runs, [0.81, 0.83], "validation")
-    title = "ResNet-20: test accuracy 82.00 % at the end\n(mean of 2 seeds, standard deviation 1.41 pp)"
+    title = "ResNet-20: test accuracy 82.00 ± 1.41 % at the end\nmeans of 2 seeds ± one standard deviation (bands)"
     assert figure.get_suptitle() == title
     axes = figure.axes[0]
     labels = ["train (epoch average)", "validation", "learning rate becomes 0.01"]
     assert [line.get_label() for line in axes.lines] == labels
-    means = [0.5, 0.6, 0.7, 0.6, 0.705, 0.805, 0.815]  # of the two runs
+    means = [50, 60, 70, 60, 70.5, 80.5, 81.5]  # percent, of the two runs
     assert list(axes.lines[0].get_ydata()) == pytest.approx(means)
+    assert [line.get_color() for line in axes.lines[:2]] == [BLUE, ORANGE] == colors_in_the_report("validation")
     unmeasured = [{**row, "val_acc": None, "val_loss": None} for row in DROPPED[0]]
     figure = training_figure([unmeasured], [None], "test")
     assert figure.get_suptitle() == "ResNet-20" and len(figure.axes[0].lines) == 2

@@ -171,7 +171,8 @@ def test_ctrl_c_inside_an_epoch_saves_and_the_resumed_run_ends_the_same(folder, 
     assert interrupt(folder, "ctrl_c", signal.SIGINT, every, first_checkpoint) == 130
     assert 4 <= torch.load(checkpoint, weights_only=True)["global_step"] < 36
     assert not (folder / "ctrl_c" / "summary.json").exists()
-    succeed(folder, *SETTINGS, *every, "--run_dir", "ctrl_c", "--ckpt_path", "last")
+    resumed = succeed(folder, *SETTINGS, *every, "--run_dir", "ctrl_c", "--ckpt_path", "last")
+    assert resumed.count("train_loss") == 1  # the table's header
     assert_same_run(folder / "ctrl_c", run[1])
 
 

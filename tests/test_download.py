@@ -258,7 +258,7 @@ def fails(act: Callable[[], None]) -> str:
         act()
     message = str(caught.value)
     assert message.isprintable(), "one line, and nothing that steers a terminal"
-    assert "--data_root or CIFAR10_ROOT" in message
+    assert "data_root (--data_root, CIFAR10_ROOT)" in message
     return message
 
 

@@ -124,7 +124,7 @@ def test_ctrl_c_in_one_of_several_seeds_tells_how_to_go_on_with_all(tmp_path: Pa
     wait_for(tmp_path / "all" / "seed0" / "checkpoints" / "last.ckpt", process)
     process.send_signal(signal.SIGINT)
     out, _ = process.communicate(timeout=60)
-    assert process.returncode == 130 and "add --run_dir all --ckpt_path last" in out
+    assert process.returncode == 130 and "repeat the command with --run_dir all --ckpt_path last" in out
     succeed(tmp_path, *flags, "--ckpt_path", "last")
     assert [run["seed"] for run in json.loads((tmp_path / "all" / "summary.json").read_text())["runs"]] == [0, 1]
 

@@ -16,7 +16,9 @@ import pytest
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from scripts.fit import epoch_counts, fit_parser, measured_epochs
+from datamodules import CurveDataModule
+from scripts.cifar import cifar_parser
+from scripts.fit import epoch_counts, fit_parser, measured_epochs, noise_hint
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "fit.py"
 SMALL = ("--lr", "0.1", "0.01", "--num_samples", "50")
@@ -299,6 +301,47 @@ def test_a_value_of_another_type_is_named_in_plain_words(flags, message):
     with pytest.raises(MisconfigurationException) as caught:
         fit_parser().parse_args(flags)
     assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("parser", "flag", "meant"),
+    [
+        (fit_parser, "--learning_rate", ": did you mean --lr?"),
+        (fit_parser, "--learning-rate=0.1", ": did you mean --lr?"),
+        (fit_parser, "-lr", ": did you mean --lr?"),
+        (fit_parser, "--num_epochs", ": did you mean --epochs or --max_epochs or --min_epochs?"),
+        (fit_parser, "--hidden-size", ": did you mean --hidden?"),
+        (fit_parser, "--wd", ""),
+        (fit_parser, "positional", ""),
+        (lambda: cifar_parser({}), "--epochs", ": did you mean --max_epochs or --min_epochs?"),
+        (lambda: cifar_parser({}), "--batch-size", ": did you mean --batch_size?"),
+    ],
+)
+def test_an_unknown_flag_gets_those_that_it_may_stand_for(parser, flag, meant):
+    with pytest.raises(MisconfigurationException) as caught:
+        parser().parse_args([flag, "1"])
+    assert str(caught.value) == f"unrecognized arguments: {flag} 1{meant}"
+
+
+def test_an_unknown_name_in_a_config_gets_them_too(tmp_path):
+    (tmp_path / "c.yaml").write_text("learning_rate: 0.1\n")
+    with pytest.raises(MisconfigurationException, match="'learning_rate' is not accepted: did you mean --lr?"):
+        fit_parser().parse_args(["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("function", "noise_std", "instead"),
+    [
+        ("sin(x)", 3.0, "0.3"),  # 0.4 of the deviation 0.73: of the mean of sin(x)**2, 0.527, the root
+        ("1000*sin(x)", 3000.0, "300"),
+        ("sin(x)", 0.7, None),
+        ("5", 3.0, None),
+        ("sin(x)**2 + cos(x)**2", 3.0, None),
+    ],
+)
+def test_noise_that_drowns_the_function_is_named(function, noise_std, instead):
+    hint = noise_hint(CurveDataModule(function, noise_std=noise_std))
+    assert hint.endswith(f"try --noise_std {instead}") if instead else hint == ""
 
 
 def test_save_every_n_steps_counts_epochs(folder):

@@ -33,7 +33,7 @@ from analysis.charts import lines_chart
 from analysis.classifier_findings import GAP, gap, lr_drop, valley
 from analysis.classifier_measurements import measured, network
 from analysis.curve_animation import fit_animation
-from analysis.curve_findings import METRICS
+from analysis.curve_findings import METRICS, best_setting
 from analysis.drawing import BLUE, GREEN
 from analysis.report_sections import (
     GAP_COLUMNS,
@@ -46,7 +46,7 @@ from analysis.report_sections import (
     number_ids,
 )
 from analysis.runs import Run, is_branch
-from analysis.statistics import mean_ci
+from analysis.statistics import mean_ci, number
 from scripts import report
 from scripts.rendering import environment, fit_text, sentences
 from scripts.report import animate, expand, read
@@ -325,15 +325,15 @@ def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
         path = statistics.mean(row["path"] for row in rows)
         straightness = statistics.mean(row["displacement"] / row["path"] for row in rows)
         assert (
-            f"length {path:.3g}" in page["drop"]["text"]
-            and f"{100 * straightness:.1f} % of that" in page["drop"]["text"]
+            f"are {path:.3g} long" in page["drop"]["text"]
+            and f"from the start ({100 * straightness:.1f} %" in page["drop"]["text"]
         )
     paths = [reported / f"with_{seed}" / "noise.json" for seed in seeds(reported)]
     noises = [json.loads(path.read_text())["noise"] for path in paths if path.exists()]  # measured by report.py
     assert all(0 < noise < 1 + 1 / 39 for noise in noises)  # 40 batches that share nothing may come out as that
     assert len(noises) == len(paths) or reported == ROOT / "docs" / "report"  # its checkpoints are gone
     if noises:
-        assert f"before the drop is {100 * min(1, statistics.mean(noises)):.0f} %" in page["drop"]["text"]
+        assert f"before the drop) {100 * min(1, statistics.mean(noises)):.0f} % is" in page["drop"]["text"]
 
 
 def test_the_gap(page: dict[str, Any], reported: Path) -> None:
@@ -596,12 +596,14 @@ def test_the_sentences_of_more_training() -> None:
         (line,) = sentences("more_training", part, 8)
         return line
 
-    numbers = "lowest at 1,000 epochs. At 20,000 it is 3.00 times as large (median of 8 seeds"
+    numbers = "lowest at 1,000 epochs. At 20,000 it is 3.00 times as large (median of the 8 seeds' ratios"
     hurts = words(several | {"verdict": "hurts"})
     assert hurts.startswith("Learning rate 0.1: the error curve is U-shaped. ") and numbers in hurts
     assert hurts.endswith("99 % CI 2.50 to 4.00).")
     unclear = words(several | {"verdict": "no evidence", "coverage": 0.875})
-    assert "is not shown" in unclear and numbers in unclear and unclear.endswith("one of 95 % needs six seeds).")
+    assert "a rise is not certain. " in unclear and numbers in unclear
+    assert unclear.endswith("one of 95 % needs six seeds).")
+    assert "not certain (the CI includes 1). " in words(several | {"verdict": "no evidence", "low": 0.9})
     assert "at 20,000 it is 3.00 times that (one seed" in words(known | {"verdict": "one seed", "ratio": 3.0})
     assert "2 of 8 seeds diverged" in words(known | {"verdict": "diverged", "diverged": 2})
     assert "no U-shaped error curve up to there" in words(known | {"verdict": "helps"})
@@ -632,25 +634,48 @@ def test_the_sentences_of_a_training_run() -> None:
     assert "was not tested" in sentences("training_answer", facts | {"test_acc": None})[0]
 
 
-def test_an_error_of_zero_has_no_multiples() -> None:
-    best = {"lr": 0.1, "best_epochs": 10, "best_true_mse": 0.0, "held_out_epochs": 10, "held_out_true_mse": 0.0}
-    answers = [*sentences("settings_answer", {"best": best, "num_seeds": 1}), *sentences("early_stopping", best, 1)]
-    assert "gets 0" in answers[1] and "times that" not in " ".join(answers)
+def test_the_sentences_of_the_best_setting() -> None:
+    def row(lr: float, epochs: int, median: float | None, q75: float | None) -> dict[str, Any]:
+        return {"lr": lr, "epochs": epochs, "true_mse": {"median": median, "q25": 0, "q75": q75}}
+
+    def words(*rows: dict[str, Any]) -> str:
+        (line,) = sentences("best_setting", best_setting(rows))
+        return line
+
+    found = [row(0.1, 10, 0.9, 0.9), row(0.1, 50, 0.7, 0.8), row(0.01, 2000, 0.6, 0.7), row(0.001, 9000, 0.71, 0.8)]
+    best = "The best of the listed settings is learning rate 0.01 with 2,000 epochs (MSE against f 0.6)"
+    assert words(*found) == f"{best}; within its quartiles: 0.1 with 50 epochs."
+    assert words(*found[2:]) == f"{best}."
+    assert words(*found, row(1, 5, 0.6, 0.6)).endswith("quartiles: 0.1 with 50 epochs, 1 with 5 epochs.")
+    assert words(row(1, 5, 0.6, None), row(2, 5, 0.7, 0.7), row(3, 5, None, None)).endswith("(MSE against f 0.6).")
+    assert words(row(1, 5, None, None), row(2, 5, None, None)) == "Training diverged with every setting that was tried."
+
+    choice = {"lr": 0.1, "best_epochs": 20, "best_true_mse": 0.0, "held_out_epochs": 2000, "held_out_true_mse": 0.5}
+    assert sentences("early_stopping", choice, 8) == [
+        "Learning rate 0.1: the best epoch count for all seeds together is 20: median MSE against the noise-free f 0. "
+        "Without knowing f, each seed can stop where its own validation sample is best (median 2,000 epochs): "
+        "median MSE 0.5."
+    ]
+    (one,) = sentences("early_stopping", choice, 1)
+    assert "one can stop where a validation sample is best (2,000 epochs): MSE 0.5." in one and "median" not in one
 
 
 def test_the_text_of_a_fit(folder: Path) -> None:
     content = summary(folder, "own")
     lines = fit_text(content).splitlines()
-    assert len(lines) == 1 + len(content["over_seeds"]) + 1 + 1 + 1
-    assert lines[-3] == f"Trained 3 networks in {content['seconds']['train']:.1f} s"
     (part,), (choice,) = content["more_training"], content["auto"]
-    assert lines[-2:] == [*sentences("more_training", part, 3), *sentences("early_stopping", choice, 3)]
-    times = f"{choice['held_out_true_mse'] / choice['best_true_mse']:.2f} times that (medians of 3 seeds)."
-    assert f"early stopping on a validation sample takes {choice['held_out_epochs']:,} and gets" in lines[-1]
-    assert lines[-1].endswith(times)
+    best, error = choice["best_epochs"], number(choice["best_true_mse"])
+    assert lines[0].split()[0] == "lr" and len(content["over_seeds"]) == 4
+    assert lines[5:] == [
+        f"auto added {best:,} epochs, where one of the learning rates is best",
+        f"Trained 3 networks in {content['seconds']['train']:.1f} s",
+        *sentences("more_training", part, 3),
+        *sentences("early_stopping", choice, 3),
+        f"The best of the listed settings is learning rate 0.01 with {best:,} epochs (MSE against f {error}).",
+    ]
     alone = summary(folder, "alone_0.1")
     header, row, *rest = fit_text(alone | {"not_measured": [2000, 3000]}).splitlines()
-    assert header.split("  ")[-4:] == ["train mse", "true mse", "true max error", "r2"] or "true max error" in header
+    assert re.split(r"\s{2,}", header.strip()) == ["lr", "epochs", "train mse", "mse against f", "max error", "r2"]
     assert row.split() == ["0.1", "1,000", *(f"{alone['results'][0][name]:.4g}" for name in METRICS)]
     assert rest == [  # one result says nothing of more training
         f"Trained 1 network in {alone['seconds']['train']:.1f} s",
@@ -668,16 +693,21 @@ def test_the_sentences_of_the_drop() -> None:
     )
     assert "At once: the drop raises accuracy: +8.0 pp (mean of 3 seeds" in text
     assert "At the end: the drop raises accuracy: +11.0 pp" in text and "the loss changes by -0.080" in text
-    assert "changes by +10.0 pp (mean of 3 seeds" in text and "from the same weights, it changes by +2.0 pp" in text
-    assert "random steps would end 5.0 %" in text and "random steps with a drift" in text
+    assert "changes by +10.0 pp (mean of 3 seeds" in text and "from the same weights, by +2.0 pp" in text
+    assert "each is compared with itself" in text and "they settle" not in text
+    assert "are 10 long, but the end is only 0.5 from the start (5.0 %; independent random steps: 5.0 %)" in text
+    assert "random steps with a drift" in text
     oscillating = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03)]
     text = words(oscillating, [], 400)
-    assert "the weights oscillate" in text and "the lines between the weights" not in text
-    assert "loss along lines between the weights was not measured" in text and "gradient-noise" not in text
+    assert (
+        "the weights oscillate: later steps undo" in text
+        and "At 0.1 the weights oscillate; at 0.01 they settle." in text
+    )
+    assert "straight line between" not in text and "batch's gradient" not in text
     assert "+10.0 pp (one seed) within one epoch" in text and "is not known, since no run was continued" in text
     text = words(oscillating, [], 400, [0.9, 0.7])
-    assert "gradient-noise fraction at the weights before the drop is 80 % (mean of 2 seeds)" in text
-    assert "before the drop is 40 % (one seed)" in words(oscillating, [], 400, [0.4])
+    assert "80 % is that batch's own chance, 20 % is common to all batches (mean of 2 seeds)" in text
+    assert "60 % is common to all batches (one seed)" in words(oscillating, [], 400, [0.4])
     assert "mostly in one direction" in words([rows(*[0.5] * 5, 0.8, straightness=0.9)], [], 400)
     unrecorded = [[{**row, "path": None} for row in DROPPED[0]]]
     assert "move was not measured: --probe_train true" in words(unrecorded, [], 400)
@@ -692,8 +722,8 @@ def test_the_sentences_of_the_drop() -> None:
         assert first in text and verdict in text
     text = words(DROPPED, STAYED, 400, lines=[LINES])
     changes = "changes by -0.200 with the drop, and by +0.100 without it (one seed, 2,000 images)"
-    assert f"{changes}: an effect of -0.300." in text and "both ends in 0 of 1 runs with the drop" in text
-    assert "dips below both ends in 1 of 1 without it" in text
+    assert f"{changes}: an effect of -0.300." in text and "both ends, in 0 of 1 runs with the drop" in text
+    assert "a loss below both ends, in 1 of 1 without it" in text
     assert "Of 3 single steps at 0.1, 2 cross a valley" in text and "by 0.15 on average" in text
     assert "there is a valley, and most steps cross it; with the drop the weights go down into it." in text
     assert "do not show a valley" in words(DROPPED, STAYED, 400, lines=[LINES | {"steps": LINES["steps"][1:]}])
