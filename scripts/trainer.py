@@ -193,53 +193,78 @@ class Board(TensorBoardLogger):
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows of ``history`` before ``first_step``.
+    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows from before ``first_step``.
 
     Lightning's own logger begins anew in a folder that has been used, and rewrites the file in place.
+
+    Args:
+        run_dir: where metrics.csv is.
+        first_step: the first step that is logged anew.
+        history: the metrics.csv whose earlier rows are kept, this run's own or the one that it began with.
     """
 
     def __init__(self, run_dir: Path, first_step: int, history: Path) -> None:
         super().__init__(run_dir, name="", version="")
-        self._rows = MetricsRows(run_dir / "metrics.csv", read_rows(history, first_step))
+        self._rows = MetricsRows(Path(run_dir) / "metrics.csv", read_rows(history, first_step))
 
     @property
     @rank_zero_experiment
     def experiment(self) -> "MetricsRows":
         return self._rows
 
+    def finalize(self, status: str) -> None:
+        self.save()
+
 
 class MetricsRows:
-    """The rows of a CSV file, which is always replaced as a whole."""
+    """The rows of a CSV file: new ones are appended; where they bring new columns, the file is replaced as a whole."""
+
+    NAME_METRICS_FILE = "metrics.csv"
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
-        self.path, self.metrics, self._num_saved = path, list(rows), 0
+        self.path, self.metrics = path, list(rows)
+        self._written, self._columns = 0, set[str]()
 
-    def log_metrics(self, metrics: Mapping[str, Any], step: int) -> None:
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         values = {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in metrics.items()}
-        self.metrics.append(values | {"step": step})
+        self.metrics.append(values | {"step": len(self.metrics) if step is None else step})
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""
 
     def save(self) -> None:
-        if len(self.metrics) > self._num_saved:
-            self.path = write_atomically(self.path, lambda file: file.write(as_csv(self.metrics).encode()))
-            self._num_saved = len(self.metrics)
+        new = self.metrics[self._written :]
+        if not new:
+            return
+        columns = self._columns.union(*new)
+        if columns != self._columns or not self._append(new):
+            self.path = write_atomically(self.path, lambda file: file.write(as_csv(self.metrics, columns).encode()))
+        self._written, self._columns = len(self.metrics), columns
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """False where Excel has the file open on Windows."""
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, sorted(self._columns)).writerows(rows)
+        except PermissionError:
+            return False
+        return True
 
 
-def as_csv(rows: Sequence[Mapping[str, Any]]) -> str:
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: set[str]) -> str:
     """A header and the rows, columns in alphabetical order."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, sorted(set().union(*rows)))
+    writer = csv.DictWriter(text, sorted(columns))
     writer.writeheader()
     writer.writerows(rows)
     return text.getvalue()
 
 
 def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
+    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
     return [row for row in rows if int(row["step"]) < first_step]
