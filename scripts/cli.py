@@ -1,6 +1,7 @@
 """What the command lines share: the parser, how a usage error ends, what keeps the output readable and the run fast."""
 
 import ctypes
+import gc
 import inspect
 import io
 import logging
@@ -27,6 +28,8 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from callbacks.finite_loss import NonFiniteLoss
+
+gc.enable()  # the imports are done
 
 # Arguments of Lightning's callbacks that config.yaml could not hold otherwise.
 register_type(torch.device)
@@ -181,6 +184,7 @@ def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoRe
             signal.signal(signum, lambda received, _: sys.exit(128 + received))
     # TensorBoard's thread reports a full disk to this one too, which ends the run by one line.
     threading.excepthook = lambda a: None if isinstance(a.exc_value, OSError) else threading.__excepthook__(a)
+    gc.freeze()  # what is imported stays; looking through it when Python ends would take another second
     limit_imports(sys.argv[1:])
     quiet()
     keep_freed_memory()

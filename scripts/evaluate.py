@@ -1,5 +1,8 @@
 """Measures a trained classifier: accuracy, loss, calibration and confusion matrix, on CIFAR-10 or on own pictures."""
 
+import scripts  # noqa: F401  (first: all other imports are faster)
+
+# isort: split
 import os
 import sys
 from collections.abc import Sequence

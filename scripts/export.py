@@ -1,5 +1,8 @@
 """Writes the network of a finished run of cifar.py as a safetensors file, whose metadata say how it was made."""
 
+import scripts  # noqa: F401  (first: all other imports are faster)
+
+# isort: split
 import json
 import shlex
 from collections.abc import Mapping

@@ -1,5 +1,8 @@
 """Predicts with a trained network: the classes of picture files, or the values of a fitted curve at numbers."""
 
+import scripts  # noqa: F401  (first: all other imports are faster)
+
+# isort: split
 import csv
 import io
 import logging

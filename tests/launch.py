@@ -6,6 +6,7 @@ for the hash seed: what is compared bit for bit is compared with a run of ``run_
 """
 
 import functools
+import gc
 import importlib
 import json
 import os
@@ -36,7 +37,8 @@ def run(args: Sequence[str], cwd: Path, env: Mapping[str, str] = os.environ, tim
         return run_anew(args, cwd, env, timeout)
     with ONE_AT_A_TIME, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
         channel, its_env, _ = server()
-        if any(name.startswith(READ_AT_START) for name, _ in env.items() ^ its_env.items()):
+        others = {name for name, _ in env.items() ^ its_env.items()} - {"PYTHONPATH"}
+        if any(name.startswith(READ_AT_START) for name in others):
             return run_anew(args, cwd, env, timeout)
         request = json.dumps([args, str(cwd), dict(env), timeout]).encode()
         socket.send_fds(channel, [request], [out.fileno(), err.fileno()])
@@ -74,11 +76,12 @@ def serve(channel: socket.socket) -> str:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(env)
-    sys.path[0] = os.path.dirname(sys.argv[0])
+    sys.path[:1] = [os.path.dirname(sys.argv[0]), *filter(None, env.get("PYTHONPATH", "").split(os.pathsep))]
     return sys.argv[0]
 
 
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
+    gc.freeze()  # shared with all that it forks, which need not look through it when they end
     runpy.run_path(serve(socket.socket(fileno=int(sys.argv[1]))), run_name="__main__")

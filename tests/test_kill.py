@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "2"))
 EPOCHS = 4 + KILLS
 CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
 CIFAR = (
@@ -22,7 +22,7 @@ CIFAR = (
 )
 FIT = (
     *("scripts/fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),
-    str(20_000 * KILLS),
+    str(9_000 * KILLS),
 )
 pytestmark = pytest.mark.slow
 RUNS = {
