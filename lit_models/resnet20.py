@@ -26,8 +26,9 @@ class BasicBlock(nn.Module):
         out = self.bn2(self.conv2(out))
         if self.new_channels:
             # Option A: every second pixel, and zeros for the channels that x lacks, half before and half after.
+            # Not by slices, whose gradient would not be channels_last and slow down all that follows.
             before = self.new_channels // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, before, self.new_channels - before))
+            x = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, before, self.new_channels - before))
         out += x
         return F.relu(out, inplace=True)
 
@@ -55,7 +56,8 @@ class ResNet20(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
-        return self.linear(x.mean((2, 3)))
+        # The mean; the gradient of mean() would not be channels_last.
+        return self.linear(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
 
     def load_weights(self, weights: Mapping[str, Tensor]) -> None:
         """Takes over weights by name: its own, a ResNet20Classifier's, or public ones; compiled, averaged or of DDP.
