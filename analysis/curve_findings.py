@@ -37,14 +37,14 @@ def best_epochs(epochs: np.ndarray, error: np.ndarray) -> int:
     return int(epochs[medians(error).argmin()])
 
 
-def finite(value: float | None) -> float:
+def or_infinity(value: float | None) -> float:
     """Infinity for what diverged, null in a summary."""
     return math.inf if value is None else value
 
 
 def error_of(row: Mapping[str, Any]) -> float:
     """The median MSE against the noise-free f, of a row of ``spread_over_seeds``, read back from JSON or not."""
-    return finite(row["true_mse"]["median"])
+    return or_infinity(row["true_mse"]["median"])
 
 
 def lowest_rows(rows: Sequence[Mapping[str, Any]]) -> dict[float, Mapping[str, Any]]:
@@ -58,7 +58,7 @@ def best_setting(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """The row of the lowest error; its "rivals" are the lowest rows of other learning rates within its quartiles."""
     lowest = lowest_rows(rows).values()
     best = min(lowest, key=error_of)
-    limit = finite(best["true_mse"]["q75"])
+    limit = or_infinity(best["true_mse"]["q75"])
     return {**best, "rivals": [row for row in lowest if row is not best and error_of(row) <= limit < math.inf]}
 
 

@@ -16,7 +16,7 @@ import altair as alt
 from analysis.charts import fits_chart, lines_chart, waterfall_chart
 from analysis.classifier_findings import Rows, gap, lr_changes, lr_drop, valley
 from analysis.classifier_measurements import measured
-from analysis.curve_findings import best_setting, error_of, finite, lowest_rows
+from analysis.curve_findings import best_setting, error_of, lowest_rows, or_infinity
 from analysis.files import read_json
 from analysis.runs import LENGTH, Run, distinct, drops_once, is_branch
 from analysis.statistics import mean_ci, number
@@ -155,7 +155,7 @@ def mse_chart(
 def overfits(rows: Rows, lr: float) -> bool:
     """Whether the median training MSE is lower at the last epoch count than at that of the lowest error."""
     best, last = lowest_rows(rows)[lr], [row for row in rows if row["lr"] == lr][-1]
-    return finite(last["train_mse"]["median"]) < finite(best["train_mse"]["median"])
+    return or_infinity(last["train_mse"]["median"]) < or_infinity(best["train_mse"]["median"])
 
 
 def iqr(run: Run, row: Mapping[str, Any]) -> str:
@@ -171,8 +171,7 @@ def lr_section(run: Run, alone: Mapping[float, float]) -> Section:
     target = 1.5 * min(map(error_of, rows))
     reached, table = {}, []
     for lr, lowest in lowest_rows(rows).items():
-        good = [row["epochs"] for row in rows if row["lr"] == lr and error_of(row) <= target < math.inf]
-        reached[lr] = next(iter(good), None)
+        reached[lr] = next((r["epochs"] for r in rows if r["lr"] == lr and error_of(r) <= target < math.inf), None)
         table.append(
             {
                 "learning rate": f"{lr:g}",
@@ -288,7 +287,7 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
     """2: what did the learning-rate drop do? ``pairs``: those of the runs that were continued without it, and how."""
     runs, others = [run for run, _ in pairs] or runs, [other for _, other in pairs]
     noises = [measured("noise", data_root, run) for run in runs]
-    lines = list(filter(None, (measured("lines", data_root, run, other) for run, other in pairs)))
+    lines = [{"run": r.path.name, **line} for r, o in pairs if (line := measured("lines", data_root, r, o))]
     found = lr_drop(
         [run.summary["epochs"] for run in runs],
         [other.summary["epochs"] for other in others],
@@ -328,8 +327,8 @@ def valley_charts(lines: Sequence[Mapping[str, Any]]) -> list[alt.LayerChart]:
         ("across", steps, "a single step from the weights before it (0)\nto those after it (1)"),
     ):
         points = [
-            {"line": name, "run": f"seed {seed}", "x": x, "y": loss}
-            for seed, (line, losses_of_lines) in enumerate(zip(lines, losses_of_seeds, strict=True))
+            {"line": name, "run": line["run"], "x": x, "y": loss}
+            for line, losses_of_lines in zip(lines, losses_of_seeds, strict=True)
             for name, losses in losses_of_lines.items()
             for x, loss in zip(line[at], losses, strict=True)
         ]

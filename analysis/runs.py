@@ -8,9 +8,8 @@ from typing import Any
 
 from analysis.classifier_findings import epoch_of_drop
 
-# settings that say where a run's files are, how it is shown and how often it is saved, not what it learns
-NEUTRAL = {"config", "run_dir", "ckpt_path", "data_root", "download"}
-NEUTRAL |= {"num_seeds", "save_every_n_steps", "enable_progress_bar"}
+# settings that say where the data are, how a run is shown and how often it is saved, not what it learns
+NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar"}
 LENGTH = {"max_epochs", "max_steps", "max_time"}
 # settings of the classifier that decide what a training step does; with these alike two runs differ by their rate only
 TRAINING = "batch_size momentum nesterov weight_decay precision image_sizes max_shift alternate_flips".split()

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from analysis.classifier_figures import confident_errors_figure, confusion_figure, filters_figure
-from callbacks.tensorboard_layout import publish, tensorboard_writers
+from callbacks.tensorboard_pictures import publish_figure, tensorboard_writers
 
 NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # on a card of TensorBoard's there is room for few
 
@@ -55,7 +55,7 @@ class TestPictures(Callback):
         if not trainer.is_global_zero:
             return
         classes, loggers, step = self._facts["classes"], trainer.loggers, trainer.global_step
-        publish(confusion_figure(matrix, classes), "confusion", self.run_dir, loggers, "test/confusion", step)
+        publish_figure(confusion_figure(matrix, classes), "confusion", self.run_dir, loggers, "test/confusion", step)
 
         confidence, predicted, true, images = (torch.cat(part).cpu() for part in zip(*self._wrong, strict=True))
         order = confidence.argsort(descending=True)[:NUM_ERRORS]
@@ -66,11 +66,11 @@ class TestPictures(Callback):
         if titles:
             figure = confident_errors_figure(list(pixels), titles)
             card = confident_errors_figure(list(pixels[:NUM_ERRORS_ON_CARD]), titles[:NUM_ERRORS_ON_CARD])
-            publish(figure, "confident_errors", self.run_dir, loggers, "test/confident_errors", step, card)
+            publish_figure(figure, "confident_errors", self.run_dir, loggers, "test/confident_errors", step, card)
 
         filters: Tensor = pl_module.state_dict()["net.conv1.weight"].float().cpu()
         figure = filters_figure(filters.permute(0, 2, 3, 1).numpy())
-        publish(figure, "filters", self.run_dir, loggers, "train/filters", step)
+        publish_figure(figure, "filters", self.run_dir, loggers, "train/filters", step)
         for writer in tensorboard_writers(loggers):
             writer.add_graph(pl_module.net, torch.zeros_like(images[:1], device=pl_module.device))
             writer.flush()

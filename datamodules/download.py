@@ -36,7 +36,7 @@ MIRRORS = (
 CONNECT_TIMEOUT, STALL_TIMEOUT = 15.0, 30.0  # seconds
 MIN_RATE = 1024  # bytes per second, over STALL_TIMEOUT
 CHUNK = 1 << 18  # bytes
-NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 NETWORK_ERRORS = (OSError, HTTPError, ValueError)  # requests' own are OSErrors; some of urllib3's pass through it
 ELSEWHERE = f"give data_root (--data_root, CIFAR10_ROOT) the folder that holds {FOLDER}"
 

@@ -167,4 +167,5 @@ class FunctionRegressor(LightningModule):
 
 def median(values: Tensor) -> Tensor:
     """Over the members; one that has diverged counts as infinitely bad."""
-    return values.nan_to_num(nan=torch.inf, posinf=torch.inf).quantile(0.5)
+    bad = {"nan": torch.inf, "posinf": torch.inf}
+    return values.nan_to_num(**bad).quantile(0.5).nan_to_num(**bad)  # between two infinities quantile gives nan

@@ -86,9 +86,15 @@ def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
     """
     X = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     A = X @ X.mT
-    product = torch.eye(A.shape[1], dtype=A.dtype, device=A.device)
-    for _ in range(iterations):
-        B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)
-        B.diagonal(dim1=1, dim2=2).add_(3.4445)
-        product, A = B @ product, B @ A @ B
+    product = B = _polynomial(A)
+    for _ in range(iterations - 1):
+        A = B @ A @ B
+        B = _polynomial(A)
+        product = B @ product
     return product @ X
+
+
+def _polynomial(A: Tensor) -> Tensor:
+    B = torch.baddbmm(A, A, A, beta=-4.7750, alpha=2.0315)
+    B.diagonal(dim1=1, dim2=2).add_(3.4445)
+    return B

@@ -75,8 +75,8 @@ class ResNet20Classifier(LightningModule):
         ResNet20Classifier.configure_optimizers(self)  # raises ValueError for what SGD refuses; not a subclass's
 
     def setup(self, stage: str) -> None:
-        # Lightning clips no gradients for a fused optimizer in mixed precision.
-        self._fused = not self.trainer.gradient_clip_val
+        # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
+        self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, 10) logits."""
@@ -112,11 +112,12 @@ class ResNet20Classifier(LightningModule):
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
+        mean_loss, accuracy = self.metric(stage, "loss"), self.metric(stage, "acc")
         # Once for each image: without its look for nan, MeanMetric ignores weights (torchmetrics 1.9).
-        for name, value in (("loss", (loss.detach().expand(len(labels)),)), ("acc", (logits.detach(), labels))):
-            metric = self.metric(stage, name)
-            metric.update(*value)
-            self.log(f"{stage}/{name}", metric, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        mean_loss.update(loss.detach().expand(len(labels)))
+        accuracy.update(logits.detach(), labels)
+        metrics = {f"{stage}/loss": mean_loss, f"{stage}/acc": accuracy}
+        self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss, logits
 
     def metric(self, stage: str, name: str) -> Metric:
@@ -127,15 +128,11 @@ class ResNet20Classifier(LightningModule):
 
     def on_validation_start(self) -> None:
         # Trainer.validate and test leave tensors of inference mode in the metrics, to which Trainer.fit cannot add.
-        self._reset("val", "probe")
-
-    def on_test_start(self) -> None:
-        self._reset("test")
-
-    def _reset(self, *stages: str) -> None:
-        for stage in stages:
+        for stage in ("val", "probe", "test"):
             for name in ("loss", "acc"):
                 self.metric(stage, name).reset()
+
+    on_test_start = on_validation_start
 
     def on_train_epoch_end(self) -> None:
         self.log("lr", self._lr)  # of its last step: schedulers have set the next epoch's already

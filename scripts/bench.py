@@ -24,11 +24,12 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from torch.utils.flop_counter import FlopCounterMode
 
 from analysis.files import read_json, write_json
+from callbacks.classifier_record import now as finished
 from callbacks.classifier_record import peak_memory_mb
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 from lit_models.hardware import gains_by_compilation, has_native_bfloat16
-from scripts.cli import keep_freed_memory
+from scripts.cli import default_data_root, keep_freed_memory
 
 SCRIPTS = Path(__file__).parent
 
@@ -160,13 +161,6 @@ class BareSteps(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         write_json(self.out, {name: statistics.median(seconds) for name, seconds in self.seconds.items()})
-
-
-def finished(device: torch.device) -> float:
-    """The time, once the device has nothing left to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 def median_seconds(call: Any, times: int, device: torch.device) -> float:
@@ -313,7 +307,7 @@ if __name__ == "__main__":
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=50_000, help="of the long runs of fit")
     parser.add_argument("--steps", type=int, default=40, help="training steps of each run of cifar")
-    parser.add_argument("--data_root", default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
+    parser.add_argument("--data_root", default=default_data_root(), help="where CIFAR-10 is")
     parser.add_argument(
         "--compile", choices=["auto", "true", "false"], default="auto", help="of cifar.py; auto: as its whole runs do"
     )

@@ -4,7 +4,6 @@ from scripts import START
 
 # isort: split
 import ast
-import os
 import sys
 import time
 from argparse import ArgumentTypeError
@@ -24,13 +23,23 @@ from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.progress import EpochBar
-from callbacks.tensorboard_layout import TensorBoardLayout, publish
+from callbacks.tensorboard_layout import TensorBoardLayout
+from callbacks.tensorboard_pictures import publish_figure
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cifar_checks import check_resume, check_run, compiles
-from scripts.cli import Parser, add_trainer_flags, arguments, is_rank_zero, main, make_parser, usage_errors
+from scripts.cli import (
+    Parser,
+    add_trainer_flags,
+    arguments,
+    default_data_root,
+    is_rank_zero,
+    main,
+    make_parser,
+    usage_errors,
+)
 from scripts.recipe import NAMES, recipe_defaults
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
 from scripts.seeds import finished_summary, seed_runs, write_summary_of_all
@@ -77,7 +86,7 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     parser.add_class_arguments(ResNet20Classifier, skip={"compile"})
     parser.add_class_arguments(CIFAR10DataModule, skip={"dataset", "seed"})
     add_trainer_flags(parser, num_sanity_val_steps=0)
-    parser.set_defaults({"data_root": os.environ.get("CIFAR10_ROOT") or "data", **recipe})
+    parser.set_defaults({"data_root": default_data_root(), **recipe})
     return parser
 
 
@@ -170,7 +179,7 @@ def write_results(
     if trainer.is_global_zero:
         if record.epochs:
             figure = training_figure([record.epochs], [summary["test_acc"]], summary["measured_on"])
-            publish(figure, "training", run_dir, trainer.loggers, "val/training", trainer.global_step)
+            publish_figure(figure, "training", run_dir, trainer.loggers, "val/training", trainer.global_step)
         write_json(run_dir / "summary.json", summary)
     return summary
 

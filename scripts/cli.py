@@ -156,6 +156,11 @@ def is_rank_zero() -> bool:
     return getattr(rank_zero_only, "rank", 0) == 0
 
 
+def default_data_root() -> str:
+    """Where CIFAR-10 is, unless a flag says so."""
+    return os.environ.get("CIFAR10_ROOT") or "data"
+
+
 def limit_imports(args: Sequence[str]) -> None:
     """A config file may name classes of Lightning and this project, and of packages that the command line names too.
 

@@ -3,7 +3,6 @@
 import scripts  # noqa: F401  (first: all other imports are faster)
 
 # isort: split
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from analysis.drawing import pixels_of, save_png
 from analysis.files import standard_json
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import read_images
-from scripts.cli import Parser, main
+from scripts.cli import Parser, default_data_root, main
 from scripts.networks import SHIPPED, PictureClassifier, load, read_all
 from scripts.rendering import table
 
@@ -69,9 +68,9 @@ def cifar10_test_split(cfg: Namespace, classes: Sequence[str]) -> tuple[Tensor, 
     """(10000, 32, 32, 3) uint8 and (10000,) int64 labels, places in ``classes``.
 
     Raises:
-        MisconfigurationException: the data are absent or not whole, or ``classes`` are not CIFAR-10's.
+        UsageError: the data are absent or not whole, or ``classes`` are not CIFAR-10's.
     """
-    data = CIFAR10DataModule(cfg.data_root or os.environ.get("CIFAR10_ROOT") or "data", download=cfg.download)
+    data = CIFAR10DataModule(cfg.data_root or default_data_root(), download=cfg.download)
     places = [place_of(name, classes, f"CIFAR-10's {name}") for name in data.classes]
     data.prepare_data()
     pixels, labels = read_images("cifar10", data.data_root, train=False)
@@ -82,7 +81,7 @@ def own_pictures(folder: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor, 
     """(N, 32, 32, 3) uint8, (N,) int64 labels, and the names of the files that could not be read.
 
     Raises:
-        MisconfigurationException: there is no such folder, no picture, or a sub-folder of an unknown class.
+        UsageError: there is no such folder, no picture, or a sub-folder of an unknown class.
     """
     if not folder.is_dir():
         raise UsageError(f"there is no folder {folder}: give --images a folder with a sub-folder for each class")
@@ -104,7 +103,7 @@ def own_pictures(folder: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor, 
 
 
 def place_of(name: str, classes: Sequence[str], what: str) -> int:
-    """Where ``classes`` have this name, in whatever case. Raises MisconfigurationException, which names ``what``."""
+    """Where ``classes`` have this name, in whatever case. Raises UsageError, which names ``what``."""
     names = [known.casefold() for known in classes]
     if name.casefold() not in names:
         known = ", ".join(classes)

@@ -18,7 +18,8 @@ from analysis.files import write_json
 from callbacks.checkpointing import SaveLast
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
-from callbacks.tensorboard_layout import TensorBoardLayout, publish, show
+from callbacks.tensorboard_layout import TensorBoardLayout
+from callbacks.tensorboard_pictures import publish_figure, show_pictures
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
@@ -99,8 +100,8 @@ def write_results(
     summary, growth = record.summary(model, data), record.growth(model, data)
     for name, figure in record.figures(model, data, summary).items():
         loggers = trainer.loggers if name == "errors" else ()  # curves.png has many panels, a card shows few
-        publish(figure, name, run_dir, loggers, f"val/{name}", model.epochs_done)
-    show(curve_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
+        publish_figure(figure, name, run_dir, loggers, f"val/{name}", model.epochs_done)
+    show_pictures(curve_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
     write_json(run_dir / "curves.json", growth, indent=None)
     write_json(run_dir / "summary.json", summary)
     return summary

@@ -1,4 +1,4 @@
-"""What predict.py and evaluate.py share: the network of a checkpoint, and pictures read for it."""
+"""What evaluate.py, export.py and predict.py share: the network of a checkpoint, and pictures read for it."""
 
 import json
 import pickle
@@ -62,7 +62,7 @@ def load(path: Path) -> PictureClassifier | FunctionRegressor:
     """The network of a checkpoint or safetensors file, or ResNet-20 from public weights.
 
     Raises:
-        MisconfigurationException: there is no such file, it is neither, or a classifier's weights are not finite.
+        UsageError: there is no such file, it is neither, or a classifier's weights are not finite.
     """
     if not path.is_file():
         raise UsageError(f"there is no checkpoint {path}: give another --ckpt_path")
@@ -100,7 +100,7 @@ def network_of(content: object, path: Path) -> PictureClassifier | FunctionRegre
         TypeError: it is something else.
         ValueError: of a Lightning checkpoint, the mean, std or classes of its images are not known, or not for sure.
         RuntimeError: the weights are of another network.
-        MisconfigurationException: a classifier's weights are not finite.
+        UsageError: a classifier's weights are not finite.
     """
     if not isinstance(content, dict):
         raise TypeError(f"it is a {type(content).__name__}, not a dictionary of weights")
@@ -145,7 +145,7 @@ def read_all(names: Iterable[str]) -> tuple[dict[Path, Tensor], dict[Path, str]]
     """(32, 32, 3) uint8 for each picture under the names; and what is skipped, for which a line on stderr says why.
 
     Raises:
-        MisconfigurationException: there is no file under one of the names.
+        UsageError: there is no file under one of the names.
     """
     pictures: dict[Path, Tensor] = {}
     skipped: dict[Path, str] = {}

@@ -70,7 +70,7 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
     A picture that is named twice gets one row.
 
     Raises:
-        MisconfigurationException: not one picture could be read.
+        UsageError: not one picture could be read.
         OSError: the sheet cannot be written; nothing has been printed.
     """
     pictures, _ = read_all(names)
@@ -115,7 +115,7 @@ def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: b
 
 
 def finite_number(text: str, where: str) -> float:
-    """Raises MisconfigurationException, which says where it is, for any other text."""
+    """Raises UsageError, which says where it is, for any other text."""
     try:
         if math.isfinite(number := float(text)):
             return number
@@ -125,7 +125,7 @@ def finite_number(text: str, where: str) -> float:
 
 
 def read_column(path: Path, column: str) -> list[float]:
-    """Raises MisconfigurationException unless it is a CSV file with rows, all with a finite number in this column."""
+    """Raises UsageError unless it is a CSV file with rows, all with a finite number in this column."""
     numbers = []
     try:
         with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins its UTF-8 with a mark
@@ -148,7 +148,7 @@ def export(network: PictureClassifier | FunctionRegressor, path: Path) -> None:
     """Writes the network for use without this program, any number of inputs at once, once its outputs are compared.
 
     Raises:
-        MisconfigurationException: the suffix is unknown, or a package is missing.
+        UsageError: the suffix is unknown, or a package is missing.
         AssertionError: the exported network computes something else; nothing is written.
     """
     if path.suffix not in (".onnx", ".pt2"):

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 import yaml
 
+from analysis.runs import LENGTH
 from lit_models.hardware import has_native_bfloat16
 from scripts.cli import plain_count
 
 FOLDER = Path(__file__).parent / "recipes"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-LENGTHS = ("max_epochs", "max_steps", "max_time")
 
 
 def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
@@ -26,7 +26,7 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     number of epochs, values given ``by_bfloat16`` those of the machine that trains.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "config", "accelerator", *LENGTHS):
+    for name in ("recipe", "config", "accelerator", *LENGTH):
         early.add_argument(f"--{name}")
     flags = vars(early.parse_known_args(args)[0])
     asked: dict[str, Any] = {}
@@ -38,8 +38,8 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
         return {}
     defaults = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     epochs = asked.get("max_epochs") or defaults.get("max_epochs")
-    if any(asked.get(length) not in (None, -1, "-1", "null") for length in LENGTHS):
-        defaults = {flag: value for flag, value in defaults.items() if flag not in LENGTHS}
+    if any(asked.get(length) not in (None, -1, "-1", "null") for length in LENGTH):
+        defaults = {flag: value for flag, value in defaults.items() if flag not in LENGTH}
     device = device_of(asked.get("accelerator"))
     return {"recipe": name} | {flag: at_length(on_device(value, device), epochs) for flag, value in defaults.items()}
 

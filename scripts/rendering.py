@@ -52,7 +52,7 @@ def fit_text(summary: Mapping[str, Any]) -> str:
     suffix = "" if num_seeds == 1 else " [quartiles]"
     rows = [[*HEADERS[:2], *(name + suffix for name in HEADERS[2:])], *(cells(row, num_seeds) for row in over_seeds)]
     best = best_setting(over_seeds) if over_seeds and (num_lrs > 1 or "auto" in summary) else None
-    complete = {"not_measured": [], "auto": [], **summary, "best": best}
+    complete = {"auto": [], **summary, "best": best}
     return "\n".join([table(rows), *sentences("fit", complete, num_lrs * num_seeds, num_seeds)])
 
 

@@ -3,7 +3,6 @@
 import scripts  # noqa: F401  (first: all other imports are faster)
 
 # isort: split
-import os
 import shlex
 import subprocess
 import sys
@@ -14,14 +13,15 @@ import altair
 import torch
 import vl_convert
 from jsonargparse import Namespace
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.curve_animation import fit_animation
 from analysis.files import read_json, write_atomically
 from analysis.provenance import about
 from analysis.report_sections import growths, make_sections
 from analysis.runs import Run
-from scripts.cli import Parser, main
+from datamodules import CIFAR10DataModule
+from scripts.cli import Parser, default_data_root, main
 from scripts.rendering import environment
 
 SCRIPTS = Path(__file__).parent
@@ -38,25 +38,23 @@ def run() -> None:
     add("--animation_lr", type=float | None, help="the only learning rate in it")
     add("--quick", type=bool, default=False, help="short runs: 5 minutes on two cores, too few to show much")
     add("--num_seeds", type=int, default=3, help="runs of the classifier, with and without the learning-rate drop")
-    add("--data_root", type=str, default=os.environ.get("CIFAR10_ROOT", "data"), help="where CIFAR-10 is")
+    add("--data_root", type=str, default=default_data_root(), help="where CIFAR-10 is")
     add("--runs", type=str, default="runs/report", help="the folder of the runs that are made")
     cfg = parser.parse_args()
     out = Path(cfg.out)
     if not out.name or out.is_dir():
-        raise MisconfigurationException(f"--out '{cfg.out}' is no name of a file: give one, such as report.html")
+        raise UsageError(f"--out '{cfg.out}' is no name of a file: give one, such as report.html")
     gif = Path(cfg.animation or "")
     is_animated = (cfg.animation, cfg.animation_lr) != (None, None)
     if is_animated and (gif.suffix.lower() != ".gif" or gif.is_dir()):
-        raise MisconfigurationException("--animation, needed by --animation_lr too, is the name of a GIF: fit.gif")
+        raise UsageError("--animation, needed by --animation_lr too, is the name of a GIF: fit.gif")
     if cfg.num_seeds < 1:
-        raise MisconfigurationException(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
+        raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     paths = [Path(name) for name in cfg.run_dirs] or make_runs(cfg)
     runs = [read(path) for path in expand(paths)]
     sections = make_sections(runs, cfg.data_root)
     if not sections:
-        raise MisconfigurationException(
-            "these runs answer no question of the experiments: give finished runs of fit.py or cifar.py"
-        )
+        raise UsageError("these runs answer no question of the experiments: give finished runs of fit.py or cifar.py")
     if is_animated:
         animate(runs, cfg.animation_lr, gif)
     page = environment(autoescape=True).get_template("report.html")
@@ -73,7 +71,7 @@ def animate(runs: Sequence[Run], lr: float | None, gif: Path) -> None:
     """Writes the fitted curves of the first run that has any, of learning rate ``lr`` if it is given.
 
     Raises:
-        MisconfigurationException: there is none.
+        UsageError: there is none.
     """
     found = [
         (run, growth | {"fits": fits})
@@ -82,7 +80,7 @@ def animate(runs: Sequence[Run], lr: float | None, gif: Path) -> None:
         if (fits := [fit for fit in growth["fits"] if lr in (None, fit["lr"])])
     ]
     if not found:
-        raise MisconfigurationException(
+        raise UsageError(
             "no run has curves to animate: give --animation a run of fit.py, and --animation_lr a learning rate of it"
         )
     run, growth = found[0]
@@ -109,7 +107,7 @@ def make_runs(cfg: Namespace) -> list[Path]:
         command = [sys.executable, str(SCRIPTS / script), *flags, "--run_dir", str(run_dir)]
         print(f"== {shlex.join(['python', 'scripts/' + script, *command[2:]])}", flush=True)
         if subprocess.run(command, check=False).returncode:
-            raise MisconfigurationException(f"the run {run_dir} failed, see above; finished runs will not be repeated")
+            raise UsageError(f"the run {run_dir} failed, see above; finished runs will not be repeated")
     return [folder / name for name in wanted]
 
 
@@ -128,7 +126,7 @@ def curve_commands(quick: bool) -> dict[str, list[str]]:
 def classifier_commands(cfg: Namespace, folder: Path) -> dict[str, list[str]]:
     """{name of the run: script and flags}: of each seed a run with the drop, and its continuation without it."""
     data = ["--data_root", cfg.data_root]
-    if not (Path(cfg.data_root) / "cifar-10-batches-py").is_dir():
+    if not (CIFAR10DataModule(cfg.data_root).data_root / "cifar-10-batches-py").is_dir():
         print(f"CIFAR-10 is not in {cfg.data_root}: the classifier learns the SYNTHETIC images")
         data = ["--data", "synthetic"]
     short = ["--max_epochs", "6", "--limit_train_batches", "50"] if cfg.quick else []
@@ -159,7 +157,7 @@ def read(path: Path) -> Run:
     """The finished run in ``path``.
 
     Raises:
-        MisconfigurationException: there is none.
+        UsageError: there is none.
     """
     try:
         summary = read_json(path / "summary.json")
@@ -167,7 +165,7 @@ def read(path: Path) -> Run:
             return Run(path, summary)
     except (OSError, ValueError):
         pass
-    raise MisconfigurationException(f"{path} holds no finished run: its summary.json is missing or broken")
+    raise UsageError(f"{path} holds no finished run: its summary.json is missing or broken")
 
 
 if __name__ == "__main__":

@@ -21,10 +21,11 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.files import write_atomically
+from analysis.runs import LENGTH
 from scripts.cli import Parser, is_rank_zero, usage_errors
 
 # what may change in the middle of a run without making another run of it
-MAY_CHANGE = {"max_epochs", "max_steps", "max_time", "epochs", "save_every_n_steps", "enable_progress_bar"}
+MAY_CHANGE = LENGTH | {"epochs", "save_every_n_steps", "enable_progress_bar"}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -139,11 +140,10 @@ def run_directory(asked: str | None, default: str) -> Iterator[Path]:
     except UnicodeEncodeError as error:
         name = error.object[: error.end].splitlines()[-1]
         raise UsageError(f"{name}... is not UTF-8, as TensorBoard needs names to be: rename it") from None
+    if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        asked = os.environ.get("LITLAB_RUN_DIR")
     if asked is not None:
         yield Path(asked)
-        return
-    if int(os.environ.get("LOCAL_RANK", "0")) > 0 and "LITLAB_RUN_DIR" in os.environ:
-        yield Path(os.environ["LITLAB_RUN_DIR"])
         return
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")

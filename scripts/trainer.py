@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import ModelPruning, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
-from pytorch_lightning.loggers.logger import rank_zero_experiment
+from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.files import write_atomically
@@ -205,29 +205,15 @@ class MetricsCSV(CSVLogger):
 
     def __init__(self, run_dir: Path, first_step: int, history: Path) -> None:
         super().__init__(run_dir, name="", version="")
-        self._rows = MetricsRows(Path(run_dir) / "metrics.csv", read_rows(history, first_step))
-
-    @property
-    @rank_zero_experiment
-    def experiment(self) -> "MetricsRows":
-        return self._rows
-
-    def finalize(self, status: str) -> None:
-        self.save()
+        self._experiment = MetricsRows(run_dir / "metrics.csv", read_rows(history, first_step))
 
 
-class MetricsRows:
+class MetricsRows(ExperimentWriter):
     """The rows of a CSV file: new ones are appended; where they bring new columns, the file is replaced as a whole."""
 
-    NAME_METRICS_FILE = "metrics.csv"
-
-    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:  # not Lightning's, which deletes the file
         self.path, self.metrics = path, list(rows)
         self._written, self._columns = 0, set[str]()
-
-    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        values = {name: v.item() if isinstance(v, torch.Tensor) else v for name, v in metrics.items()}
-        self.metrics.append(values | {"step": len(self.metrics) if step is None else step})
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""

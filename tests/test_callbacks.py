@@ -290,7 +290,7 @@ class Pictures(LightningDataModule):
 
 def test_the_pictures_of_a_test_show_who_was_taken_for_whom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: dict[str, Figure] = {}
-    monkeypatch.setattr("callbacks.test_pictures.publish", lambda figure, name, *_: drawn.update({name: figure}))
+    monkeypatch.setattr("callbacks.test_pictures.publish_figure", lambda figure, name, *_: drawn.update({name: figure}))
     trainer = Trainer(
         callbacks=[test_pictures.TestPictures(tmp_path)], accelerator="cpu", logger=False, enable_checkpointing=False,
         enable_progress_bar=False, enable_model_summary=False,

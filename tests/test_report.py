@@ -333,7 +333,7 @@ def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
     assert all(0 < noise < 1 + 1 / 39 for noise in noises)  # 40 batches that share nothing may come out as that
     assert len(noises) == len(paths) or reported == ROOT / "docs" / "report"  # its checkpoints are gone
     if noises:
-        assert f"before the drop) {100 * min(1, statistics.mean(noises)):.0f} % is" in page["drop"]["text"]
+        assert f"before the drop) is {100 * min(1, statistics.mean(noises)):.0f} %;" in page["drop"]["text"]
 
 
 def test_the_gap(page: dict[str, Any], reported: Path) -> None:
@@ -706,7 +706,7 @@ def test_the_sentences_of_the_drop() -> None:
     assert "straight line between" not in text and "batch's gradient" not in text
     assert "+10.0 pp (one seed) within one epoch" in text and "is not known, since no run was continued" in text
     text = words(oscillating, [], 400, [0.9, 0.7])
-    assert "80 % is that batch's own chance, 20 % is common to all batches (mean of 2 seeds)" in text
+    assert "is 80 %; 20 % is common to all batches (mean of 2 seeds)" in text
     assert "60 % is common to all batches (one seed)" in words(oscillating, [], 400, [0.4])
     assert "mostly in one direction" in words([rows(*[0.5] * 5, 0.8, straightness=0.9)], [], 400)
     unrecorded = [[{**row, "path": None} for row in DROPPED[0]]]
