@@ -61,7 +61,7 @@ def lines_chart(rows: Rows, x: str, y: str, log: bool = False, band: str = "", m
 
     Args:
         rows: at least one, "x", "y" and the name of its "line" each; for a band "low" and "high" too. Lines of the same
-            name and color are told apart by "run". On logarithmic axes all numbers are above 0.
+            name and color differ in their "run". On logarithmic axes all numbers are above 0.
         x, y: titles of the axes, one line or more.
         log: both axes are logarithmic.
         band: what lies between "low" and "high".

@@ -12,7 +12,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from analysis.provenance import command_line
-from callbacks.tensorboard_pictures import tensorboard_writers
+from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")

@@ -10,7 +10,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from analysis.classifier_figures import confident_errors_figure, confusion_figure, filters_figure
-from callbacks.tensorboard_pictures import publish_figure, tensorboard_writers
+from callbacks.tensorboard_layout import publish_figure, tensorboard_writers
 
 NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # on a card of TensorBoard's there is room for few
 

@@ -23,8 +23,7 @@ from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.progress import EpochBar
-from callbacks.tensorboard_layout import TensorBoardLayout
-from callbacks.tensorboard_pictures import publish_figure
+from callbacks.tensorboard_layout import TensorBoardLayout, publish_figure
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from datamodules import CIFAR10DataModule

@@ -18,8 +18,7 @@ from analysis.files import write_json
 from callbacks.checkpointing import SaveLast
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
-from callbacks.tensorboard_layout import TensorBoardLayout
-from callbacks.tensorboard_pictures import publish_figure, show_pictures
+from callbacks.tensorboard_layout import TensorBoardLayout, publish_figure, show_pictures
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors

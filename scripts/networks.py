@@ -122,7 +122,7 @@ def network_of(content: object, path: Path) -> PictureClassifier | FunctionRegre
     if not all(values.isfinite().all() for values in net.state_dict().values()):
         raise UsageError(f"{path} has weights that are nan or infinite: its training diverged; take another run's")
     if data is IMAGENET:
-        print(f"{path} tells no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)
+        print(f"{path} has no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)
     return PictureClassifier(net, **data)
 
 

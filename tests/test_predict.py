@@ -409,7 +409,7 @@ def test_weights_alone_have_the_normalization_of_public_ones(folder: Path, conte
     net = ResNet20(he_init=True)
     torch.save(content(net.state_dict()), folder / "public.th")
     done = predict(folder, "--ckpt_path", "public.th", "png/000.png", "png/001.png", "--json")
-    assert "public.th tells no mean, std and classes" in done.stderr
+    assert "public.th has no mean, std and classes" in done.stderr
     pixels = np.stack([np.array(Image.open(folder / "png" / f"00{i}.png")) for i in (0, 1)])
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2) / 255
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
