@@ -70,7 +70,7 @@ class ResNet20Classifier(LightningModule):
             }
         )
         self._lr = lr
-        self._first_step, self._logs_step = 0, False
+        self._first_step, self._logs_step, self._logs_epoch = 0, False, False
         self._fused = True
         ResNet20Classifier.configure_optimizers(self)  # raises ValueError for what SGD refuses; not a subclass's
 
@@ -86,29 +86,31 @@ class ResNet20Classifier(LightningModule):
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         # The first step too, for callbacks that monitor a value. Each costs 0.3 ms.
-        self._logs_step = self.global_step == self._first_step or (every > 0 and (self.global_step + 1) % every == 0)
+        is_first = self.global_step == self._first_step
+        self._logs_step = is_first or (every > 0 and (self.global_step + 1) % every == 0)
+        self._logs_epoch = is_first or batch_idx == 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         net: Callable[[Tensor], Tensor] = self.net
         if self.compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
             net = self.compiled
-        loss, _ = self._step("train", batch, net)
+        loss, _ = self._step("train", batch, net, self._logs_epoch)
         if self._logs_step:
             self.log_dict({"train/loss_step": loss, "lr_step": self._lr}, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._step("probe" if dataloader_idx else "val", batch, self.net)
+        self._step("probe" if dataloader_idx else "val", batch, self.net, batch_idx == 0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the (N, 10) logits."""
-        return self._step("test", batch, self.net)[1]
+        return self._step("test", batch, self.net, batch_idx == 0)[1]
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
         """(N, 3, H, W) images, with or without labels -> (N, 10) probabilities."""
         return self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
-    def _step(self, stage: str, batch: Batch, net: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def _step(self, stage: str, batch: Batch, net: Callable[[Tensor], Tensor], logs: bool) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
@@ -116,8 +118,9 @@ class ResNet20Classifier(LightningModule):
         # Once for each image: without its look for nan, MeanMetric ignores weights (torchmetrics 1.9).
         mean_loss.update(loss.detach().expand(len(labels)))
         accuracy.update(logits.detach(), labels)
-        metrics = {f"{stage}/loss": mean_loss, f"{stage}/acc": accuracy}
-        self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
+        if logs:  # once is enough: Lightning asks the metrics themselves when the epoch ends
+            metrics = {f"{stage}/loss": mean_loss, f"{stage}/acc": accuracy}
+            self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss, logits
 
     def metric(self, stage: str, name: str) -> Metric:
