@@ -1,9 +1,11 @@
 """ClassifierRecord: what every epoch of a classifier's training reached: a line on the terminal, and the summary."""
 
+import re
 import statistics
 import sys
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,6 +180,11 @@ def peak_memory_mb(device: torch.device) -> float | None:
     """Of the GPU if training ran there, else resident memory of this process; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
+    status = Path(
+        "/proc/self/status"
+    )  # of Linux, whose ru_maxrss is at least that of the process that started this one
+    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
+        return int(peak[1]) * 1024 / 1e6
     if sys.platform == "win32":
         return None
     import resource  # not on Windows
