@@ -109,8 +109,9 @@ def training_images(summary: Mapping[str, Any], data_root: str) -> Images | None
 def training_batches(data: Images, settings: Mapping[str, Any]) -> Iterator[Images]:
     """An epoch as in training: the images shuffled, cropped, flipped and normalized."""
     batches = TrainBatches(*data, settings["batch_size"], seed=0, max_shift=settings["max_shift"])
+    reflect = settings.get("padding_mode") == "reflect"  # older runs do not have it
     for images, labels, shift, flip in batches:
-        yield normalize(crop_and_flip(images, shift, flip)), labels
+        yield normalize(crop_and_flip(images, shift, flip, reflect)), labels
 
 
 def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dict[str, float]:

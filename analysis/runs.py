@@ -13,7 +13,7 @@ NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_p
 LENGTH = {"max_epochs", "max_steps", "max_time"}
 # settings of the classifier that decide what a training step does; with these alike two runs differ by their rate only
 TRAINING = "batch_size momentum nesterov weight_decay precision image_sizes max_shift alternate_flips".split()
-TRAINING += "optimizer muon_lr_ratio muon_momentum".split()
+TRAINING += "padding_mode optimizer muon_lr_ratio muon_momentum".split()
 TRAINING += "limit_train_batches accumulate_grad_batches gradient_clip_val".split()
 
 

@@ -16,23 +16,33 @@ def normalize(images: Tensor) -> Tensor:
     return ((images - mean) * scale).permute(0, 3, 1, 2)
 
 
-def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor) -> Tensor:
-    """Each image cut from its own place in 4 pixels of zeros around it, then mirrored or not (He et al. 2015, 4.2).
+def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = False) -> Tensor:
+    """Each image cut from its own place in 4 pixels of padding around it, then mirrored or not (He et al. 2015, 4.2).
 
     Args:
         images: (N, H, W, 3) uint8.
         shift: (N, 2) int64, top and left edge of the crop in the padded image, 0 to 8; (4, 4) is the image itself.
         flip: (N,) bool, whether to mirror left and right.
+        reflect: the padding is the image mirrored at its edge pixels, as in torchvision's "reflect", instead of zeros.
     """
     N, H, W, C = images.shape
-    padded = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
     rows = shift[:, :1] + torch.arange(H, device=images.device)
     columns = torch.arange(W, device=images.device)
     columns = shift[:, 1:] + torch.where(flip[:, None], W - 1 - columns, columns)
+    if reflect:
+        rows, columns = mirrored(rows - PADDING, H), mirrored(columns - PADDING, W)
+    else:
+        images, H, W = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING)), H + 2 * PADDING, W + 2 * PADDING
     # One index a pixel: three, one a dimension, take three times as long.
-    rows += torch.arange(N, device=images.device)[:, None] * (H + 2 * PADDING)
-    pixels = rows[:, :, None] * (W + 2 * PADDING) + columns[:, None, :]
-    return padded.view(-1, C).index_select(0, pixels.view(-1)).view(images.shape)
+    rows += torch.arange(N, device=images.device)[:, None] * H
+    pixels = rows[:, :, None] * W + columns[:, None, :]
+    return images.reshape(-1, C).index_select(0, pixels.view(-1)).view(*pixels.shape, C)
+
+
+def mirrored(places: Tensor, size: int) -> Tensor:
+    """Places outside 0 to size - 1, reflected at the first or the last."""
+    last = size - 1
+    return last - (last - places.abs()).abs()
 
 
 def resize(images: Tensor, size: int) -> Tensor:

@@ -44,6 +44,7 @@ class CIFAR10DataModule(LightningDataModule):
         image_sizes: {start, as a fraction of all steps: pixels a side}, to which training images are resized from
             there on (progressive resizing); before the first start, and without any, 32.
         max_shift: pixels that a training image is moved at most, 0 to 4.
+        padding_mode: what a shift uncovers: zeros, or the image mirrored at its edge.
         alternate_flips: mirror each training image in every second epoch instead of at random (Jordan 2024, arXiv
             2404.00498).
 
@@ -65,6 +66,7 @@ class CIFAR10DataModule(LightningDataModule):
         test_each_epoch: bool = True,
         image_sizes: Mapping[float, int] | None = None,
         max_shift: int = PADDING,
+        padding_mode: Literal["zeros", "reflect"] = "zeros",
         alternate_flips: bool = False,
     ) -> None:
         super().__init__()
@@ -75,6 +77,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.batch_size, self.val_size, self.seed, self.download = batch_size, val_size, seed, download
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
         self.image_sizes, self.max_shift, self.alternate_flips = image_sizes, max_shift, alternate_flips
+        self.padding_mode = padding_mode
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         self.num_train = 50_000 if dataset == "cifar10" else 10_000
         if batch_size < 1:
@@ -167,7 +170,7 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels, *augmentation = batch  # shift and flip, of training batches only
         if augmentation:
-            images = crop_and_flip(images, *augmentation)
+            images = crop_and_flip(images, *augmentation, reflect=self.padding_mode == "reflect")
             if self.image_sizes and self.trainer is not None:
                 done = self.trainer.global_step / self.trainer.estimated_stepping_batches
                 images = resize(images, [32, *(size for start, size in self.image_sizes.items() if start <= done)][-1])

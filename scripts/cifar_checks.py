@@ -18,7 +18,7 @@ from scripts.run_dir import Checkpoint
 from scripts.trainer import check_callbacks
 
 # what decides which batches an epoch has, and which of them make a step
-OF_AN_EPOCH = {"data", "seed", "batch_size", "val_size", "max_shift", "alternate_flips"}
+OF_AN_EPOCH = {"data", "seed", "batch_size", "val_size", "max_shift", "padding_mode", "alternate_flips"}
 OF_AN_EPOCH |= {"limit_train_batches", "overfit_batches", "fast_dev_run", "accumulate_grad_batches"}
 
 

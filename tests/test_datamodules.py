@@ -101,19 +101,30 @@ def torchvision_normalized(pictures: Iterable[Image.Image]) -> Tensor:
     return torch.stack([tv.normalize(tv.to_tensor(picture), MEAN, STD) for picture in pictures])
 
 
-def torchvision_augmented(image: Tensor, shift: Tensor, flip: Tensor) -> Image.Image:
-    """What RandomCrop(32, padding=4) and RandomHorizontalFlip do, once they have drawn shift and flip."""
+def torchvision_augmented(image: Tensor, shift: Tensor, flip: Tensor, mode: str = "constant") -> Image.Image:
+    """What RandomCrop(32, padding=4, padding_mode=mode) and RandomHorizontalFlip do, once they have drawn both."""
     top, left = shift.tolist()
-    picture = tv.crop(tv.pad(Image.fromarray(image.numpy()), 4), top, left, 32, 32)
+    picture = tv.crop(tv.pad(Image.fromarray(image.numpy()), 4, padding_mode=mode), top, left, 32, 32)
     return tv.hflip(picture) if flip else picture
 
 
-def test_crop_and_flip_is_torchvisions_for_every_shift_and_flip(cifar: CIFAR10DataModule) -> None:
+@pytest.mark.parametrize("mode", ["constant", "reflect"])
+def test_crop_and_flip_is_torchvisions_for_every_shift_and_flip(cifar: CIFAR10DataModule, mode: str) -> None:
     places = torch.cartesian_prod(torch.arange(9), torch.arange(9), torch.arange(2))
     images, shift, flip = cifar.train[0][: len(places)], places[:, :2], places[:, 2].bool()
-    pictures = [torchvision_augmented(*each) for each in zip(images, shift, flip, strict=True)]
+    pictures = [torchvision_augmented(*each, mode) for each in zip(images, shift, flip, strict=True)]
     expected = torch.stack([tv.pil_to_tensor(picture) for picture in pictures]).permute(0, 2, 3, 1)
-    assert torch.equal(crop_and_flip(images, shift, flip), expected)
+    assert torch.equal(crop_and_flip(images, shift, flip, mode == "reflect"), expected)
+
+
+def test_what_a_shift_uncovers_is_zeros_or_the_mirrored_image() -> None:
+    for mode in ("zeros", "reflect"):
+        data = CIFAR10DataModule(dataset="synthetic", batch_size=16, padding_mode=mode)
+        data.setup()
+        batch = next(iter(data.train_dataloader()))
+        images, _ = data.on_after_batch_transfer(batch, 0)
+        pixels, _, shift, flip = batch
+        assert torch.equal(images, normalize(crop_and_flip(pixels, shift, flip, mode == "reflect")))
 
 
 def test_training_images_are_what_torchvisions_transforms_give(cifar: CIFAR10DataModule) -> None:
