@@ -170,7 +170,8 @@ class CIFAR10DataModule(LightningDataModule):
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
         images, labels, *augmentation = batch  # shift and flip, of training batches only
         if augmentation:
-            images = crop_and_flip(images, *augmentation, reflect=self.padding_mode == "reflect")
+            shift, flip = augmentation
+            images = crop_and_flip(images, shift, flip, reflect=self.padding_mode == "reflect")
             if self.image_sizes and self.trainer is not None:
                 done = self.trainer.global_step / self.trainer.estimated_stepping_batches
                 images = resize(images, [32, *(size for start, size in self.image_sizes.items() if start <= done)][-1])
