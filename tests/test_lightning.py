@@ -2,6 +2,8 @@
 
 import csv
 import importlib.util
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -479,3 +481,8 @@ def test_the_device_is_monitored(name: str, tmp_path: Path) -> None:
     else:
         trained(tmp_path, DeviceStatsMonitor(), name=name, logger=logger, log_every_n_steps=1)
         assert any("cpu_percent" in column for row in logged_rows(tmp_path) for column in row)
+
+
+def test_a_program_that_imports_a_script_keeps_its_garbage_collector() -> None:
+    code = "import gc; import scripts.fit; assert gc.isenabled() and not gc.get_freeze_count()"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -366,3 +366,17 @@ def test_the_classifier_trains_all_its_parameters_with_either_optimizer() -> Non
         groups = model.configure_optimizers().param_groups
         assert sum(p.numel() for group in groups for p in group["params"]) == 269_722
     assert [len(group["params"]) for group in groups] == [18, 59 - 18]  # the first convolution is no filter of Muon's
+
+
+def test_gradients_stay_in_the_memory_order_in_which_convolutions_are_fast() -> None:
+    net = ResNet20().to(memory_format=torch.channels_last)
+    seen: dict[str, bool] = {}
+
+    def look(name: str, gradient: torch.Tensor) -> None:
+        seen[name] = gradient.is_contiguous(memory_format=torch.channels_last)
+
+    for name in ("layer1", "layer2"):  # before each of the shortcuts that leave out pixels
+        layer = net.get_submodule(name)
+        layer.register_full_backward_hook(lambda _module, _inputs, outputs, name=name: look(name, outputs[0]))
+    net(torch.randn(4, 3, 32, 32).contiguous(memory_format=torch.channels_last)).sum().backward()
+    assert seen == {"layer1": True, "layer2": True}
