@@ -180,9 +180,7 @@ def peak_memory_mb(device: torch.device) -> float | None:
     """Of the GPU if training ran there, else resident memory of this process; None where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    status = Path(
-        "/proc/self/status"
-    )  # of Linux, whose ru_maxrss is at least that of the process that started this one
+    status = Path("/proc/self/status")  # Linux; ru_maxrss there includes the process that started this one
     if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024 / 1e6
     if sys.platform == "win32":

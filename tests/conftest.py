@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 NEEDS = {"cifar10_root": "cifar10", "browser_binaries": "browser"}  # fixture -> mark
-LONGEST = (
-    "cifar kill trainer_flags faults readme report bench predict fit run_dir tensorboard".split()
-)  # the longest file first
+# the longest file first
+LONGEST = "cifar kill trainer_flags faults readme report bench predict fit run_dir tensorboard".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

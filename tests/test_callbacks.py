@@ -310,9 +310,7 @@ def test_the_pictures_of_a_test_show_who_was_taken_for_whom(tmp_path: Path, monk
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows does not say")
 def test_the_peak_of_memory_is_this_processs_own_not_that_of_the_one_that_started_it() -> None:
-    peak = (
-        "import torch; from callbacks.classifier_record import peak_memory_mb as peak; print(peak(torch.device('cpu')))"
-    )
+    peak = "import torch; from callbacks import classifier_record as r; print(r.peak_memory_mb(torch.device('cpu')))"
     large = f"import subprocess, sys; ballast = b'x' * 2_500_000_000; subprocess.run([sys.executable, '-c', {peak!r}])"
     done = subprocess.run([sys.executable, "-c", large], capture_output=True, text=True, check=True)
     assert 50 < float(done.stdout) < 2_000
