@@ -1,7 +1,10 @@
 """The command lines. Importing this package first starts the clock of a run's total time."""
 
 import gc
+import sys
 import time
+from pathlib import Path
 
 START = time.perf_counter()
-gc.disable()  # until scripts.cli is imported: through imports it would only look, for almost a second
+if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:  # a command, not a program that imports one
+    gc.disable()  # until scripts.cli is imported: through imports it would only look, for almost a second
