@@ -32,7 +32,12 @@ LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
 def run() -> None:
     parser = Parser(description=__doc__)
     add = parser.add_argument
-    add("run_dirs", nargs="*", type=str, help="finished runs; without any, the runs that are missing are made")
+    add(
+        "run_dirs",
+        nargs="*",
+        type=str,
+        help="finished runs, or folders of them; without any, the runs that are missing are made",
+    )
     add("--out", type=str, default="report.html", help="where the report goes")
     add("--animation", type=str | None, help="also write a GIF of how the fitted curves of the first fit run grow")
     add("--animation_lr", type=float | None, help="the only learning rate in it")
@@ -144,13 +149,20 @@ def classifier_commands(cfg: Namespace, folder: Path) -> dict[str, list[str]]:
 
 
 def expand(paths: Sequence[Path]) -> list[Path]:
-    """A run of several seeds as the runs that it holds, by their numbers; no run twice."""
+    """A folder of runs as the finished ones in it, a run of several seeds as these, by their numbers; no run twice."""
     found: dict[Path, Path] = {}
     for path in paths:
-        seeds = [p for p in path.glob("seed*") if p.is_dir() and p.name[4:].isdecimal()]
-        for p in sorted(seeds, key=lambda p: int(p.name[4:])) or [path]:
-            found.setdefault(p.resolve(), p)
+        is_run = (path / "summary.json").is_file() or seeds_of(path)
+        inside = [] if is_run else sorted(file.parent for file in path.glob("**/summary.json"))
+        for run_dir in inside or [path]:
+            for p in seeds_of(run_dir) or [run_dir]:
+                found.setdefault(p.resolve(), p)
     return list(found.values())
+
+
+def seeds_of(run_dir: Path) -> list[Path]:
+    seeds = [p for p in run_dir.glob("seed*") if p.is_dir() and p.name[4:].isdecimal()]
+    return sorted(seeds, key=lambda p: int(p.name[4:]))
 
 
 def read(path: Path) -> Run:

@@ -392,6 +392,16 @@ def test_seeds_in_their_order_and_no_run_twice(tmp_path: Path) -> None:
     assert [str(path.relative_to(tmp_path)) for path in found] == ["many/seed2", "many/seed10", "one"]
 
 
+def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path) -> None:
+    for name in ("fit/b", "fit/a", "cifar/two_seeds", "cifar/two_seeds/seed0", "cifar/two_seeds/seed1"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "summary.json").touch()
+    (tmp_path / "fit" / "interrupted" / "checkpoints").mkdir(parents=True)
+    names = ["cifar/two_seeds/seed0", "cifar/two_seeds/seed1", "fit/a", "fit/b"]
+    assert [str(path.relative_to(tmp_path)) for path in expand([tmp_path])] == names
+    assert expand([tmp_path / "fit" / "interrupted"]) == [tmp_path / "fit" / "interrupted"]  # named, so told about
+
+
 def test_each_section_has_an_id_of_its_own() -> None:
     sections = [Section("", id, {}, []) for id in ("a", "a", "b", "a-2", "a")]
     number_ids(sections)
