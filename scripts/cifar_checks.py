@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException as 
 
 from callbacks import OneCycle
 from datamodules import CIFAR10DataModule
-from lit_models.hardware import gains_by_compilation, has_compiler
+from scripts.hardware import gains_by_compilation, has_compiler
 from scripts.run_dir import Checkpoint
 from scripts.trainer import check_callbacks
 

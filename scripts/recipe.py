@@ -12,8 +12,8 @@ import torch
 import yaml
 
 from analysis.runs import LENGTH
-from lit_models.hardware import has_native_bfloat16
 from scripts.cli import plain_count
+from scripts.hardware import has_native_bfloat16
 
 FOLDER = Path(__file__).parent / "recipes"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))

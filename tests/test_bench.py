@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lit_models.hardware import has_native_bfloat16
+from scripts.hardware import has_native_bfloat16
 
 BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
 
