@@ -8,8 +8,6 @@ from torch import Tensor
 
 from lit_models import ResNet20Classifier
 
-NAMES = ("loss", "acc")
-
 
 class EpochAverages(Callback):
     """Keeps in checkpoints what the classifier's training metrics have summed up, of all processes."""
@@ -19,8 +17,8 @@ class EpochAverages(Callback):
     ) -> None:
         """Adds {"loss.value": (processes, ...), ...}: each process has counted its own images."""
         counts = checkpoint["epoch_averages"] = {}
-        for name in NAMES:
-            for state, value in pl_module.metric("train", name).metric_state.items():
+        for name, metric in pl_module.metrics_of("train").items():
+            for state, value in metric.metric_state.items():
                 of_all = pl_module.all_gather(value) if trainer.world_size > 1 else torch.as_tensor(value)[None]
                 counts[f"{name}.{state}"] = of_all
 
@@ -35,9 +33,9 @@ class EpochAverages(Callback):
                 own = counts[trainer.global_rank]
             else:
                 own = counts.sum(0) if trainer.global_rank == 0 else torch.zeros_like(counts[0])
-            setattr(pl_module.metric("train", name), state, own.to(pl_module.device))
+            setattr(pl_module.metrics_of("train")[name], state, own.to(pl_module.device))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ResNet20Classifier) -> None:  # type: ignore[override]
         # A checkpoint of an epoch's end holds that epoch's counts; Lightning leaves this hook out in mid-epoch.
-        for name in NAMES:
-            pl_module.metric("train", name).reset()
+        for metric in pl_module.metrics_of("train").values():
+            metric.reset()

@@ -22,10 +22,10 @@ class EpochBar(TQDMProgressBar):
     ) -> None:
         bar = self.train_progress_bar
         if (batch_idx + 1) % self.refresh_rate == 0 or batch_idx + 1 == bar.total:
-            counts = pl_module.metric("train", "acc").metric_state  # compute() would wait for other processes
+            counts = pl_module.metrics_of("train")["acc"].metric_state  # compute() would wait for other processes
             right, wrong = (int(torch.as_tensor(counts[name]).sum()) for name in ("tp", "fn"))
             self._shown = {
-                "loss": f"{outputs['loss'].item():.3f}",
+                "loss": f"{outputs['loss'].item() * trainer.accumulate_grad_batches:.3f}",  # Lightning has divided it
                 "acc": f"{right / max(1, right + wrong):.3f}",
                 "images/s": f"{(bar.format_dict['rate'] or 0) * len(batch[1]) * trainer.world_size:.0f}",
             }

@@ -1,7 +1,7 @@
 """ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,26 +114,27 @@ class ResNet20Classifier(LightningModule):
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
-        mean_loss, accuracy = self.metric(stage, "loss"), self.metric(stage, "acc")
-        # Once for each image: without its look for nan, MeanMetric ignores weights (torchmetrics 1.9).
-        mean_loss.update(loss.detach().expand(len(labels)))
-        accuracy.update(logits.detach(), labels)
+        metrics = self.metrics_of(stage)
+        for name, metric in metrics.items():
+            if name == "loss":  # once for each image: without its look for nan MeanMetric ignores weights
+                metric.update(loss.detach().expand(len(labels)))
+            else:
+                metric.update(logits.detach(), labels)
         if logs:  # once is enough: Lightning asks the metrics themselves when the epoch ends
-            metrics = {f"{stage}/loss": mean_loss, f"{stage}/acc": accuracy}
-            self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
+            named = {f"{stage}/{name}": metric for name, metric in metrics.items()}
+            self.log_dict(named, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss, logits
 
-    def metric(self, stage: str, name: str) -> Metric:
-        """The running metric behind ``<stage>/<name>``."""
-        metric = self.metrics[f"{stage}_{name}"]
-        assert isinstance(metric, Metric)
-        return metric
+    def metrics_of(self, stage: str) -> dict[str, Metric]:
+        """{name: the running metric behind ``<stage>/<name>``}."""
+        prefix = f"{stage}_"
+        return {k.removeprefix(prefix): cast(Metric, m) for k, m in self.metrics.items() if k.startswith(prefix)}
 
     def on_validation_start(self) -> None:
         # Trainer.validate and test leave tensors of inference mode in the metrics, to which Trainer.fit cannot add.
         for stage in ("val", "probe", "test"):
-            for name in ("loss", "acc"):
-                self.metric(stage, name).reset()
+            for metric in self.metrics_of(stage).values():
+                metric.reset()
 
     on_test_start = on_validation_start
 
@@ -142,6 +143,8 @@ class ResNet20Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         self._first_step = self.global_step
+        if type(self).configure_optimizers is not ResNet20Classifier.configure_optimizers:
+            return
         # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
         hp = self.hparams
         for group in self.trainer.optimizers[0].param_groups:

@@ -35,6 +35,7 @@ from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy
 
 from callbacks import LRStep, OneCycle
 from callbacks.classifier_record import ClassifierRecord
@@ -388,6 +389,28 @@ def test_a_curve_has_no_batch_size(tmp_path: Path) -> None:
     model, data = experiment("curve")
     with pytest.raises(MisconfigurationException, match="batch_size"):
         Tuner(make_trainer(tmp_path, name="curve")).scale_batch_size(model, datamodule=data)
+
+
+class WithoutDecayOfBiases(ResNet20Classifier):
+    """An optimizer of its own, and one more metric."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for stage in ("train", "val"):
+            self.metrics[f"{stage}_top5"] = MulticlassAccuracy(10, average="micro", top_k=5)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        one_d, rest = ([p for p in self.parameters() if (p.ndim == 1) == is_1d] for is_1d in (True, False))
+        return torch.optim.AdamW([{"params": one_d, "weight_decay": 0.0}, {"params": rest}], weight_decay=0.05)
+
+
+def test_a_subclass_keeps_its_own_optimizer_and_logs_its_own_metric(tmp_path: Path) -> None:
+    trainer = make_trainer(tmp_path)
+    trainer.fit(WithoutDecayOfBiases(), images())
+    assert [group["weight_decay"] for group in trainer.optimizers[0].param_groups] == [0.0, 0.05]
+    values = trainer.callback_metrics
+    for stage in ("train", "val"):
+        assert 0 <= values[f"{stage}/acc"] <= values[f"{stage}/top5"] <= 1
 
 
 def test_gradients_are_accumulated_as_scheduled(tmp_path: Path) -> None:
