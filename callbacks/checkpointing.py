@@ -46,7 +46,8 @@ def may_save_now(trainer: Trainer, batch_idx: int) -> bool:
     """
     ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
     every = getattr(trainer, "val_check_batch", None)
-    validates = trainer.enable_validation and isinstance(every, int) and (batch_idx + 1) % every == 0
+    index = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    validates = trainer.enable_validation and isinstance(every, int) and (index + 1) % every == 0
     return not ends_epoch and not validates and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
 
 

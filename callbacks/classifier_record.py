@@ -17,6 +17,7 @@ from analysis.provenance import command_line
 from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
+EVALUATED = ("val/", "probe/")
 MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
 COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "seconds")
 
@@ -38,6 +39,7 @@ class ClassifierRecord(Callback):
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}
         self.first_step: float | None = None
+        self._validated: dict[str, float] = {}  # val/* and probe/* of the epoch's latest validation, if it had one
         self._has_header = False  # on the terminal, in this process
         self._measuring = 0.0  # seconds of all validations, which are no training
         self._start_of_epoch: float | None = None
@@ -51,6 +53,7 @@ class ClassifierRecord(Callback):
             "origin": self.origin,
             "epochs": self.epochs,
             "batches": self.batches,
+            "validated": self._validated,
             "seconds_of_this_epoch": inside,
             "seconds_in_all": self._earlier_total + clock - self.start,
         }
@@ -59,6 +62,7 @@ class ClassifierRecord(Callback):
         self.epochs, self.batches, self.origin = list(state["epochs"]), dict(state["batches"]), state["origin"]
         if self.is_branch:
             self.origin = {"settings": state["settings"], "epochs": len(self.epochs)}
+        self._validated = dict(state.get("validated", {}))
         self._earlier, self._earlier_total = state["seconds_of_this_epoch"], state["seconds_in_all"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -66,13 +70,13 @@ class ClassifierRecord(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer, pl_module)
+        self._validated = {}
 
     def _begin(self, trainer: Trainer, pl_module: LightningModule, earlier: float = 0.0) -> None:
         self._start_of_count = self._training_clock(pl_module)
         self._start_of_epoch = self._start_of_count - earlier
         self._lr = trainer.optimizers[0].param_groups[0]["lr"]
         self._images = self._batches = 0
-        self._validated = False
 
     def _training_clock(self, pl_module: LightningModule) -> float:
         """Seconds, of which those between two readings in an epoch are of training alone."""
@@ -100,14 +104,14 @@ class ClassifierRecord(Callback):
                 self.epochs[-1][name.replace("/", "_")] = value.item()
             return
         self._measuring += now(pl_module.device) - self._start_of_validation
-        self._validated = True
+        self._validated = {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith(EVALUATED)}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         end = self._training_clock(pl_module)
         assert self._start_of_epoch is not None
-        metrics: dict[str, float | None] = {name: v.item() for name, v in trainer.callback_metrics.items()}
-        if not self._validated:  # Lightning still holds the values of an earlier epoch
-            metrics |= {name: None for name in metrics if name.startswith(("val/", "probe/"))}
+        # Where this epoch had no validation, Lightning still holds the values of an earlier one.
+        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if not name.startswith(EVALUATED)}
+        metrics |= self._validated
         self.batches = {
             "train_batches": int(trainer.num_training_batches),
             "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,

@@ -60,6 +60,8 @@ class LRSteps:
             return None
         try:
             steps = ast.literal_eval(value) if isinstance(value, str) else value
+            if any(int(epoch) != float(epoch) for epoch in steps):
+                raise ValueError
             return {int(epoch): float(lr) for epoch, lr in steps.items()}
         except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError):
             raise ArgumentTypeError(

@@ -220,6 +220,39 @@ def test_a_resume_with_flags_of_lightnings_is_the_same_run(folder, flags):
     assert all(row["images_per_second"] > 0 for row in summary(folder / name)["epochs"])
 
 
+@pytest.mark.parametrize(
+    ("batch", "flags"),
+    [
+        (11, ("--val_check_interval", "5")),  # of 12: the epoch's values are those of the validation after batch 10
+        (18, ("--val_check_interval", "9", "--check_val_every_n_epoch", "null")),  # that validation must not be lost
+    ],
+)
+@pytest.mark.slow
+def test_a_run_cut_around_a_validation_inside_an_epoch_is_resumed_as_the_same(folder, batch, flags):
+    (folder / "cut.py").write_text("""
+import os, signal
+from pytorch_lightning import Callback
+
+class TermAt(Callback):
+    def __init__(self, batch: int):
+        self.batch = batch
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.fit_loop.total_batch_idx + 1 == self.batch:
+            os.kill(os.getpid(), signal.SIGTERM)
+""")
+    settings, whole, name = (*SETTINGS, "--max_epochs", "2", *flags), f"whole_{batch}", f"cut_{batch}"
+    succeed(folder, *settings, "--run_dir", whole)
+    cut = ("--callbacks+=cut.TermAt", "--callbacks.batch", str(batch), "--run_dir", name)
+    env = environment() | {"PYTHONPATH": str(folder)}
+    done = launch.run_anew([str(SCRIPTS / "cifar.py"), *settings, *cut], folder, env)
+    assert done.returncode == 143, done.stderr
+    succeed(folder, *settings, "--run_dir", name, "--ckpt_path", "last")
+    assert_same_run(folder / name, folder / whole)
+    assert (folder / name / "metrics.csv").read_bytes() == (folder / whole / "metrics.csv").read_bytes()
+    assert all(row["val_acc"] is not None for row in summary(folder / name)["epochs"])
+
+
 @pytest.mark.slow
 def test_a_run_from_another_runs_checkpoint_trains_by_its_own_recipe(folder, run):
     """Momentum, decay and rate are those that were asked for, not those that the checkpoint was trained with."""
@@ -640,6 +673,7 @@ MISTAKES = {
     "no milestones": (["--data", "synthetic", "--milestones", "5"], "{5: 0.01}"),
     "unknown recipe": (["--data", "synthetic", "--recipe", "nonsense"], "recipe"),
     "no GPU": (["--data", "synthetic", "--accelerator", "gpu"], "GPU"),
+    "milestone between epochs": (["--data", "synthetic", "--milestones", "{2.5: 0.01}"], "{5: 0.01}"),
     "milestone too far": (["--data", "synthetic", "--milestones", "{1e999: 0.1}"], "milestones"),
     "no batch": (["--data", "synthetic", "--limit_test_batches", "0.001"], "limit_test_batches"),
     "no step": (["--data", "synthetic", "--accumulate_grad_batches", "0"], "accumulate_grad_batches"),
