@@ -18,6 +18,10 @@ class StopOnNonFiniteLoss(Callback):
 
     def __init__(self) -> None:
         self._first: Tensor | None = None  # step of the first such loss; -1: none so far
+        self._step = 0
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+        self._step = trainer.global_step  # at the batch's end it has gone on, or not, in a step of several batches
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
@@ -26,7 +30,7 @@ class StopOnNonFiniteLoss(Callback):
         if self._first is None:
             self._first = torch.full((), -1, device=loss.device)
         # Kept on the device: to look at the loss would make the host wait for each step.
-        self._first = torch.where(loss.isfinite() | (self._first >= 0), self._first, trainer.global_step - 1)
+        self._first = torch.where(loss.isfinite() | (self._first >= 0), self._first, self._step)
         if (loss.device.type == "cpu" and trainer.world_size == 1) or (batch_idx + 1) % BATCHES_BETWEEN_LOOKS == 0:
             self._look(trainer)
 

@@ -377,6 +377,8 @@ def test_a_loss_of_nan_ends_the_run_and_keeps_the_last_good_checkpoint(tmp_path:
     mad = (*CIFAR, "--milestones", "{1: 1e30}", "--save_every_n_steps", "1", "--run_dir", "run")
     outcome = run(tmp_path, *mad)
     assert_mistake(outcome, "non-finite loss at step 9", "epoch 1", code=1)  # 8 steps, then the first with the rate
+    two_batches_a_step = (*mad[:-2], "--accumulate_grad_batches", "2", "--run_dir", "slower")
+    assert_mistake(run(tmp_path, *two_batches_a_step), "non-finite loss at step 5", "epoch 1", code=1)  # 4 steps
     assert not (tmp_path / "run" / "summary.json").exists()
     saved = load(tmp_path / "run" / "checkpoints" / "last.ckpt")
     assert saved["global_step"] in (8, 9)
