@@ -12,6 +12,8 @@ from callbacks.lr_step import param_groups, say_which_wins
 class OneCycle(Callback):
     """Sets the learning rate of every parameter group before each step (Smith and Topin 2017, arXiv 1708.07120).
 
+    Straight lines, and no cycle of the momentum, other than ``torch.optim.lr_scheduler.OneCycleLR``.
+
     The rate is a function of the step and of the length of the training run alone, so it is right after any resume. The
     length is in checkpoints: another one would be another schedule, and is refused.
 
@@ -33,9 +35,9 @@ class OneCycle(Callback):
         self.lr, self.warmup_fraction = lr, warmup_fraction
         self.num_steps = 0  # of the whole run; known when training starts
 
-    def lr_at(self, step: int, num_steps: int) -> float:
-        """The learning rate of a step, counted from 0."""
-        done = (step + 0.5) / num_steps  # the middle of the step: the first one learns too, and the last one
+    def lr_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0, once training has started."""
+        done = (step + 0.5) / self.num_steps  # the middle of the step: the first one learns too, and the last one
         return self.lr * min(done / self.warmup_fraction, (1 - done) / (1 - self.warmup_fraction))
 
     def state_dict(self) -> dict[str, int]:
@@ -69,4 +71,4 @@ class OneCycle(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
         for group in param_groups(trainer):
-            group["lr"] = self.lr_at(trainer.global_step, self.num_steps)
+            group["lr"] = self.lr_at(trainer.global_step)

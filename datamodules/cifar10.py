@@ -27,8 +27,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 class CIFAR10DataModule(LightningDataModule):
     """50,000 training and 10,000 test images of 32x32 pixels in ten classes, in torchvision's layout.
 
-    Gives batches of (N, 3, 32, 32) float32 normalized images and (N,) int64 labels on the Trainer's device; prediction
-    is on the test images.
+    Gives batches of (N, 3, 32, 32) normalized images, training images smaller where ``image_sizes`` says so, in the
+    LightningModule's dtype, and (N,) int64 labels, on the Trainer's device; prediction is on the test images.
 
     Args:
         data_root: the folder that holds cifar-10-batches-py, or that folder itself.
@@ -126,7 +126,7 @@ class CIFAR10DataModule(LightningDataModule):
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
         rank, size = self._process
         self.check_processes(size)
-        # To overfit is to see the same batches, epoch by epoch.
+        # To overfit is to see the same images, epoch by epoch.
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         return TrainBatches(
             images, labels, self.batch_size, self.seed, rank, size, self.max_shift, self.alternate_flips, shuffle

@@ -17,10 +17,15 @@ class MLPs(nn.Module):
     All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side, so that an
     optimizer is a few operations on one tensor. Member m starts as ``torch.nn.Linear`` would (uniform in plus or minus
     1 / sqrt(fan_in)), drawn from a generator of its own: the same whatever the company it trains in.
+
+    Raises:
+        ValueError: ``hidden`` is empty.
     """
 
     def __init__(self, hidden: Sequence[int], seeds: Sequence[int]) -> None:
         super().__init__()
+        if not hidden:
+            raise ValueError("hidden is empty: give the width of at least one hidden layer")
         widths = [1, *hidden, 1]
         # Each layer is a weight (M, fan_out, fan_in) and a bias (M, fan_out, 1).
         self.shapes = [

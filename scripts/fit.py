@@ -119,7 +119,8 @@ def noise_hint(data: CurveDataModule) -> str:
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
     """The epoch counts to report, and the last one; an epoch is a step.
 
-    ``--max_epochs`` and ``--max_steps`` cut what is asked for. The default of ``--epochs`` they may also exceed.
+    ``--max_epochs`` and ``--max_steps`` cut what is asked for. The default of ``--epochs`` they may also exceed, even
+    where it is written out.
     """
     asked = [e for e in cfg.epochs if e != "auto"]
     last = max(asked, default=AUTO_HORIZON)

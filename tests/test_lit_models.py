@@ -368,6 +368,11 @@ def test_the_classifier_trains_all_its_parameters_with_either_optimizer() -> Non
     assert [len(group["params"]) for group in groups] == [18, 59 - 18]  # the first convolution is no filter of Muon's
 
 
+def test_no_hidden_layer_is_refused() -> None:
+    with pytest.raises(ValueError, match="hidden is empty"):
+        FunctionRegressor(hidden=[])
+
+
 def test_gradients_stay_in_the_memory_order_in_which_convolutions_are_fast() -> None:
     net = ResNet20().to(memory_format=torch.channels_last)
     seen: dict[str, bool] = {}
