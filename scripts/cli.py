@@ -46,7 +46,11 @@ class Parser(ArgumentParser):
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         types = types_in(getattr(action, "_typehint", None))
         if int in types and str not in types:
-            arg_strings = [arg if float in types and "." in arg else plain_count(arg) for arg in arg_strings]
+            # Where several numbers are taken, 100,200 may be two, and is refused.
+            kept = ("." if float in types else None, "," if action.nargs == "+" else None)
+            arg_strings = [
+                arg if any(sign and sign in arg for sign in kept) else plain_count(arg) for arg in arg_strings
+            ]
             for arg in arg_strings:
                 if arg[:1].isdigit() and not arg.replace("_", "").isdigit() and float not in types:
                     flag = action.option_strings[0]

@@ -289,6 +289,8 @@ def test_numbers_as_people_write_them(flags, values):
         (["--max_epochs", "1e-1"], "--max_epochs is 1e-1: give a whole number (such as 10000)"),
         (["--max_epochs", "many"], "--max_epochs is many: give a whole number (such as 10000) or null"),
         (["--hidden", "32,32"], "--hidden is 32,32: give a whole number"),
+        (["--hidden", "64,128"], "--hidden is 64,128: give a whole number"),
+        (["--epochs", "100,200"], "--epochs is 100,200: give a whole number"),
         (["--hidden", "[32, 32]"], "--hidden is [32, 32]: give a whole number"),
         (["--lr", "1e-2,1e-3"], "--lr is 1e-2,1e-3: give a number (such as 0.01); several have blanks between them"),
         (["--lr", "0,01"], "--lr is 0,01: give a number"),
