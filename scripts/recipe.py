@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
+from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.runs import LENGTH
 from scripts.cli import plain_count
@@ -24,6 +25,9 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
 
     A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are those of the run's
     number of epochs, values given ``by_bfloat16`` those of the machine that trains.
+
+    Raises:
+        UsageError: the config file is of another recipe than the command line names.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("recipe", "config", "accelerator", *LENGTH):
@@ -32,6 +36,8 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     asked: dict[str, Any] = {}
     with suppress(OSError, yaml.YAMLError, TypeError, ValueError):  # the parser itself reports what is wrong with it
         asked |= yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+    if flags["recipe"] and asked.get("recipe", flags["recipe"]) != flags["recipe"]:
+        raise UsageError(f"--recipe {flags['recipe']} is not the config file's {asked['recipe']}: give one recipe")
     asked |= {name: value for name, value in flags.items() if value is not None}
     name = asked.get("recipe", "lab")
     if name not in NAMES:

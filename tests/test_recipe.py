@@ -96,6 +96,7 @@ def test_the_defaults_of_the_flags_are_those_of_the_constructors(tmp_path: Path)
         (["--recipe", "fast", "--warmup_fraction", "2"], ["warmup_fraction between 0 and 1"]),
         (["--recipe", "fast", "--max_steps", "-1", "--max_epochs", "-1"], ["--max_epochs"]),
         (["--recipe", "fast", "--config", "paper.yaml"], ["one recipe"]),
+        (["--config", "paper.yaml", "--recipe", "fast"], ["one recipe"]),
         (["--max_shift", "5"], ["max_shift is 5", "0 to 4"]),
         (["--image_sizes", "{1.5: 20}"], ["image_sizes"]),
         (["--lr", "-0.1"], ["-0.1"]),
