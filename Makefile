@@ -18,7 +18,7 @@ demo: $(STAMP) ## fit a curve, train ResNet-20 for a minute, say where the pictu
 	@echo "== 1 of 2: fitting the default curve"
 	@$(BIN)/python scripts/fit.py
 	@root="$${CIFAR10_ROOT:-data}"; \
-	if [ -d "$$root/cifar-10-batches-py" ]; then \
+	if [ -e "$$root/cifar-10-batches-py" ] || [ -e "$$root/cifar-10-python.tar.gz" ]; then \
 		echo "== 2 of 2: ResNet-20 on a part of CIFAR-10 (from $$root), a short run"; data="--data cifar10 --download false"; \
 	else \
 		echo "== 2 of 2: ResNet-20 on SYNTHETIC images, a short run: CIFAR-10 is not in $$root"; data="--data synthetic"; \

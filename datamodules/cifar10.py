@@ -90,6 +90,11 @@ class CIFAR10DataModule(LightningDataModule):
             raise ValueError(f"image_sizes is {image_sizes}; fractions are from 0 to below 1, sizes 8 to 32 pixels")
 
     @property
+    def is_at_hand(self) -> bool:
+        """Whether CIFAR-10, unpacked or as its archive, is in ``data_root``."""
+        return any((self.data_root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename))
+
+    @property
     def num_batches(self) -> dict[str, int]:
         """{"train", "val", "test"}: batches of an epoch, without the Trainer's limits."""
         num_test = self.num_train // 5
@@ -100,9 +105,8 @@ class CIFAR10DataModule(LightningDataModule):
         """Finds the data, or fetches them, and reads them, checked against torchvision's md5 sums."""
         if self.dataset == "synthetic":
             return
-        folder = self.data_root / CIFAR10.base_folder
-        if not folder.is_dir():
-            if not (self.download or (self.data_root / CIFAR10.filename).exists()):
+        if not (self.data_root / CIFAR10.base_folder).is_dir():
+            if not (self.download or self.is_at_hand):
                 raise MisconfigurationException(
                     f"CIFAR-10 is not in {self.data_root}: give data_root (--data_root, CIFAR10_ROOT) the folder "
                     f"that holds {CIFAR10.base_folder}, or allow download (--download true), or try the dataset "

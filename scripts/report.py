@@ -46,7 +46,7 @@ def run() -> None:
     add("--data_root", type=str, default=default_data_root(), help="where CIFAR-10 is")
     add("--runs", type=str, default="runs/report", help="the folder of the runs that are made")
     cfg = parser.parse_args()
-    out = Path(cfg.out)
+    out = Path(cfg.out).expanduser()
     if not out.name or out.is_dir():
         raise UsageError(f"--out '{cfg.out}' is no name of a file: give one, such as report.html")
     gif = Path(cfg.animation or "")
@@ -55,7 +55,7 @@ def run() -> None:
         raise UsageError("--animation, needed by --animation_lr too, is the name of a GIF: fit.gif")
     if cfg.num_seeds < 1:
         raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
-    paths = [Path(name) for name in cfg.run_dirs] or make_runs(cfg)
+    paths = [Path(name).expanduser() for name in cfg.run_dirs] or make_runs(cfg)
     runs = [read(path) for path in expand(paths)]
     sections = make_sections(runs, cfg.data_root)
     if not sections:
@@ -111,9 +111,21 @@ def make_runs(cfg: Namespace) -> list[Path]:
             flags += ["--ckpt_path", "last"]
         command = [sys.executable, str(SCRIPTS / script), *flags, "--run_dir", str(run_dir)]
         print(f"== {shlex.join(['python', 'scripts/' + script, *command[2:]])}", flush=True)
-        if subprocess.run(command, check=False).returncode:
+        if run_child(command):
             raise UsageError(f"the run {run_dir} failed, see above; finished runs will not be repeated")
     return [folder / name for name in wanted]
+
+
+def run_child(command: Sequence[str]) -> int:
+    """Runs a command to its end and returns its exit code; interrupted, lets it save first."""
+    child = subprocess.Popen(command)
+    try:
+        return child.wait()
+    except BaseException as interruption:
+        if not isinstance(interruption, KeyboardInterrupt):  # which a terminal sends to both
+            child.terminate()
+        child.wait()
+        raise
 
 
 def curve_commands(quick: bool) -> dict[str, list[str]]:
@@ -131,20 +143,21 @@ def curve_commands(quick: bool) -> dict[str, list[str]]:
 def classifier_commands(cfg: Namespace, folder: Path) -> dict[str, list[str]]:
     """{name of the run: script and flags}: of each seed a run with the drop, and its continuation without it."""
     data = ["--data_root", cfg.data_root]
-    if not (CIFAR10DataModule(cfg.data_root).data_root / "cifar-10-batches-py").is_dir():
+    name = ""
+    if not CIFAR10DataModule(cfg.data_root).is_at_hand:
         print(f"CIFAR-10 is not in {cfg.data_root}: the classifier learns the SYNTHETIC images")
-        data = ["--data", "synthetic"]
+        data, name = ["--data", "synthetic"], "synthetic_"
     short = ["--max_epochs", "6", "--limit_train_batches", "50"] if cfg.quick else []
     short += ["--limit_val_batches", "10", "--limit_test_batches", "20"] if cfg.quick else []
     common = ["cifar.py", *data, "--probe_train", "true", *short]
     drop, num_seeds = (3, 1) if cfg.quick else (5, cfg.num_seeds)
     commands = {}
     for seed in range(num_seeds):
-        branch = folder / f"with_{seed}" / "checkpoints" / f"end_of_epoch{drop - 1}.ckpt"
+        branch = folder / f"{name}with_{seed}" / "checkpoints" / f"end_of_epoch{drop - 1}.ckpt"
         flags = [*common, "--seed", str(seed), "--milestones"]
-        commands[f"with_{seed}"] = [*flags, f"{{{drop}: 0.01}}"]
+        commands[f"{name}with_{seed}"] = [*flags, f"{{{drop}: 0.01}}"]
         # A milestone that changes nothing: the weights one epoch after it are kept, as in the run with the drop.
-        commands[f"without_{seed}"] = [*flags, f"{{{drop}: 0.1}}", "--ckpt_path", str(branch)]
+        commands[f"{name}without_{seed}"] = [*flags, f"{{{drop}: 0.1}}", "--ckpt_path", str(branch)]
     return commands
 
 
