@@ -3,6 +3,7 @@
 import os
 import platform
 import shlex
+import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +18,11 @@ def command_line() -> str:
     script, here = Path(sys.argv[0]), Path.cwd()
     name = script.relative_to(here) if script.is_relative_to(here) else script
     return shlex.join(["python", str(name), *sys.argv[1:]])
+
+
+def quoted(path: Path) -> str:
+    """A path as it is typed into a terminal."""
+    return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
 def about(device: torch.device) -> dict[str, str]:

@@ -22,6 +22,7 @@ from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from analysis.files import move, write_atomically
+from analysis.provenance import quoted
 
 BATCHES_BETWEEN_LOOKS = 50  # at what makes all processes or a GPU wait: a clock to agree on, a loss
 
@@ -158,10 +159,11 @@ class SaveOnInterrupt(Callback):
     Args:
         save_last: what saves.
         run_dir: the folder to name in order to resume; of one of several seeds it is the folder of all.
+        requeues: whether the same command finds the run again; else a SLURM job is not put back into the queue.
     """
 
-    def __init__(self, save_last: SaveLast, run_dir: str | Path) -> None:
-        self.save_last, self.run_dir = save_last, run_dir
+    def __init__(self, save_last: SaveLast, run_dir: Path, requeues: bool = True) -> None:
+        self.save_last, self.run_dir, self.requeues = save_last, run_dir, requeues
         self.signum = 0
         self._leaves = False  # once what is wanted has been saved
         self._previous: dict[int, Callable[..., object] | int | None] = {}
@@ -179,10 +181,12 @@ class SaveOnInterrupt(Callback):
     # Twice before training: after setup Lightning puts a handler of its own in the place of SIGTERM's.
     setup = on_train_start = on_test_start = _listen
 
-    def teardown(self, *args: object, **options: object) -> None:
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
+        if stage == "test" and self._is_asked(trainer):  # while pictures were drawn, or with several processes
+            self._leave(trainer)
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if self.signum:
@@ -222,11 +226,11 @@ class SaveOnInterrupt(Callback):
 
     def _leave(self, trainer: Trainer) -> None:
         self.save_last.publish(trainer)
-        is_slurms = self.signum == getattr(signal, "SIGUSR1", None)
+        is_slurms = self.requeues and self.signum == getattr(signal, "SIGUSR1", None)
         requeue = trainer.strategy.reduce_boolean_decision(is_slurms, all=False)
         if trainer.is_global_zero:
             print(
-                f"\nInterrupted. To resume: repeat the command with --run_dir {self.run_dir} --ckpt_path last",
+                f"\nInterrupted. To resume: repeat the command with --run_dir {quoted(self.run_dir)} --ckpt_path last",
                 flush=True,
             )
             if requeue:

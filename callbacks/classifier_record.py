@@ -144,14 +144,14 @@ class ClassifierRecord(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
 
-    def summary(self, model: LightningModule) -> dict[str, Any]:
-        """The content of summary.json, once all is done."""
+    def summary(self, model: LightningModule, device: torch.device) -> dict[str, Any]:
+        """The content of summary.json, once all is done; ``device`` is where it was, for Lightning moves it away."""
         speeds = [row["images_per_second"] for row in self.epochs]
         return {
             **{name: self.settings[name] for name in ("recipe", "data", "seed")},
             "measured_on": "validation" if self.settings["val_size"] else "test",
             "command": command_line(),
-            "device": torch.cuda.get_device_name(model.device) if model.device.type == "cuda" else model.device.type,
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "parameters": sum(p.numel() for p in model.parameters()),
             **self.batches,
             "epochs": self.epochs,
@@ -162,7 +162,7 @@ class ClassifierRecord(Callback):
                 "total": self._earlier_total + time.perf_counter() - self.start,
                 "to_first_step": self.first_step,
             },
-            "peak_memory_mb": peak_memory_mb(model.device),
+            "peak_memory_mb": peak_memory_mb(device),
             "settings": self.settings,
             "origin": self.origin,
         }

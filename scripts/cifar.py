@@ -40,7 +40,7 @@ from scripts.cli import (
     usage_errors,
 )
 from scripts.recipe import NAMES, recipe_defaults
-from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
+from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run, where_to_look
 from scripts.seeds import finished_summary, seed_runs, write_summary_of_all
 from scripts.trainer import build_trainer, check_seeds, flag_errors
 
@@ -124,7 +124,7 @@ def run() -> None:
                 if summary["test_acc"] is not None:
                     result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
                     print(f"Seed {summary['seed']}: {result}")
-            print(f"Figures, metrics.csv and summary.json are in {top}; all runs: tensorboard --logdir runs")
+            print(where_to_look(top))
 
 
 def train(
@@ -176,7 +176,7 @@ def write_results(
     record: ClassifierRecord, model: ResNet20Classifier, trainer: Trainer, run_dir: Path
 ) -> dict[str, Any]:
     """The training figure, and summary.json, whose content it returns."""
-    summary = record.summary(model)
+    summary = record.summary(model, trainer.strategy.root_device)
     if trainer.is_global_zero:
         if record.epochs:
             figure = training_figure([record.epochs], [summary["test_acc"]], summary["measured_on"])

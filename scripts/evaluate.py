@@ -31,18 +31,18 @@ from scripts.rendering import table
 
 def run() -> None:
     cfg = parse()
-    network = load(Path(cfg.ckpt_path))
+    network = load(Path(cfg.ckpt_path).expanduser())
     if not isinstance(network, PictureClassifier):
         raise UsageError(f"{cfg.ckpt_path} is of a curve: evaluate.py measures picture classifiers")
     skipped: list[str] = []
     if cfg.images is None:
         pixels, labels = cifar10_test_split(cfg, network.classes)
     else:
-        pixels, labels, skipped = own_pictures(Path(cfg.images), network.classes)
+        pixels, labels, skipped = own_pictures(Path(cfg.images).expanduser(), network.classes)
     measured = {**measure(network.logits(pixels), labels, network.classes), "skipped": skipped}
     confusion = torch.tensor(measured["confusion"])
     figure = confusion_figure((confusion / confusion.sum(1, keepdim=True)).numpy(), network.classes)
-    save_png(pixels_of(figure), Path(cfg.confusion))
+    save_png(pixels_of(figure), Path(cfg.confusion).expanduser())
     print(standard_json(measured) if cfg.json else text(measured))
     print(f"The confusion matrix is in {cfg.confusion}", file=sys.stderr)
 

@@ -25,7 +25,8 @@ def run() -> None:
     parser.add_argument("--out", required=True, type=str, help="the file to write, such as mine.safetensors")
     parser.add_argument("--data_root", type=str | None, help="where CIFAR-10 is, if no longer where the run had it")
     cfg = parser.parse_args()
-    checkpoint, results = Path(cfg.run_dir, "checkpoints", "last.ckpt"), Path(cfg.run_dir, "summary.json")
+    run_dir = Path(cfg.run_dir).expanduser()
+    checkpoint, results = run_dir / "checkpoints" / "last.ckpt", run_dir / "summary.json"
     if not (checkpoint.is_file() and results.is_file()):
         raise UsageError(f"there is no finished run of one seed in {cfg.run_dir}: give another --run_dir")
     if Path(cfg.out).suffix != ".safetensors":
@@ -43,7 +44,7 @@ def run() -> None:
     facts |= {name: measured[name] for name in ("test_acc", "test_loss")}
     facts |= {"mean": network.mean, "std": network.std, "classes": network.classes}
     metadata = {"command": command(summary)} | {name: json.dumps(value) for name, value in facts.items()}
-    write_atomically(Path(cfg.out), lambda file: file.write(save(network.net.state_dict(), metadata)))
+    write_atomically(Path(cfg.out).expanduser(), lambda file: file.write(save(network.net.state_dict(), metadata)))
     print(f"Wrote {cfg.out}: test accuracy {measured['test_acc']:.2%} in float32")
 
 

@@ -23,7 +23,7 @@ from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
 from scripts.rendering import fit_text
-from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run
+from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run, where_to_look
 from scripts.trainer import build_trainer, check_callbacks, check_seeds, flag_errors
 
 DEFAULT_EPOCHS = [1000]
@@ -89,7 +89,7 @@ def run() -> None:
             print(f"{todo} {data.function} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
             trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
         print(fit_text(write_results(record, model, data, trainer, run_dir)) + noise_hint(data))
-        print(f"Figures, metrics.csv and summary.json are in {run_dir}; all runs: tensorboard --logdir runs")
+        print(where_to_look(run_dir))
 
 
 def write_results(

@@ -29,9 +29,9 @@ BEST = 3
 
 def run() -> None:
     cfg = parse()
-    network = load(Path(cfg.ckpt_path))
+    network = load(Path(cfg.ckpt_path).expanduser())
     numbers = [finite_number(text.strip(), "--x") for text in cfg.x or []]
-    numbers += read_column(Path(cfg.csv), cfg.column) if cfg.csv else []
+    numbers += read_column(Path(cfg.csv).expanduser(), cfg.column) if cfg.csv else []
     is_curve = isinstance(network, FunctionRegressor)
     if not (cfg.export or cfg.images or numbers):
         raise UsageError(f"nothing to predict: give {'--x or --csv' if is_curve else 'picture files'}")
@@ -39,12 +39,12 @@ def run() -> None:
         kind = "a curve: give --x or --csv" if is_curve else "a picture classifier: --x and --csv are for curves"
         raise UsageError(f"{cfg.ckpt_path} is of {kind}")
     if cfg.export:
-        export(network, Path(cfg.export))
+        export(network, Path(cfg.export).expanduser())
         print(f"Wrote {cfg.export}; its outputs are those of PyTorch", file=sys.stderr)
     if numbers and isinstance(network, FunctionRegressor):
         print_curve(network, numbers, cfg.json)
     if cfg.images and isinstance(network, PictureClassifier):
-        print_pictures(network, cfg.images, Path(cfg.sheet), cfg.json)
+        print_pictures(network, cfg.images, Path(cfg.sheet).expanduser(), cfg.json)
 
 
 def parse() -> Namespace:

@@ -21,11 +21,12 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.files import write_atomically
+from analysis.provenance import quoted
 from analysis.runs import LENGTH
 from scripts.cli import Parser, is_rank_zero, usage_errors
 
 # what may change in the middle of a run without making another run of it
-MAY_CHANGE = LENGTH | {"epochs", "save_every_n_steps", "enable_progress_bar"}
+MAY_CHANGE = LENGTH | {"epochs", "data_root", "download", "save_every_n_steps", "enable_progress_bar"}
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
@@ -132,8 +133,8 @@ def run_directory(asked: str | None, default: str) -> Iterator[Path]:
     empty is removed again.
 
     Raises:
-        UsageError: none is asked for where many processes were started by torchrun or SLURM; or a name on the command
-            line is not UTF-8.
+        UsageError: the name asked for is empty; none is asked for where many processes were started by torchrun or
+            SLURM; or a name on the command line is not UTF-8.
     """
     try:
         "\n".join((os.getcwd(), *sys.argv)).encode()
@@ -143,7 +144,9 @@ def run_directory(asked: str | None, default: str) -> Iterator[Path]:
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         asked = os.environ.get("LITLAB_RUN_DIR")
     if asked is not None:
-        yield Path(asked)
+        if not asked.strip():
+            raise UsageError("--run_dir is empty: give the name of a folder")
+        yield Path(asked).expanduser()
         return
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
@@ -190,7 +193,7 @@ def checkpoint_to_resume(run_dir: Path, ckpt_path: str | None) -> Checkpoint | N
         elif origin := began_with(run_dir):
             checkpoint = Checkpoint.read(Path(origin))
     elif ckpt_path is not None:
-        checkpoint = Checkpoint.read(Path(ckpt_path))
+        checkpoint = Checkpoint.read(Path(ckpt_path).expanduser())
     resumes = ckpt_path == "last" or (checkpoint and checkpoint.is_of(run_dir))
     if is_rank_zero() and begun and not resumes:
         raise UsageError(f"{run_dir} holds a run already: choose another --run_dir, or resume it: --ckpt_path last")
@@ -247,16 +250,30 @@ def start_run(settings: Mapping[str, Any], run_dir: Path, checkpoint: Checkpoint
     write_atomically(run_dir / "config.yaml", lambda file: file.write(text.encode()))
 
 
+def where_to_look(run_dir: Path) -> str:
+    """The last line of a training script."""
+    shown = "all runs: tensorboard --logdir runs"
+    if run_dir.parts[:1] != ("runs",):
+        shown = f"TensorBoard: tensorboard --logdir {quoted(run_dir)}"
+    return f"Figures and summary.json are in {run_dir}; {shown}"
+
+
 def event_files_of_results(run_dir: Path) -> list[Path]:
     """TensorBoard's files from after a training run: test, figures. They are all but the first file of each process.
 
-    Lightning closes the writer when ``fit`` ends; names end in the process's number and a count of its writers.
+    Lightning closes the writer when ``fit`` ends; names end in ``time.host.process.writer``, the writers of a process
+    being counted from 0. In a container each process may have the same number, but counts anew.
     ``purge_step`` does not reach them: TensorBoard's fast reader drops what is not older only tag by tag.
     """
-    by_process: dict[str, list[Path]] = {}
-    for path in run_dir.glob("events.out.tfevents.*.*.*.*"):
-        by_process.setdefault(path.name.rsplit(".", 2)[1], []).append(path)
-    return [path for paths in by_process.values() for path in sorted(paths, key=lambda p: int(p.suffix[1:]))[1:]]
+    results: list[Path] = []
+    latest: dict[str, int] = {}
+    paths = run_dir.glob("events.out.tfevents.*.*.*.*")
+    for path in sorted(paths, key=lambda path: (int(path.name.split(".")[3]), int(path.suffix[1:]))):
+        process, writer = path.stem.split(".", 4)[4], int(path.suffix[1:])
+        if writer > latest.get(process, writer):
+            results.append(path)
+        latest[process] = writer
+    return results
 
 
 _claims: list[FileLock] = []  # held until the process ends, or is killed

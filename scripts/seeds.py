@@ -3,7 +3,6 @@
 import json
 import math
 import statistics
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,6 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException as 
 from analysis.classifier_figures import training_figure
 from analysis.drawing import pixels_of, save_png
 from analysis.files import read_json, write_json
-from scripts import START
 from scripts.run_dir import changed_settings
 
 
@@ -65,9 +63,6 @@ def write_summary_of_all(summaries: Sequence[Mapping[str, Any]], top: Path) -> N
         **{name: summaries[0][name] for name in ("recipe", "data")},
         **spread,
         "runs": [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries],
-        "seconds": {
-            "train": sum(summary["seconds"]["train"] for summary in summaries),
-            "total": time.perf_counter() - START,
-        },
+        "seconds": {name: sum(summary["seconds"][name] for summary in summaries) for name in ("train", "total")},
     }
     write_json(top / "summary.json", content)

@@ -149,7 +149,7 @@ def build_trainer(
     has_bar = flags["enable_progress_bar"] is not False and (sys.stdout.isatty() or has_own_bar)
     added = [bar] if has_bar and not has_own_bar else []
     if flags["enable_checkpointing"] is not False:
-        added += [SaveOnInterrupt(save_last, resume_dir), save_last]
+        added += [SaveOnInterrupt(save_last, resume_dir, requeues=cfg.run_dir is not None), save_last]
     flags |= {
         "logger": make_loggers(flags["logger"], run_dir, checkpoint),
         "callbacks": [*callbacks, *own, *added],

@@ -137,7 +137,7 @@ def test_last_lines_say_the_result_and_where_to_look(run):
     output, run_dir = run
     last = output.strip().splitlines()[-2:]
     assert f"{summary(run_dir)['test_acc']:.2%}" in last[0]
-    assert "whole" in last[1] and "tensorboard" in last[1]
+    assert last[1] == "Figures and summary.json are in whole; TensorBoard: tensorboard --logdir whole"
 
 
 def test_config_repeats_the_run_bit_for_bit(folder, run):
@@ -218,6 +218,25 @@ def test_a_resume_with_flags_of_lightnings_is_the_same_run(folder, flags):
     assert_same_run(folder / cut, folder / name)
     assert (folder / cut / "metrics.csv").read_bytes() == (folder / name / "metrics.csv").read_bytes()
     assert all(row["images_per_second"] > 0 for row in summary(folder / name)["epochs"])
+
+
+def test_ctrl_c_while_the_test_images_are_drawn_is_heard(folder):
+    (folder / "late.py").write_text("""
+import os, signal
+from pytorch_lightning import Callback
+
+class IntAtTestEnd(Callback):
+    def on_test_end(self, trainer, pl_module):
+        os.kill(os.getpid(), signal.SIGINT)
+""")
+    short = ("--max_epochs", "1", "--limit_train_batches", "2", *TESTED, "--num_seeds", "2")
+    flags = (*SETTINGS, *short, "--callbacks+=late.IntAtTestEnd", "--run_dir", "a b")
+    done = launch.run_anew([str(SCRIPTS / "cifar.py"), *flags], folder, environment() | {"PYTHONPATH": str(folder)})
+    assert done.returncode == 130, done.stderr
+    assert "--run_dir 'a b'" in done.stdout or os.name == "nt"
+    assert not (folder / "a b" / "seed1").exists()
+    checkpoint = torch.load(folder / "a b" / "seed0" / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 2
 
 
 @pytest.mark.parametrize(
@@ -305,9 +324,12 @@ def test_several_seeds_and_a_probe(folder):
     refused = cifar(folder, *SETTINGS, *short, "--num_seeds", "2", "--probe_train", "true", "--run_dir", "half")
     assert_is_mistake(refused, "holds a run already")
     flags = ("--num_seeds", "2", "--probe_train", "true", "--run_dir", "half", "--ckpt_path", "last")
-    succeed(folder, *SETTINGS, *short, *flags)
+    succeed(folder, *SETTINGS, *short, *flags, "--data_root", "moved")
     assert_same_run(folder / "half" / "seed1", folder / "seeds" / "seed1")
-    assert summary(folder / "half")["test_acc_mean"] == top["test_acc_mean"]
+    resumed = summary(folder / "half")
+    assert resumed["test_acc_mean"] == top["test_acc_mean"]
+    both = [summary(folder / "half" / f"seed{seed}")["seconds"] for seed in (0, 1)]  # of two commands
+    assert resumed["seconds"] == {name: sum(one[name] for one in both) for name in ("train", "total")}
     for run in runs:
         (epoch,) = run["epochs"]
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0

@@ -187,6 +187,18 @@ def test_slurm_takes_the_job_back_and_starts_it_again(tmp_path: Path) -> None:
     assert load(tmp_path / "run" / "checkpoints" / "last.ckpt")["global_step"] == 120
 
 
+@pytest.mark.slow
+def test_slurm_does_not_start_again_what_would_not_find_its_run(tmp_path: Path) -> None:
+    """Without --run_dir a new folder is made each time."""
+    settings = (*CIFAR, "--limit_train_batches", "40", "--save_every_n_steps", "2")
+    process = start(tmp_path, *settings, SLURM_JOB_ID="4711", PATH="/nowhere")  # scontrol would not be found
+    while not list(tmp_path.glob("runs/cifar/*/checkpoints/last.ckpt")):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGUSR1)
+    assert process.wait(timeout=20) == 128 + signal.SIGUSR1
+
+
 # The run directory
 
 

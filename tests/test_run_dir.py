@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,8 +16,10 @@ import launch
 import pytest
 import torch
 from filelock import FileLock
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from scripts.run_dir import _claims, claim, new_folder, run_directory
+from scripts.report import run_child
+from scripts.run_dir import _claims, claim, event_files_of_results, new_folder, run_directory, where_to_look
 from scripts.trainer import MetricsRows, read_rows
 
 ROOT = Path(__file__).parents[1]
@@ -75,6 +78,65 @@ def test_a_folder_that_an_error_left_empty_is_removed(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError), run_directory(None, str(tmp_path)):
         raise RuntimeError
     assert not list(tmp_path.iterdir())
+
+
+def test_a_name_is_of_the_home_folder_where_it_says_so_and_not_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    monkeypatch.setenv("USERPROFILE", "/home/me")
+    with run_directory("~/mine", "runs") as run_dir:
+        assert run_dir == Path("/home/me/mine")
+    with pytest.raises(MisconfigurationException, match="--run_dir is empty"), run_directory("", "runs"):
+        pass
+
+
+@pytest.mark.skipif(os.name == "nt", reason="quotes as a POSIX shell")
+def test_where_to_look_can_be_typed() -> None:
+    assert where_to_look(Path("runs/cifar/mine")).endswith("tensorboard --logdir runs")
+    assert where_to_look(Path("my runs/a")).endswith("tensorboard --logdir 'my runs/a'")
+
+
+def test_event_files_of_results_where_every_process_has_the_same_number(tmp_path: Path) -> None:
+    training = ["1000.pod.local.1.0", "2000.pod.local.1.0", "3000.pod.local.1.0", "3000.pod.local.8.3"]
+    results = ["1090.pod.local.1.1", "1095.pod.local.1.2", "3050.pod.local.1.1", "3060.pod.local.8.4"]
+    for name in (*training, *results):
+        (tmp_path / f"events.out.tfevents.{name}").touch()
+    assert sorted(path.name.split("tfevents.")[1] for path in event_files_of_results(tmp_path)) == sorted(results)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGTERM")
+def test_who_interrupts_the_report_lets_the_run_save(tmp_path: Path) -> None:
+    (tmp_path / "child.py").write_text("""
+import os, signal, sys, time
+from pathlib import Path
+
+os.chdir(sys.argv[1])
+
+def save(*args):
+    time.sleep(1)  # the step that is running
+    Path("saved").touch()
+    raise SystemExit(143)
+
+signal.signal(signal.SIGTERM, save)
+Path("started").touch()
+time.sleep(60)
+""")
+
+    def stop(*args: object) -> None:
+        raise SystemExit(143)
+
+    def stop_once_started() -> None:
+        while not (tmp_path / "started").exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    previous = signal.signal(signal.SIGTERM, stop)
+    try:
+        threading.Thread(target=stop_once_started).start()
+        with pytest.raises(SystemExit):
+            run_child([sys.executable, str(tmp_path / "child.py"), str(tmp_path)])
+    finally:
+        signal.signal(signal.SIGTERM, previous)
+    assert (tmp_path / "saved").exists()
 
 
 @pytest.mark.parametrize("env", [{"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_NTASKS": "2"}])
