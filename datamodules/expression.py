@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules.spelling import CONSTANTS, OF_ONE, OF_SEVERAL, corrected
 
+GOLDEN_RATIO = (1 + math.sqrt(5)) / 2
 MAX_LENGTH = 1000  # characters: a longer text is a mistake or an attack, and parsing it could exhaust the stack
 NAMES = ["x", *CONSTANTS, *OF_ONE, *OF_SEVERAL]
 OPERATORS: dict[type, Callable[..., Tensor]] = {
@@ -200,6 +201,8 @@ def check_finite(expression: str, x_min: float, x_max: float) -> None:
     finite = evaluate(expression, places).isfinite()
     if not bool(finite.all()):
         raise _not_finite(expression, places[~finite][0].item(), x_min, x_max)
+    # Spread so that no periodic function is 0 on all of them.
+    x[1:-1] += (x_max - x_min) / 10_000 * (torch.arange(1, 10_000) * GOLDEN_RATIO % 1 - 0.5)
     size = evaluate(expression, x).abs()
     peaks = size[1:-1].ge(size[:-2]) & size[1:-1].ge(size[2:])
     highest = (size[1:-1] * peaks).topk(20).indices + 1

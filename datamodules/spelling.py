@@ -205,6 +205,8 @@ def _with_arguments(tokens: list[str]) -> list[str]:
 
 def _bare_argument(function: str, tokens: list[str]) -> int:
     """How many tokens are the argument of a function that has no parentheses: x, -x, 2x."""
+    if tokens[0:1] and tokens[0].isdecimal() and tokens[1:2] == ["("]:
+        raise ValueError(f"{function}{tokens[0]!s} is unknown: write {function} of what is meant")
     n = first = int("".join(tokens[:1]).strip() == "-")
     if tokens[n : n + 2] == ["abs", "("]:  # from bars, as in ln|x|
         n += 2 + _closing(tokens[n + 1 :])
@@ -276,7 +278,7 @@ class _Meanings(ast.NodeTransformer):
             node = ast.Call(ast.Name(node.func.attr), [node.func.value, *node.args], node.keywords)
         parameters = "abc"[: len(node.args)]
         meaning = MEANINGS.get(f"{ast.unparse(node.func)}({', '.join(parameters)})")
-        if meaning is None or node.keywords:
+        if meaning is None or node.keywords or len(node.args) > len(parameters):
             return node
         arguments = dict(zip(parameters, map(ast.unparse, node.args), strict=False))
         text = re.sub(r"\b[abc]\b", lambda match: f"({arguments[match[0]]})", meaning)

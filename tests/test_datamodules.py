@@ -536,6 +536,11 @@ def test_says_where_f_is_not_finite(function: str, x_min: float, x_max: float, w
     assert function in str(caught.value) and "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("function", ["sin(10*pi*x)", "sin(20*pi*x)", "cos(5*pi*x + pi/2)", "tan(sin(10*pi*x))"])
+def test_a_fast_curve_that_is_0_at_round_places_has_no_pole(function: str) -> None:
+    CurveDataModule(function, 0, 1000)
+
+
 @pytest.mark.parametrize(
     "function, where", [("tan(x)", "1.5708"), ("1/(x - 0.123456)", "0.123456"), ("1/x if x != 0 else 0", "0")]
 )
@@ -657,6 +662,8 @@ def test_shows_how_to_write_what_has_one_meaning(function: str, better: str) -> 
         ("2 .5", "from '.5' on"),
         ("1 000*x", "from '000[*]x' on"),
         ("x2", "'x2' is unknown: the variable is x"),
+        ("atan2(x, 1)", "atan2 is unknown"),
+        ("np.clip(x, -0,5, 0,5)", "'clip' is unknown"),
         ("x + t", "'t' is unknown: the variable is x"),
         ("e(x)", "e is a number, not a function"),
         ("x[0]", "more than arithmetic"),
