@@ -17,6 +17,7 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torch import Tensor
 
 SIZE = 32
+UNKNOWN = (".heic", ".heif", ".jxl", ".svg", ".dng", ".cr2", ".cr3", ".nef", ".arw")  # pictures, but not to Pillow
 LARGE = 2048  # pixels a side: of more than four times its square only some are kept
 MAX_BYTES, MAX_PIXELS, MAX_JPEG_PIXELS = 1 << 30, 1 << 27, 1 << 28
 Turn = Image.Transpose
@@ -69,7 +70,7 @@ def read_pictures(name: str) -> Iterator[tuple[Path, Tensor | str]]:
         try:
             yield path, read_picture(path)
         except NotAPicture as error:
-            named_as_picture = path.suffix.lower() in Image.registered_extensions() and path.name[0] != "."
+            named_as_picture = path.suffix.lower() in {*Image.registered_extensions(), *UNKNOWN} and path.name[0] != "."
             if named_as_picture or not os.path.isdir(name):
                 yield path, str(error)
             else:
@@ -105,7 +106,9 @@ def read_picture(path: Path) -> Tensor:
     except FileNotFoundError:
         raise ValueError("there is no such file") from None
     except UnidentifiedImageError:
-        raise NotAPicture("it is not a picture of a known kind") from None
+        kind = path.suffix.lower()
+        advice = f"it is a {kind[1:].upper()}: save it as JPEG or PNG"
+        raise NotAPicture(advice if kind in UNKNOWN else "it is not a picture of a known kind") from None
     except Exception as error:  # Pillow raises anything where a file is damaged
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
         raise ValueError(f"it cannot be read ({shorten(reason, 100, placeholder=' ...')})") from None

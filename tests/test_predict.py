@@ -209,7 +209,7 @@ def test_a_folder_gives_what_pillow_reads_whatever_its_name(tmp_path: Path) -> N
     (tmp_path / "a class").mkdir()
     for name in ("a class/cat", ".hidden", "photo.data"):
         Image.new("RGB", (32, 32), "white").save(tmp_path / name, "webp")
-    for name in (".DS_Store", "Thumbs.db", "notes.txt", "a class/readme", "._cat.png", "broken.png"):
+    for name in (".DS_Store", "Thumbs.db", "notes.txt", "a class/readme", "._cat.png", "broken.png", "phone.HEIC"):
         (tmp_path / name).write_bytes(b"no picture")
     (tmp_path / "a class" / "loop").symlink_to(tmp_path)
     (tmp_path / "gone.png").symlink_to("nowhere")
@@ -221,6 +221,7 @@ def test_a_folder_gives_what_pillow_reads_whatever_its_name(tmp_path: Path) -> N
     assert reasons == {
         "broken.png": "it is not a picture of a known kind",
         "gone.png": "there is no such file",
+        "phone.HEIC": "it is a HEIC: save it as JPEG or PNG",
         "pipe.png": "it cannot be read (it is no file, or a folder that may not be opened)",
         ".": "5 of its files are no pictures (.DS_Store, .db, .png, .txt, readme)",
     }
