@@ -140,7 +140,11 @@ class FunctionRegressor(LightningModule):
         error = curve - truth
         mse = error.square().mean(1)
         # A constant f has no variance to explain: right is 1, wrong minus infinity, as R2's limit is.
-        r2 = torch.where(mse == 0, 1.0, 1 - mse / truth.var(correction=0))
+        deviation = truth.std(correction=0)
+        deviation = torch.where(
+            deviation > 1e-12 * truth.abs().max(), deviation, 0.0
+        )  # else the rounding of a constant
+        r2 = torch.where(mse == 0, 1.0, 1 - mse / deviation.square())
         return {
             "curve": curve,
             "true_mse": mse,

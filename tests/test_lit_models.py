@@ -263,6 +263,12 @@ def test_it_learns_the_default_curve() -> None:
     assert results["r2"].shape == (4,) and results["r2"].min() > 0.95
 
 
+@pytest.mark.parametrize("constant", ["0.1", "pi"])  # whose mean over many points is another float
+def test_a_constant_has_no_r2(constant: str) -> None:
+    results = fit(CurveDataModule(constant), (0,), [10], [0.01]).at[10]
+    assert results["r2"].isneginf().all()
+
+
 @pytest.mark.parametrize("scale", ["1e40", "1e-40"])
 def test_the_scale_of_the_function_does_not_matter(scale: str) -> None:
     def final(function: str, noise_std: float) -> dict[str, Any]:
