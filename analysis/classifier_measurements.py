@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import math
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
@@ -54,7 +55,8 @@ def measured(
         return {}
     measures: dict[str, Callable[..., dict[str, Any]]]
     measures = {"gap": measure_gap, "noise": measure_noise, "lines": measure_lines}
-    found = end | measures[what](*nets, images, run.summary["settings"])
+    settings = run.summary["settings"] | {"lr": epochs[at - 1]["lr"]}  # the rate before the drop
+    found = end | measures[what](*nets, images, settings)
     with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
         write_json(kept_in, found)
     return found
@@ -115,8 +117,14 @@ def training_batches(data: Images, settings: Mapping[str, Any]) -> Iterator[Imag
 
 
 def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dict[str, float]:
-    """Accuracies on the training subset, augmented: in train mode ("batch_norm") and in eval mode ("augmented")."""
-    subset = (data[0][:TRAIN_SUBSET], data[1][:TRAIN_SUBSET])
+    """Accuracies on the training subset, augmented: in train mode ("batch_norm") and in eval mode ("augmented").
+
+    On as much of the subset as the run itself has measured in eval mode.
+    """
+    batch_size, limit = settings["batch_size"], settings.get("limit_val_batches")
+    limit = int(limit * math.ceil(TRAIN_SUBSET / batch_size)) if isinstance(limit, float) else limit
+    most = TRAIN_SUBSET if limit is None else min(TRAIN_SUBSET, limit * batch_size)
+    subset = (data[0][:most], data[1][:most])
 
     @torch.inference_mode()
     def accuracy() -> float:
@@ -164,7 +172,7 @@ def measure_lines(
     On the first images of the training subset, not augmented; batch normalization takes its statistics anew at each
     point, from these images. "with" and "without": at "along" of the way from ``before`` to ``dropped`` and ``stayed``.
     "steps": at "across" of the way of single steps of SGD from ``before``, one after the other, each of a batch and
-    with the settings of training; with momentum there is no single step, and "steps" is empty.
+    with the settings of training; with momentum, or Muon, there is no single step, and "steps" is empty.
     """
     images, labels = normalize(data[0][:LINE_IMAGES]), data[1][:LINE_IMAGES]
     start, *ends = (flat(net.parameters()).detach() for net in (before, dropped, stayed))
@@ -181,7 +189,9 @@ def measure_lines(
     before.train()
     with_drop, without = (losses(start, end - start, ALONG) for end in ends)
     steps: list[list[float]] = []
-    for gradient in gradients(before, data, settings, 0 if settings["momentum"] else LINE_STEPS):
+    for gradient in gradients(
+        before, data, settings, 0 if settings["momentum"] or settings.get("optimizer") == "muon" else LINE_STEPS
+    ):
         step = -settings["lr"] * (gradient + settings["weight_decay"] * start)
         steps.append(losses(start, step, ACROSS))
         start = start + step

@@ -67,7 +67,8 @@ def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
 
     For each seed the best epoch count is the one that the *other* seeds would choose, so that picking the minimum of a
     noisy curve does not by itself look like harm. Gives the ratio's median over the seeds, a confidence interval for
-    it, and a verdict: "hurts", "helps" (lowest at the end), "no evidence", "one seed", "exact" (an error of 0, to which
+    it, and a verdict: "hurts", "only hurts" (lowest at the first
+    epoch count), "helps" (lowest at the end), "no evidence", "one seed", "exact" (an error of 0, to which
     nothing has a ratio), or "diverged" (at least one seed did). What does not apply is left out.
     """
     S, best, last = true_mse.shape[1], best_epochs(epochs, true_mse), int(epochs[-1])
@@ -85,6 +86,8 @@ def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
     ratios = true_mse[-1] / true_mse[chosen, np.arange(S)]
     low, high, coverage = median_ci(ratios)
     verdict = "helps" if best == last else "hurts" if low > 1 and coverage >= 0.95 else "no evidence"
+    if verdict == "hurts" and best == int(epochs[0]):
+        verdict = "only hurts"
     interval = {"low": low, "high": high, "coverage": coverage}
     return found | {"ratio": float(np.median(ratios)), **interval, "verdict": verdict}
 

@@ -20,6 +20,7 @@ from analysis.curve_findings import best_setting, error_of, lowest_rows, or_infi
 from analysis.files import read_json
 from analysis.runs import LENGTH, Run, distinct, drops_once, is_branch
 from analysis.statistics import mean_ci, number
+from datamodules import CIFAR10DataModule
 
 GAP_COLUMNS = {
     "epoch_average": "training accuracy (epoch average)",
@@ -261,6 +262,7 @@ def training_section(runs: Sequence[Run]) -> Section:
     ]
     tested = [run.summary["test_acc"] for run in runs]
     facts = {name: summary[name] for name in ("recipe", "data", "train_batches")}
+    facts |= {"runs": [run.path.name for run in runs], "is_cut": summary["train_batches"] < batches_of_all(summary)}
     facts["test_acc"] = None if None in tested else mean_ci(tested)
     marks = [{"x": epoch - 0.5, "text": f"learning rate {lr:g}"} for epoch, lr in lr_changes(summary["epochs"])]
     charts = []
@@ -269,6 +271,14 @@ def training_section(runs: Sequence[Run]) -> Section:
         lines = [mean_line(epochs, f"{name}_{kind}", line, scale) for name, line in names.items()]
         charts.append(lines_chart([*itertools.chain(*lines)], "epoch", title, band="mean ± SD", marks=marks))
     return Section("training", "curve", facts, table, charts)
+
+
+def batches_of_all(summary: Mapping[str, Any]) -> int:
+    """Training batches of an epoch that no flag cuts."""
+    settings = summary["settings"]
+    return CIFAR10DataModule(
+        batch_size=settings["batch_size"], val_size=settings["val_size"], dataset=summary["data"]
+    ).num_batches["train"]
 
 
 def mean_line(epochs: Iterable[Rows], name: str, line: str, scale: float) -> list[dict[str, Any]]:
@@ -291,7 +301,7 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
     found = lr_drop(
         [run.summary["epochs"] for run in runs],
         [other.summary["epochs"] for other in others],
-        runs[0].summary["train_batches"],
+        math.ceil(runs[0].summary["train_batches"] / runs[0].summary["settings"].get("accumulate_grad_batches", 1)),
         [noise["noise"] for noise in noises if "noise" in noise],
     )
     columns = {

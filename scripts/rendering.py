@@ -24,7 +24,8 @@ def environment(autoescape: bool) -> jinja2.Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters |= {"number": number, "count": "{:,}".format, "g": "{:g}".format, "paragraphs": paragraphs}
+    env.filters |= {"number": number, "count": "{:,}".format, "g": "{:g}".format}
+    env.filters |= {"epochs": epochs, "paragraphs": paragraphs}
     env.tests["finite"] = is_finite
     return env
 
@@ -32,6 +33,10 @@ def environment(autoescape: bool) -> jinja2.Environment:
 def is_finite(value: float | None) -> bool:
     """Whether it is a number: what diverged is None in JSON and nan or infinite in Python."""
     return value is not None and math.isfinite(value)
+
+
+def epochs(count: int) -> str:
+    return f"{count:,} epoch" + "s" * (count != 1)
 
 
 def paragraphs(text: str) -> list[str]:
@@ -49,7 +54,7 @@ def fit_text(summary: Mapping[str, Any]) -> str:
     """The results of a curve fit for the terminal, from the content of its summary.json: a table, then sentences."""
     settings, over_seeds = summary["settings"], summary["over_seeds"]
     num_seeds, num_lrs = settings["num_seeds"], len(set(settings["lr"]))
-    suffix = "" if num_seeds == 1 else " [quartiles]"
+    suffix = "" if num_seeds == 1 else " [quartiles]" if num_seeds >= 4 else " [range]"
     rows = [[*HEADERS[:2], *(name + suffix for name in HEADERS[2:])], *(cells(row, num_seeds) for row in over_seeds)]
     best = best_setting(over_seeds) if over_seeds and (num_lrs > 1 or "auto" in summary) else None
     complete = {"auto": [], **summary, "best": best}

@@ -147,6 +147,7 @@ def test_whether_more_training_hurts() -> None:
     assert [answer[name] for name in ("ratio", "low", "high")] == pytest.approx([3, 3, 3])
     assert answer["coverage"] == pytest.approx(1 - 2 / 2**8)  # from the smallest to the largest of 8
     assert more_training(epochs, np.array([[9.0], [3], [1]]) * np.ones(8))["verdict"] == "helps"
+    assert more_training(epochs, np.array([[1.0], [3], [9]]) * np.ones(8))["verdict"] == "only hurts"
     noise = np.where(np.arange(8) % 2, 1.1, 0.9)  # at 100 half of the seeds are better, half worse
     flat = np.stack([np.full(8, 9.0), np.full(8, 1.0), noise + 0.01])
     assert more_training(epochs, flat)["verdict"] == "no evidence"

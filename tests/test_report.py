@@ -461,7 +461,7 @@ def test_a_constant_function_has_no_r2(folder: Path) -> None:
     section = epochs_section(run)
     assert {row["R²"] for row in section.table} == {"-"}
     lines = fit_text(run.summary).splitlines()
-    assert lines[0].split()[-1] == "[quartiles]" and all(line.endswith("  -") for line in lines[1:4])
+    assert lines[0].split()[-1] == "[range]" and all(line.endswith("  -") for line in lines[1:4])
 
 
 def test_the_time_alone_is_that_of_one_network_on_the_same_problem(folder: Path) -> None:
@@ -618,6 +618,8 @@ def test_the_sentences_of_more_training() -> None:
     assert "2 of 8 seeds diverged" in words(known | {"verdict": "diverged", "diverged": 2})
     assert "no U-shaped error curve up to there" in words(known | {"verdict": "helps"})
     assert "reaches 0" in words(known | {"verdict": "exact"})
+    rises = several | {"verdict": "only hurts", "best_epochs": 1}
+    assert "the error only rises. The MSE against the noise-free f is lowest at 1 epoch. At" in words(rises)
 
     def first(*parts: dict[str, Any]) -> str:
         facts = {"num_seeds": 8, "more_training": [{"overfits": True, **part} for part in parts]}
@@ -627,19 +629,21 @@ def test_the_sentences_of_more_training() -> None:
     assert first(several | {"verdict": "hurts"}, helps).endswith("the error curve is U-shaped at learning rate 0.1.")
     assert first(helps, helps) == "More epochs lowered the error up to the most that were measured."
     assert "show at no learning rate" in first(several | {"verdict": "no evidence"}, helps)
+    assert first(rises, helps).endswith("more epochs raise the error at learning rate 0.1.")
     assert "One measured epoch count shows nothing" in first()
 
 
 def test_the_sentences_of_a_training_run() -> None:
-    facts = {"recipe": "lab", "data": "synthetic", "train_batches": 8, "test_acc": mean_ci([0.5])}
+    facts = {"recipe": "lab", "data": "synthetic", "train_batches": 8, "is_cut": True, "runs": ["mine"]}
+    facts |= {"test_acc": mean_ci([0.5])}
     assert sentences("training_answer", facts) == [
-        "Recipe lab on the SYNTHETIC stand-in for CIFAR-10 reaches 50.00 % test accuracy (one seed).",
+        "Recipe lab on the SYNTHETIC stand-in for CIFAR-10 (run mine) reaches 50.00 % test accuracy (one seed).",
         "Each epoch had only 8 batches: a demonstration, not the exercise.",
     ]
-    facts |= {"data": "cifar10", "train_batches": 391, "test_acc": mean_ci([0.5, 0.6])}
+    facts |= {"data": "cifar10", "is_cut": False, "runs": ["a", "b"], "test_acc": mean_ci([0.5, 0.6])}
     assert sentences("training_answer", facts) == [  # 12.706 * 0.0707 / sqrt(2) = 0.635
-        "Recipe lab on CIFAR-10 reaches 55.00 % test accuracy (mean of 2 seeds, standard deviation 7.07 pp, "
-        "95 % CI -8.53 to 118.53 %)."
+        "Recipe lab on CIFAR-10 (runs a, b) reaches 55.00 % test accuracy (mean of 2 seeds, standard deviation "
+        "7.07 pp, 95 % CI -8.53 to 118.53 %)."
     ]
     assert "was not tested" in sentences("training_answer", facts | {"test_acc": None})[0]
 
@@ -764,7 +768,7 @@ def test_what_a_user_wrote_is_escaped_on_the_page() -> None:
     facts = {"function": "1 if x<0 else <b>2</b>"}
     (text,) = sentences("lr_question", facts)
     assert text.endswith("f(x) = 1 if x<0 else <b>2</b>")
-    facts = {"recipe": "<b>", "data": "cifar10", "test_acc": None, "train_batches": 391}
+    facts = {"recipe": "<b>", "data": "cifar10", "test_acc": None, "is_cut": False}
     chart = lines_chart([{"line": "</script><b>", "x": 1, "y": y} for y in (1, 2)], "<b>", "y")
     section = Section("training", "curve", facts, [{"<b>": "<b>"}], [chart])
     page = environment(autoescape=True).get_template("report.html")
