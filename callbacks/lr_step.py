@@ -13,7 +13,8 @@ class LRStep(Callback):
     """From each milestone on, the learning rate of every parameter group is that milestone's.
 
     It is set before each step, whatever a scheduler has set, and is a function of the epoch (or step) alone: before the
-    first milestone the optimizer's own, and right after any resume, from another run's checkpoint too.
+    first milestone the optimizer's own, and right after any resume, from another run's checkpoint too. A
+    LearningRateMonitor is listed behind it, or logs the rate before.
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.

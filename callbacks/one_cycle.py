@@ -15,7 +15,8 @@ class OneCycle(Callback):
     Straight lines, and no cycle of the momentum, other than ``torch.optim.lr_scheduler.OneCycleLR``.
 
     The rate is a function of the step and of the length of the training run alone, so it is right after any resume. The
-    length is in checkpoints: another one would be another schedule, and is refused.
+    length is in checkpoints: another one would be another schedule, and is refused. A LearningRateMonitor is listed
+    behind it, or logs the rate before.
 
     Args:
         lr: the peak learning rate.
@@ -24,7 +25,8 @@ class OneCycle(Callback):
     Raises:
         ValueError: a peak that is not positive and finite, or a warmup_fraction that is not between 0 and 1.
         MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint of a
-            cycle of another length, or one that has come further in steps than its epochs now have.
+            cycle of another length, or one that has come further in steps than its epochs now have; or with several
+            optimizers, whose steps Lightning counts together.
     """
 
     def __init__(self, lr: float, warmup_fraction: float) -> None:
@@ -39,6 +41,10 @@ class OneCycle(Callback):
         """The learning rate of a step, counted from 0, once training has started."""
         done = (step + 0.5) / self.num_steps  # the middle of the step: the first one learns too, and the last one
         return self.lr * min(done / self.warmup_fraction, (1 - done) / (1 - self.warmup_fraction))
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if stage == "fit":
+            self.num_steps = 0  # a checkpoint, if there is one, is loaded later
 
     def state_dict(self) -> dict[str, int]:
         return {"num_steps": self.num_steps}
@@ -57,6 +63,8 @@ class OneCycle(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if len(trainer.optimizers) > 1:
+            raise MisconfigurationException("one cycle of the learning rate is for one optimizer, not several")
         num_steps = trainer.estimated_stepping_batches
         self.check_length(num_steps)
         self.num_steps = int(num_steps)

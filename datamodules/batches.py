@@ -39,6 +39,8 @@ class TrainBatches:
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
+        if epoch != self.epoch:
+            self.start = 0  # a checkpoint may be of an epoch that ended early
         self.epoch = epoch
 
     def __len__(self) -> int:

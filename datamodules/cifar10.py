@@ -29,6 +29,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     Gives batches of (N, 3, 32, 32) normalized images, training images smaller where ``image_sizes`` says so, in the
     LightningModule's dtype, and (N,) int64 labels, on the Trainer's device; prediction is on the test images.
+    That is of batches in a Trainer: its loaders alone give (N, 32, 32, 3) uint8, and shifts and flips not yet made.
 
     Args:
         data_root: the folder that holds cifar-10-batches-py, or that folder itself.
@@ -121,7 +122,9 @@ class CIFAR10DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Reads all images, about 184 MB of pixels: onto the device once, rather than a copy every step."""
         if not hasattr(self, "train"):
-            self.train, self.test = (read_images(self.dataset, self.data_root, train) for train in (True, False))
+            parts = (read_images(self.dataset, self.data_root, train) for train in (True, False))
+            # The labels are this module's own, to be changed at will; the images, cached, are all modules'.
+            self.train, self.test = ((images, labels.clone()) for images, labels in parts)
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
             self.train, self.test = ((x.to(device), y.to(device)) for x, y in (self.train, self.test))

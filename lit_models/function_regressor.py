@@ -43,6 +43,9 @@ class FunctionRegressor(LightningModule):
         y_mean, y_scale: center and scale of the targets, one entry a seed.
         hidden: widths of the hidden layers (ReLU).
 
+    Its ``seeds`` are those of the CurveDataModule, or the Trainer has ``logger=False``: Lightning logs the
+    hyperparameters of both as one.
+
     Raises:
         MisconfigurationException: in training, when it has reached the last of ``measure_at`` already.
     """

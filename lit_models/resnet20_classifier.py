@@ -1,7 +1,7 @@
 """ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
 
 from collections.abc import Callable
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -57,7 +57,6 @@ class ResNet20Classifier(LightningModule):
         self.save_hyperparameters()
         # Convolutions run fastest on every device when the channels of a pixel lie side by side.
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
-        self.compiled = torch.compile(self.net.forward, dynamic=False) if compile else None
         self.metrics = nn.ModuleDict(
             {
                 f"{stage}_{name}": metric
@@ -69,6 +68,11 @@ class ResNet20Classifier(LightningModule):
                 )
             }
         )
+        # Not hparams: of a subclass's own arguments those do not hold what it hands on.
+        self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
+        self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
+        self.compiles = compile
+        self._compiled: Callable[[Tensor], Tensor] | None = None
         self._lr = lr
         self._first_step, self._logs_step, self._logs_epoch = 0, False, False
         self._fused = True
@@ -77,6 +81,15 @@ class ResNet20Classifier(LightningModule):
     def setup(self, stage: str) -> None:
         # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
         self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
+        if stage == "fit":
+            for metric in self.metrics_of("train").values():
+                metric.reset()  # an earlier fit may have ended inside an epoch
+
+    def on_fit_start(self) -> None:
+        self._compiled = torch.compile(self.net.forward, dynamic=False) if self.compiles else None
+
+    def teardown(self, stage: str) -> None:
+        self._compiled = None  # neither copied nor pickled with the module
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, 10) logits."""
@@ -92,8 +105,8 @@ class ResNet20Classifier(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         net: Callable[[Tensor], Tensor] = self.net
-        if self.compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
-            net = self.compiled
+        if self._compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
+            net = self._compiled
         loss, _ = self._step("train", batch, net, self._logs_epoch)
         if self._logs_step:
             self.log_dict({"train/loss_step": loss, "lr_step": self._lr}, on_step=True, on_epoch=False)
@@ -143,20 +156,21 @@ class ResNet20Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         self._first_step = self.global_step
-        if type(self).configure_optimizers is not ResNet20Classifier.configure_optimizers:
+        # A subclass, or LightningCLI on the module itself, may have put another one in its place.
+        own = getattr(self.configure_optimizers, "__func__", None)
+        if own is not ResNet20Classifier.configure_optimizers:
             return
         # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
-        hp = self.hparams
         for group in self.trainer.optimizers[0].param_groups:
-            group.update({name: hp[name] for name in ("momentum", "nesterov", "weight_decay")})
+            group.update(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
             if group.get("orthogonal"):
-                group.update(momentum=hp["muon_momentum"], lr_ratio=hp["muon_lr_ratio"])
+                group.update(momentum=self.muon_momentum, lr_ratio=self.muon_lr_ratio)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        hp = {name: self.hparams[name] for name in ("lr", "momentum", "nesterov", "weight_decay")}
-        if self.hparams["optimizer"] == "sgd":
-            return torch.optim.SGD(self.parameters(), **hp, fused=self._fused)
+        sgd: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(self.parameters(), self.lr, **sgd, fused=self._fused)
         first, *filters = [p for p in self.parameters() if p.ndim == 4]
         others = [first, *(p for p in self.parameters() if p.ndim < 4)]
-        ratio, momentum = self.hparams["muon_lr_ratio"], self.hparams["muon_momentum"]
-        return Muon(filters, others, **hp, lr_ratio=ratio, filter_momentum=momentum, fused=self._fused)
+        sgd |= {"lr_ratio": self.muon_lr_ratio, "filter_momentum": self.muon_momentum}
+        return Muon(filters, others, self.lr, **sgd, fused=self._fused)

@@ -1,9 +1,12 @@
 """Both experiments by plain Lightning: the modules, the data modules and Lightning's own parts, without the scripts."""
 
+import copy
 import csv
 import importlib.util
+import pickle
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +33,7 @@ from pytorch_lightning.callbacks import (
     ThroughputMonitor,
     Timer,
 )
+from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.tuner import Tuner
@@ -40,7 +44,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from callbacks import LRStep, OneCycle
 from callbacks.classifier_record import ClassifierRecord
 from datamodules import CIFAR10DataModule, CurveDataModule
-from lit_models import FunctionRegressor, ResNet20Classifier
+from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
 FEW = {f"limit_{stage}_batches": n for stage, n in (("train", 4), ("val", 2), ("test", 2), ("predict", 2))}
@@ -411,6 +415,97 @@ def test_a_subclass_keeps_its_own_optimizer_and_logs_its_own_metric(tmp_path: Pa
     values = trainer.callback_metrics
     for stage in ("train", "val"):
         assert 0 <= values[f"{stage}/acc"] <= values[f"{stage}/top5"] <= 1
+
+
+class Handed(ResNet20Classifier):
+    """Hands on another rate than its own argument of that name; then another network."""
+
+    def __init__(self, width: int = 16, lr: float = 1.0) -> None:
+        super().__init__(lr=lr * width / 160, compile=True)
+        self.net = ResNet20(he_init=True).to(memory_format=torch.channels_last)
+
+
+def test_a_subclass_trains_what_it_hands_on_and_its_own_network(tmp_path: Path) -> None:
+    model = Handed()
+    assert model.configure_optimizers().param_groups[0]["lr"] == pytest.approx(0.1)
+    model.compiles = False
+    for network in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        before = network.net.conv1.weight.clone()
+        make_trainer(tmp_path).fit(network, images())
+        assert not torch.equal(network.net.conv1.weight, before)
+
+
+def test_the_optimizer_that_lightning_cli_sets_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flags = f"fit --trainer.default_root_dir {tmp_path} --trainer.limit_train_batches 1 --trainer.limit_val_batches 0 "
+    flags += "--trainer.max_epochs 1 --trainer.accelerator cpu --data.dataset synthetic --data.batch_size 16 "
+    flags += "--optimizer SGD --optimizer.momentum 0.9 --optimizer.weight_decay 0.001"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cli = LightningCLI(ResNet20Classifier, CIFAR10DataModule, args=flags.split())
+    (group,) = cli.trainer.optimizers[0].param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 0.001)
+
+
+def test_a_fit_that_ended_inside_an_epoch_leaves_nothing_to_the_next(tmp_path: Path) -> None:
+    class Stop(Callback):
+        def on_train_batch_end(self, *args: Any) -> None:
+            raise RuntimeError
+
+    model = ResNet20Classifier()
+    with pytest.raises(RuntimeError):
+        make_trainer(tmp_path, Stop()).fit(model, images())
+    counted: list[int] = []
+
+    class Count(Callback):
+        def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
+            counts = model.metrics_of("train")["acc"].metric_state
+            counted.append(int(counts["tp"]) + int(counts["fn"]))
+
+    make_trainer(tmp_path, Count(), max_epochs=1, limit_train_batches=3).fit(model, images())
+    assert counted == [3 * 16]
+
+
+def test_one_cycle_is_used_again_but_not_for_two_optimizers(tmp_path: Path) -> None:
+    cycle = OneCycle(0.2, 0.5)
+    for epochs in (1, 2):
+        make_trainer(tmp_path, cycle, max_epochs=epochs).fit(ResNet20Classifier(), images())
+        assert cycle.num_steps == 4 * epochs
+
+    class Two(ResNet20Classifier):
+        automatic_optimization = False
+
+        def configure_optimizers(self) -> Any:
+            return [torch.optim.SGD(part.parameters(), 0.1) for part in (self.net.layer1, self.net.layer2)]
+
+    with pytest.raises(MisconfigurationException, match="one optimizer"):
+        make_trainer(tmp_path, cycle).fit(Two(), images())
+
+
+def test_changed_labels_are_one_modules_own() -> None:
+    noisy, clean = images(), images()
+    noisy.setup()
+    noisy.train[1].fill_(3)
+    clean.setup()
+    assert len(clean.train[1].unique()) == 10
+
+
+def test_after_an_epoch_that_ended_early_the_next_one_is_whole(tmp_path: Path) -> None:
+    """Resumed from a checkpoint of a validation inside an epoch, taken at its last batch."""
+    seen: list[tuple[int, int]] = []
+
+    class Seen(Callback):
+        def on_train_batch_start(self, trainer: Trainer, module: LightningModule, batch: Any, batch_idx: int) -> None:
+            seen.append((trainer.current_epoch, int(batch[1].sum())))
+
+    best = ModelCheckpoint(tmp_path / "best", save_top_k=-1, every_n_epochs=1)
+    flags: dict[str, Any] = {"val_check_interval": 2, "limit_train_batches": 4}
+    make_trainer(tmp_path, best, Seen(), max_epochs=2, **flags).fit(ResNet20Classifier(), images())
+    whole, seen[:] = list(seen), []
+    (saved,) = (tmp_path / "best").glob("*step=4*.ckpt")
+    make_trainer(tmp_path, Seen(), max_epochs=2, **flags).fit(
+        ResNet20Classifier(), images(), ckpt_path=saved, weights_only=True
+    )
+    assert seen == whole[-len(seen) :] and len(seen) == 4
 
 
 def test_gradients_are_accumulated_as_scheduled(tmp_path: Path) -> None:
