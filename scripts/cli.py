@@ -46,15 +46,12 @@ class Parser(ArgumentParser):
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         types = types_in(getattr(action, "_typehint", None))
         if int in types and str not in types:
-            # Where several numbers are taken, 100,200 may be two, and is refused.
-            kept = ("." if float in types else None, "," if action.nargs == "+" else None)
-            arg_strings = [
-                arg if any(sign and sign in arg for sign in kept) else plain_count(arg) for arg in arg_strings
-            ]
+            several = action.nargs == "+"
+            arg_strings = [arg if float in types and "." in arg else plain_count(arg, several) for arg in arg_strings]
             for arg in arg_strings:
                 if arg[:1].isdigit() and not arg.replace("_", "").isdigit() and float not in types:
                     flag = action.option_strings[0]
-                    raise UsageError(f"{flag} is {arg}: give {KINDS['int']}" + SEVERAL * (action.nargs == "+"))
+                    raise UsageError(f"{flag} is {arg}: give {KINDS['int']}" + SEVERAL * several)
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
@@ -79,9 +76,12 @@ def types_in(hint: object) -> set[object]:
     return {hint}.union(*map(types_in, get_args(hint)))
 
 
-def plain_count(text: str) -> str:
-    """1e4, 1.5e3 and 10,000 as Python writes a whole number; any other text as it is."""
-    if re.fullmatch(r"\d{1,3}(,\d{3})+", text):
+def plain_count(text: str, several: bool = False) -> str:
+    """1e4, 1.5e3 and 10,000 as Python writes a whole number; any other text as it is.
+
+    Where ``several`` may be meant, 100,200 is not one number.
+    """
+    if re.fullmatch(r"\d{1,3}(,000)+" if several else r"\d{1,3}(,\d{3})+", text):
         return text.replace(",", "")
     value = Decimal(text) if re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) else None
     return str(int(value)) if value is not None and value == int(value) else text

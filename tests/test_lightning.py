@@ -6,8 +6,8 @@ import importlib.util
 import pickle
 import subprocess
 import sys
-import warnings
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import pytest
@@ -33,7 +33,6 @@ from pytorch_lightning.callbacks import (
     ThroughputMonitor,
     Timer,
 )
-from pytorch_lightning.cli import LightningCLI
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.tuner import Tuner
@@ -435,15 +434,17 @@ def test_a_subclass_trains_what_it_hands_on_and_its_own_network(tmp_path: Path) 
         assert not torch.equal(network.net.conv1.weight, before)
 
 
-def test_the_optimizer_that_lightning_cli_sets_is_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = f"fit --trainer.default_root_dir {tmp_path} --trainer.limit_train_batches 1 --trainer.limit_val_batches 0 "
-    flags += "--trainer.max_epochs 1 --trainer.accelerator cpu --data.dataset synthetic --data.batch_size 16 "
-    flags += "--optimizer SGD --optimizer.momentum 0.9 --optimizer.weight_decay 0.001"
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        cli = LightningCLI(ResNet20Classifier, CIFAR10DataModule, args=flags.split())
-    (group,) = cli.trainer.optimizers[0].param_groups
-    assert (group["momentum"], group["weight_decay"]) == (0.9, 0.001)
+def test_an_optimizer_put_on_the_module_is_used_as_it_is(tmp_path: Path) -> None:
+    model = ResNet20Classifier()
+
+    def configure_optimizers(self: ResNet20Classifier) -> torch.optim.Optimizer:
+        return torch.optim.SGD(self.parameters(), 0.1, momentum=0.9, weight_decay=1e-3)
+
+    model.configure_optimizers = MethodType(configure_optimizers, model)  # as LightningCLI does for its --optimizer
+    trainer = make_trainer(tmp_path)
+    trainer.fit(model, images())
+    (group,) = trainer.optimizers[0].param_groups
+    assert (group["momentum"], group["weight_decay"]) == (0.9, 1e-3)
 
 
 def test_a_fit_that_ended_inside_an_epoch_leaves_nothing_to_the_next(tmp_path: Path) -> None:
