@@ -189,9 +189,8 @@ def measure_lines(
     before.train()
     with_drop, without = (losses(start, end - start, ALONG) for end in ends)
     steps: list[list[float]] = []
-    for gradient in gradients(
-        before, data, settings, 0 if settings["momentum"] or settings.get("optimizer") == "muon" else LINE_STEPS
-    ):
+    is_plain_sgd = not settings["momentum"] and settings.get("optimizer", "sgd") == "sgd"
+    for gradient in gradients(before, data, settings, LINE_STEPS if is_plain_sgd else 0):
         step = -settings["lr"] * (gradient + settings["weight_decay"] * start)
         steps.append(losses(start, step, ACROSS))
         start = start + step

@@ -67,9 +67,9 @@ def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
 
     For each seed the best epoch count is the one that the *other* seeds would choose, so that picking the minimum of a
     noisy curve does not by itself look like harm. Gives the ratio's median over the seeds, a confidence interval for
-    it, and a verdict: "hurts", "only hurts" (lowest at the first
-    epoch count), "helps" (lowest at the end), "no evidence", "one seed", "exact" (an error of 0, to which
-    nothing has a ratio), or "diverged" (at least one seed did). What does not apply is left out.
+    it, and a verdict: "hurts", "only hurts" (lowest at the first epoch count), "helps" (lowest at the end), "no
+    evidence", "one seed", "exact" (an error of 0, to which nothing has a ratio), or "diverged" (at least one seed did).
+    What does not apply is left out.
     """
     S, best, last = true_mse.shape[1], best_epochs(epochs, true_mse), int(epochs[-1])
     found = {"best_epochs": best, "last_epochs": last}
