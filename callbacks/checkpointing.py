@@ -185,7 +185,7 @@ class SaveOnInterrupt(Callback):
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
-        if stage == "test" and self._is_asked(trainer):  # while pictures were drawn, or with several processes
+        if stage == "test" and trainer.world_size == 1 and self.signum:  # while pictures were drawn
             self._leave(trainer)
 
     def _received(self, signum: int, frame: FrameType | None) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from html.parser import HTMLParser
 from io import BytesIO
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import launch
@@ -412,14 +411,15 @@ def test_each_section_has_an_id_of_its_own() -> None:
 def test_missing_runs_are_made_and_interrupted_ones_resumed(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    names = {name: name for name in ("rates", "own", "alone_0.1", "alone_0.01", "with_0", "without_0")}
+    names = {name: name for name in ("rates", "own", "alone_0.1", "alone_0.01")}
+    names |= {f"synthetic_{name}": name for name in ("with_0", "without_0")}
     for name, source in {**names, "alone_1": "alone_0.1"}.items():
         shutil.copytree(folder / source, tmp_path / "R_quick" / name)
     (tmp_path / "R_quick" / "alone_0.01" / "summary.json").unlink()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["report.py", "--quick", "true", "--runs", "R", "--data_root", "absent"])
-    run = SimpleNamespace(run=lambda command, check: launch.run(command[1:], tmp_path))  # without its own imports
-    monkeypatch.setattr(report, "subprocess", run)
+    # without its own imports
+    monkeypatch.setattr(report, "run_child", lambda command: launch.run(command[1:], tmp_path).returncode)
     report.run()
     printed = capsys.readouterr().out
     assert "SYNTHETIC" in printed
