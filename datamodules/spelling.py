@@ -205,8 +205,8 @@ def _with_arguments(tokens: list[str]) -> list[str]:
 
 def _bare_argument(function: str, tokens: list[str]) -> int:
     """How many tokens are the argument of a function that has no parentheses: x, -x, 2x."""
-    if tokens[0:1] and tokens[0].isdecimal() and tokens[1:2] == ["("]:
-        raise ValueError(f"{function}{tokens[0]!s} is unknown: write {function} of what is meant")
+    if tokens[1:2] == ["("] and tokens[0].isdecimal():
+        raise ValueError(f"{function}{tokens[0]} is unknown: write {function} of what is meant")
     n = first = int("".join(tokens[:1]).strip() == "-")
     if tokens[n : n + 2] == ["abs", "("]:  # from bars, as in ln|x|
         n += 2 + _closing(tokens[n + 1 :])

@@ -142,12 +142,10 @@ class FunctionRegressor(LightningModule):
         curve = self(x)
         error = curve - truth
         mse = error.square().mean(1)
-        # A constant f has no variance to explain: right is 1, wrong minus infinity, as R2's limit is.
-        deviation = truth.std(correction=0)
-        deviation = torch.where(
-            deviation > 1e-12 * truth.abs().max(), deviation, 0.0
-        )  # else the rounding of a constant
-        r2 = torch.where(mse == 0, 1.0, 1 - mse / deviation.square())
+        # A constant f has no variance to explain, but perhaps roundings: right is 1, wrong minus infinity, R2's limit.
+        is_constant = truth.std(correction=0) <= 1e-12 * truth.abs().max()
+        variance = torch.where(is_constant, 0.0, truth.var(correction=0))
+        r2 = torch.where(mse == 0, 1.0, 1 - mse / variance)
         return {
             "curve": curve,
             "true_mse": mse,
