@@ -126,7 +126,7 @@ class BareSteps(Callback):
     """Takes turns with the training that it is part of: after each ``block`` batches as many bare steps of each kind.
 
     Whatever else disturbs the machine, or is slow in this process, weighs on all of them alike. Writes
-    {"trainer", "bare", "bare_compiled"}, medians of the seconds of a step, as JSON to ``out``.
+    {"trainer_in_turn", "bare", "bare_compiled"}, medians of the seconds of a step, as JSON to ``out``.
     """
 
     def __init__(self, out: str, block: int = 10) -> None:
@@ -137,7 +137,7 @@ class BareSteps(Callback):
             name: BareNetwork(pl_module.device, 128, name == "bare_compiled", str(trainer.precision))
             for name in ("bare", "bare_compiled")
         }
-        self.seconds: dict[str, list[float]] = {name: [] for name in ("trainer", *self.networks)}
+        self.seconds: dict[str, list[float]] = {name: [] for name in ("trainer_in_turn", *self.networks)}
         self._last: float | None = None
         for network in self.networks.values():
             for _ in range(min(5, self.block)):
@@ -148,7 +148,7 @@ class BareSteps(Callback):
     ) -> None:
         now = finished(pl_module.device)
         if self._last is not None and batch_idx > self.block:
-            self.seconds["trainer"].append(now - self._last)  # all of a step: fetch, augment, learn, log
+            self.seconds["trainer_in_turn"].append(now - self._last)  # all of a step: fetch, augment, learn, log
         self._last = now
         if (batch_idx + 1) % self.block == 0:
             for name, network in self.networks.items():
@@ -198,7 +198,7 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
     rounds = []
     for _ in range(args.repeats):
         plains = plain_throughputs(args) if device.type == "cpu" else {}
-        turns = {name: throughputs_in_turn(args.steps, [*flags, "--precision", name]) for name in types}
+        turns = {name: throughputs(args.steps, [*flags, "--precision", name]) for name in types}
         rounds.append((plains, turns))
     flops = BareNetwork(device, 128, compile=False).flops_per_image
     return {
@@ -218,14 +218,14 @@ def cifar(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def of_precision(rounds: list[tuple[dict[str, float], dict[str, float]]], flops: float, peak: float) -> dict[str, Any]:
-    """What the rounds' images/s, of the plain scripts and of the steps that took turns, come to."""
+    """What the rounds' images/s, of the plain scripts and of ours, come to."""
     speeds = medians_of([turns for _, turns in rounds])
     bests = [(turns["trainer"], max(plains.values())) for plains, turns in rounds if plains]
     return {
         "images_per_second": speeds,
         "trainer_over_better_plain": statistics.median(ours / plain for ours, plain in bests) if bests else None,
         **{
-            f"trainer_over_{name}": statistics.median(turns["trainer"] / turns[name] for _, turns in rounds)
+            f"trainer_over_{name}": statistics.median(turns["trainer_in_turn"] / turns[name] for _, turns in rounds)
             for name in ("bare", "bare_compiled")
         },
         "peak_flops_per_second": peak,
@@ -290,14 +290,16 @@ def plain_throughputs(args: argparse.Namespace) -> dict[str, float]:
     return row
 
 
-def throughputs_in_turn(steps: int, flags: list[str]) -> dict[str, float]:
-    """Images/s of cifar.py with everything on, and of the bare network, which takes turns with it."""
+def throughputs(steps: int, flags: list[str]) -> dict[str, float]:
+    """Images/s of cifar.py as a user runs it, and of a second run, with which the bare network takes turns."""
     block = max(2, min(10, steps // 4))
+    flags = [*flags, "--max_epochs", "1", "--limit_train_batches", str(steps + 2 * block)]
+    alone = ours("cifar.py", *flags)[1]["images_per_second"]
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "seconds.json"
         turns = ["--callbacks+=scripts.bench.BareSteps", "--callbacks.out", str(out), "--callbacks.block", str(block)]
-        ours("cifar.py", *flags, "--max_epochs", "1", "--limit_train_batches", str(steps + 2 * block), *turns)
-        return {name: 128 / seconds for name, seconds in read_json(out).items()}
+        ours("cifar.py", *flags, *turns)
+        return {"trainer": alone, **{name: 128 / seconds for name, seconds in read_json(out).items()}}
 
 
 if __name__ == "__main__":
