@@ -139,7 +139,7 @@ def what_is_wrong(message: object) -> str:
     """
     text = str(message)
     if denied := re.search(r"Importing '(.+?)' is not allowed", text):
-        return f"{denied[1]} is not Lightning's or this project's: a config may name it if the command line does too"
+        return f"{denied[1]} is not of Lightning or of callbacks/: a config may name it if the command line does too"
     errors = re.split(r"- Not a valid subclass|Given value type:", text.partition("Errors:")[2])[0]
     types_alone = r"\s*$|Expected a (<|typing|collections)|Import path"
     telling = [error for error in re.split(r"\n *- ", errors)[1:] if not re.match(types_alone, error)]
