@@ -89,7 +89,7 @@ def lines_chart(rows: Rows, x: str, y: str, log: bool = False, band: str = "", m
     for i, mark in enumerate(marks):
         place = alt.Chart(alt.InlineData(values=[mark])).encode(x="x:Q")
         side = ("right", -4) if mark["x"] > middle else ("left", 4)  # towards the middle, where there is room
-        text = place.mark_text(align=side[0], dx=side[1], y=8 + 14 * i).encode(text="text:N")
+        text = place.mark_text(align=side[0], dx=side[1], y=-8 - 14 * i).encode(text="text:N")  # above
         layers += [place.mark_rule(), text]
     caption = f"{y} over {x}".replace("\n", " ") + (f"; bands: {band}" if edges else "")
     return finished([*layers, base.mark_line(), under_pointer(base, tips)], caption)

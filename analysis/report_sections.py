@@ -35,6 +35,7 @@ GAP_STEPS = {  # to each of the accuracies from the one before it
     "probe": "not augmented",
     "test": "test images",
 }
+EPOCH = "epoch (counted from 0)"
 MSE = "MSE against the noise-free f [y²]"
 
 
@@ -211,7 +212,10 @@ def settings_section(run: Run) -> Section:
     ]
     best, auto = best_setting(run.summary["over_seeds"]), run.summary["auto"]
     stopped = next(row["held_out_epochs"] for row in auto if row["lr"] == best["lr"])
-    marks = [{"x": best["epochs"], "text": "lowest"}, {"x": stopped, "text": "early stopping"}]
+    marks = [
+        {"x": best["epochs"], "text": f"lowest, at learning rate {best['lr']:g}"},
+        {"x": stopped, "text": "early stopping there"},
+    ]
     charts = mse_chart(run, "epochs", MSE, marks=marks) or list(map(fits_chart, growths(run)))
     return Section(
         "settings", f"settings-{run.path.name}", common_facts(run) | {"best": best, "auto": auto}, table, charts
@@ -249,14 +253,17 @@ def training_section(runs: Sequence[Run]) -> Section:
     measured_on = summary["measured_on"]
     # A time limit ends runs of the same settings in different epochs.
     epochs = list(zip(*(run.summary["epochs"] for run in runs), strict=False))
-    columns = {
+    titles = {
         "train_loss": "train loss",
         "train_acc": "train accuracy (epoch average)",
         "val_loss": f"{measured_on} loss",
         "val_acc": f"{measured_on} accuracy",
     }
+    columns = {
+        name: title for name, title in titles.items() if any(row[name] is not None for row in itertools.chain(*epochs))
+    }
     table = [
-        {"epoch": str(rows[0]["epoch"]), "learning rate": f"{rows[0]['lr']:g}"}
+        {"epoch": str(rows[0]["epoch"]), "learning rate": f"{rows[0]['lr']:.3g}"}
         | {title: spread([row[name] for row in rows], name.endswith("acc")) for name, title in columns.items()}
         for rows in epochs
     ]
@@ -264,13 +271,18 @@ def training_section(runs: Sequence[Run]) -> Section:
     facts = {name: summary[name] for name in ("recipe", "data", "train_batches")}
     facts |= {"runs": [run.path.name for run in runs], "is_cut": summary["train_batches"] < batches_of_all(summary)}
     facts["test_acc"] = None if None in tested else mean_ci(tested)
-    marks = [{"x": epoch - 0.5, "text": f"learning rate {lr:g}"} for epoch, lr in lr_changes(summary["epochs"])]
+    marks = lr_marks(summary["epochs"])
     charts = []
     for kind, title, scale in (("acc", "accuracy [%]", 100), ("loss", "cross-entropy loss [nats]", 1)):
         names = {"train": "train (epoch average)", "probe": "training subset, eval mode", "val": measured_on}
         lines = [mean_line(epochs, f"{name}_{kind}", line, scale) for name, line in names.items()]
-        charts.append(lines_chart([*itertools.chain(*lines)], "epoch", title, band="mean ± SD", marks=marks))
+        charts.append(lines_chart([*itertools.chain(*lines)], EPOCH, title, band="mean ± SD", marks=marks))
     return Section("training", "curve", facts, table, charts)
+
+
+def lr_marks(epochs: Rows) -> list[dict[str, Any]]:
+    """A vertical line of a chart at each epoch in which the learning rate became another."""
+    return [{"x": epoch - 0.5, "text": f"learning rate {lr:g}"} for epoch, lr in lr_changes(epochs)]
 
 
 def batches_of_all(summary: Mapping[str, Any]) -> int:
@@ -323,7 +335,8 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
     ]
     measured_on = runs[0].summary["measured_on"]
     facts = {**found, "measured_on": measured_on, "valley": valley(lines)}
-    charts = [lines_chart(points, "epoch", f"{measured_on} accuracy [%]"), *valley_charts(lines)]
+    marks = lr_marks(runs[0].summary["epochs"])
+    charts = [lines_chart(points, EPOCH, f"{measured_on} accuracy [%]", marks=marks), *valley_charts(lines)]
     return Section("drop", "drop", facts, table, charts)
 
 
