@@ -175,8 +175,8 @@ def cell(name: str, value: float | None) -> str:
 
 def now(device: torch.device) -> float:
     """Seconds on a clock that sees finished work only."""
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    if device.type in ("cuda", "mps"):
+        torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 

@@ -41,7 +41,10 @@ class LRStep(Callback):
         self._own = [group["lr"] for group in param_groups(trainer)]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.ckpt_path is not None and not trainer.lr_scheduler_configs:
+        # Not before another schedule, whose rate the optimizer's state holds; Lightning's averaging makes one later.
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        averages = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
+        if trainer.ckpt_path is not None and not trainer.lr_scheduler_configs and not averages:
             for group, lr in zip(param_groups(trainer), self._own, strict=True):
                 group["lr"] = lr
         if self.milestones:

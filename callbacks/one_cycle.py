@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.lr_step import param_groups, say_which_wins
@@ -25,8 +26,9 @@ class OneCycle(Callback):
     Raises:
         ValueError: a peak that is not positive and finite, or a warmup_fraction that is not between 0 and 1.
         MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint of a
-            cycle of another length, or one that has come further in steps than its epochs now have; or with several
-            optimizers, whose steps Lightning counts together.
+            cycle of another length, or one that has come further in steps than its epochs now have; with several
+            optimizers, whose steps Lightning counts together; or with a GradientAccumulationScheduler that changes
+            how many batches make a step.
     """
 
     def __init__(self, lr: float, warmup_fraction: float) -> None:
@@ -65,6 +67,12 @@ class OneCycle(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) > 1:
             raise MisconfigurationException("one cycle of the learning rate is for one optimizer, not several")
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(c, GradientAccumulationScheduler) and len(c.scheduling) > 1 for c in callbacks):
+            raise MisconfigurationException(
+                "one cycle of the learning rate cannot know its length where a GradientAccumulationScheduler changes "
+                "how many batches make a step: use --accumulate_grad_batches"
+            )
         num_steps = trainer.estimated_stepping_batches
         self.check_length(num_steps)
         self.num_steps = int(num_steps)

@@ -1,5 +1,6 @@
 """EpochBar and TrajectoryBar: live progress on a terminal, of a classifier's epochs and of a curve fit's."""
 
+import time
 from typing import Any
 
 import torch
@@ -16,12 +17,15 @@ class EpochBar(TQDMProgressBar):
     def __init__(self) -> None:
         super().__init__()
         self._shown: dict[str, Any] = {}
+        self._shown_at = 0.0
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ResNet20Classifier, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         bar = self.train_progress_bar
-        if (batch_idx + 1) % self.refresh_rate == 0 or batch_idx + 1 == bar.total:
+        # To look at each batch would let a GPU wait each time.
+        if time.monotonic() - self._shown_at > 0.2 or batch_idx + 1 == bar.total:
+            self._shown_at = time.monotonic()
             counts = pl_module.metrics_of("train")["acc"].metric_state  # compute() would wait for other processes
             right, wrong = (int(torch.as_tensor(counts[name]).sum()) for name in ("tp", "fn"))
             self._shown = {

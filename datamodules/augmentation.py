@@ -1,5 +1,7 @@
 """From uint8 pixels to what the network sees: crop and flip, resize, normalize. All on the pixels' own device."""
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,9 +13,15 @@ PADDING = 4
 
 def normalize(images: Tensor) -> Tensor:
     """(N, H, W, 3) pixels, 0 to 255 -> (N, 3, H, W) float32, channels_last, per-channel mean 0 and deviation 1."""
-    mean = torch.tensor(MEAN, device=images.device) * 255
-    scale = 1 / (torch.tensor(STD, device=images.device) * 255)
+    mean, scale = mean_and_scale(images.device)
     return ((images - mean) * scale).permute(0, 3, 1, 2)
+
+
+@cache  # to copy them to a GPU for each batch would wait for it each time
+@torch.inference_mode(False)
+def mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+    """(3,) and (3,) float32, of pixels from 0 to 255."""
+    return torch.tensor(MEAN, device=device) * 255, 1 / (torch.tensor(STD, device=device) * 255)
 
 
 def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = False) -> Tensor:

@@ -156,7 +156,7 @@ def train(
     with usage_errors():
         model = ResNet20Classifier(**arguments(ResNet20Classifier, cfg) | {"compile": compiles(cfg, data, trainer)})
     if checkpoint:
-        check_resume(checkpoint, model, settings)
+        check_resume(checkpoint, model, settings, run_dir)
     with flag_errors(trainer, checkpoint, top, run_dir):
         if top != run_dir:
             start_run(plain_settings(parser, cfg_of_all), top, None)

@@ -3,12 +3,13 @@
 import math
 import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder
+from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, StochasticWeightAveraging
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from callbacks import OneCycle
@@ -30,17 +31,23 @@ def check_run(data: CIFAR10DataModule, trainer: Trainer, schedule: Callback, che
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
     if checkpoint and any(isinstance(callback, LearningRateFinder | BatchSizeFinder) for callback in callbacks):
         raise UsageError("a finder would begin anew instead of resuming: give what it found as --lr or --batch_size")
-    if isinstance(schedule, OneCycle):
+    # StochasticWeightAveraging adds an epoch when training starts; OneCycle itself checks the length after that.
+    if isinstance(schedule, OneCycle) and not any(isinstance(c, StochasticWeightAveraging) for c in callbacks):
         if checkpoint and "OneCycle" in checkpoint.callbacks:
             schedule.load_state_dict(checkpoint.callbacks["OneCycle"])
         num_steps = num_batches(data, trainer) / trainer.accumulate_grad_batches
         schedule.check_length(math.ceil(num_steps) if num_steps < math.inf else num_steps)
 
 
-def check_resume(checkpoint: Checkpoint, model: LightningModule, settings: Mapping[str, Any]) -> None:
-    """Raises UsageError for another network or optimizer, or inside an epoch whose other batches would change."""
+def check_resume(checkpoint: Checkpoint, model: LightningModule, settings: Mapping[str, Any], run_dir: Path) -> None:
+    """Raises UsageError for another network or optimizer, or inside an epoch whose other batches would change.
+
+    A run does not change its recipe or data; one with a ``run_dir`` of its own may begin with another's checkpoint.
+    """
     checkpoint.check_fits(model)
     checkpoint.check_same(settings, {"optimizer"}, "resume it with that")
+    if checkpoint.is_of(run_dir):
+        checkpoint.check_same(settings, {"recipe", "data"}, "resume it with that, or give another --run_dir")
     if checkpoint.inside_epoch is not None:
         advice = f"it was saved inside epoch {checkpoint.inside_epoch}: resume with that, or from an epoch's end"
         checkpoint.check_same(settings, OF_AN_EPOCH, advice)

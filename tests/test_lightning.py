@@ -304,6 +304,20 @@ def test_weights_are_averaged_over_the_last_epochs(name: str, tmp_path: Path) ->
     torch.testing.assert_close(as_vector(model), (first + second) / 2)
 
 
+def test_averaging_is_resumed_beside_lr_steps(tmp_path: Path) -> None:
+    def rates(epochs: int, resume: Path | None = None) -> list[float]:
+        used = Rates()
+        averaging = StochasticWeightAveraging(0.01, swa_epoch_start=1)
+        saving = ModelCheckpoint(tmp_path, filename="{epoch}", save_top_k=-1)
+        trainer = make_trainer(tmp_path, averaging, LRStep({}), used, saving, max_epochs=epochs)
+        trainer.fit(ResNet20Classifier(), images(), ckpt_path=resume, weights_only=True)
+        return used.of_step
+
+    whole = rates(4)
+    resumed = rates(4, tmp_path / "epoch=1.ckpt")
+    assert resumed == whole[8:] and len({*resumed}) > 1
+
+
 def test_the_learning_rate_that_is_found_is_trained_with(tmp_path: Path) -> None:
     model, data = experiment("images")
     Tuner(make_trainer(tmp_path, limit_train_batches=1.0)).lr_find(
@@ -480,6 +494,8 @@ def test_one_cycle_is_used_again_but_not_for_two_optimizers(tmp_path: Path) -> N
 
     with pytest.raises(MisconfigurationException, match="one optimizer"):
         make_trainer(tmp_path, cycle).fit(Two(), images())
+    with pytest.raises(MisconfigurationException, match="GradientAccumulationScheduler"):
+        make_trainer(tmp_path, cycle, GradientAccumulationScheduler({1: 2})).fit(ResNet20Classifier(), images())
 
 
 def test_changed_labels_are_one_modules_own() -> None:

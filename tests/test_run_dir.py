@@ -300,6 +300,18 @@ def test_several_seeds_are_not_mixed_with_a_single_run_nor_with_other_settings(f
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize("flags", ["--recipe paper --max_steps 12", "--data cifar10 --download false"])
+def test_a_run_resumes_by_its_own_recipe_and_data_only(flags: str, finished: Path, tmp_path: Path) -> None:
+    run_dir = finished / "seeds" / "seed1"
+    before = {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()}
+    args = (*CIFAR, "2", "--seed", "1", "--milestones", "{1: 0.01}", "--run_dir", str(run_dir), "--ckpt_path", "last")
+    done = run(tmp_path, *args, *flags.split())
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+    if "recipe" in flags or "CIFAR-10" not in done.stderr:  # which may not be at hand: that is said first
+        assert "was trained with --" in done.stderr and "--run_dir" in done.stderr
+    assert {path: path.read_bytes() for path in run_dir.rglob("*") if path.is_file()} == before
+
+
 def test_a_summary_names_the_settings_the_seed_and_the_origin(finished: Path, tmp_path: Path) -> None:
     branch = finished / "seeds" / "seed1" / "checkpoints" / "end_of_epoch0.ckpt"
     args = (*CIFAR, "2", "--seed", "1", "--milestones", "{}", "--ckpt_path", str(branch), "--run_dir", "branch")
@@ -319,6 +331,18 @@ def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert "12 steps, not 18" in done.stderr and "--max_epochs" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "fast").rglob("*") if path.is_file()} == before
+
+
+@pytest.mark.slow
+def test_one_cycle_with_averaged_weights_is_resumed(tmp_path: Path) -> None:
+    """StochasticWeightAveraging trains an epoch more, of which only the checkpoint knows when the run is resumed."""
+    fast = (*CIFAR, "2", "--recipe", "fast", "--run_dir", "fast")
+    fast += ("--callbacks+=StochasticWeightAveraging", "--callbacks.swa_lrs", "0.01")
+    (tmp_path / "stop.py").write_text(STOP)
+    stopped = run(tmp_path, *fast, "--callbacks+=stop.Stop", PYTHONPATH=str(tmp_path))
+    assert stopped.returncode == 143, stopped.stderr
+    succeed(tmp_path, *fast, "--ckpt_path", "last")
+    assert len(summary(tmp_path / "fast")["epochs"]) == 3
 
 
 # Resuming with other settings

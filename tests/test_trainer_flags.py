@@ -64,6 +64,10 @@ REFUSED = [  # flags, and a word of the line that both scripts, or the one named
     ("fit.py --callbacks+=LearningRateFinder", "lr"),
     ("fit.py --callbacks+=BatchSizeFinder", "batch_size"),
     ("cifar.py --max_epochs -2", "max_epochs"),
+    (
+        "cifar.py --recipe fast --callbacks+=GradientAccumulationScheduler --callbacks.scheduling '{0: 1, 1: 2}'",
+        "accumulate_grad_batches",
+    ),
     ("cifar.py --limit_train_batches 0.0001", "limit_train_batches"),
     ("cifar.py --val_check_interval 100", "val_check_interval"),
     ("cifar.py " + monitoring("EarlyStopping", "probe/acc"), "probe/acc"),
