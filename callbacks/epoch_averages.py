@@ -17,7 +17,7 @@ class EpochAverages(Callback):
     ) -> None:
         """Adds {"loss.value": (processes, ...), ...}: each process has counted its own images."""
         counts = checkpoint["epoch_averages"] = {}
-        for name, metric in pl_module.metrics_of("train").items():
+        for name, metric in pl_module.train_metrics.items(keep_base=True):
             for state, value in metric.metric_state.items():
                 of_all = pl_module.all_gather(value) if trainer.world_size > 1 else torch.as_tensor(value)[None]
                 counts[f"{name}.{state}"] = of_all
@@ -33,9 +33,8 @@ class EpochAverages(Callback):
                 own = counts[trainer.global_rank]
             else:
                 own = counts.sum(0) if trainer.global_rank == 0 else torch.zeros_like(counts[0])
-            setattr(pl_module.metrics_of("train")[name], state, own.to(pl_module.device))
+            setattr(pl_module.train_metrics[name], state, own.to(pl_module.device))
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: ResNet20Classifier) -> None:  # type: ignore[override]
         # A checkpoint of an epoch's end holds that epoch's counts; Lightning leaves this hook out in mid-epoch.
-        for metric in pl_module.metrics_of("train").values():
-            metric.reset()
+        pl_module.train_metrics.reset()

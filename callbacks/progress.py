@@ -26,7 +26,7 @@ class EpochBar(TQDMProgressBar):
         # To look at each batch would let a GPU wait each time.
         if time.monotonic() - self._shown_at > 0.2 or batch_idx + 1 == bar.total:
             self._shown_at = time.monotonic()
-            counts = pl_module.metrics_of("train")["acc"].metric_state  # compute() would wait for other processes
+            counts = pl_module.train_metrics["acc"].metric_state  # compute() would wait for other processes
             right, wrong = (int(torch.as_tensor(counts[name]).sum()) for name in ("tp", "fn"))
             self._shown = {
                 "loss": f"{outputs['loss'].item() * trainer.accumulate_grad_batches:.3f}",  # Lightning has divided it

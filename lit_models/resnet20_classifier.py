@@ -1,13 +1,13 @@
 """ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
 
 from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from torch import Tensor, nn
-from torchmetrics import MeanMetric, Metric
+from torch import Tensor
+from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.muon import Muon
@@ -57,17 +57,8 @@ class ResNet20Classifier(LightningModule):
         self.save_hyperparameters()
         # Convolutions run fastest on every device when the channels of a pixel lie side by side.
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
-        self.metrics = nn.ModuleDict(
-            {
-                f"{stage}_{name}": metric
-                for stage in ("train", "val", "probe", "test")
-                for name, metric in (
-                    # nan_strategy and validate_args would look at every value, which on a GPU stalls every step.
-                    ("loss", MeanMetric(nan_strategy="disable")),
-                    ("acc", MulticlassAccuracy(10, average="micro", validate_args=False)),
-                )
-            }
-        )
+        self.train_metrics, self.val_metrics = averages("train"), averages("val")
+        self.probe_metrics, self.test_metrics = averages("probe"), averages("test")
         # Not hparams: of a subclass's own arguments those do not hold what it hands on.
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
         self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
@@ -82,8 +73,7 @@ class ResNet20Classifier(LightningModule):
         # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
         self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
         if stage == "fit":
-            for metric in self.metrics_of("train").values():
-                metric.reset()  # an earlier fit may have ended inside an epoch
+            self.train_metrics.reset()  # an earlier fit may have ended inside an epoch
 
     def on_fit_start(self) -> None:
         self._compiled = torch.compile(self.net.forward, dynamic=False) if self.compiles else None
@@ -107,47 +97,38 @@ class ResNet20Classifier(LightningModule):
         net: Callable[[Tensor], Tensor] = self.net
         if self._compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
             net = self._compiled
-        loss, _ = self._step("train", batch, net, self._logs_epoch)
+        loss, _ = self._step(self.train_metrics, batch, net, self._logs_epoch)
         if self._logs_step:
             self.log_dict({"train/loss_step": loss, "lr_step": self._lr}, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        self._step("probe" if dataloader_idx else "val", batch, self.net, batch_idx == 0)
+        self._step(self.probe_metrics if dataloader_idx else self.val_metrics, batch, self.net, batch_idx == 0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Returns the (N, 10) logits."""
-        return self._step("test", batch, self.net, batch_idx == 0)[1]
+        return self._step(self.test_metrics, batch, self.net, batch_idx == 0)[1]
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
         """(N, 3, H, W) images, with or without labels -> (N, 10) probabilities."""
         return self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
-    def _step(self, stage: str, batch: Batch, net: Callable[[Tensor], Tensor], logs: bool) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, metrics: MetricCollection, batch: Batch, net: Callable[[Tensor], Tensor], logs: bool
+    ) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
-        metrics = self.metrics_of(stage)
-        for name, metric in metrics.items():
-            if name == "loss":  # once for each image: without its look for nan MeanMetric ignores weights
-                metric.update(loss.detach().expand(len(labels)))
-            else:
-                metric.update(logits.detach(), labels)
+        # The loss once for each image: without its look for nan MeanMetric ignores weights.
+        metrics.update(value=loss.detach().expand(len(labels)), preds=logits.detach(), target=labels)
         if logs:  # once is enough: Lightning asks the metrics themselves when the epoch ends
-            named = {f"{stage}/{name}": metric for name, metric in metrics.items()}
-            self.log_dict(named, on_step=False, on_epoch=True, add_dataloader_idx=False)
+            self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss, logits
-
-    def metrics_of(self, stage: str) -> dict[str, Metric]:
-        """{name: the running metric behind ``<stage>/<name>``}."""
-        prefix = f"{stage}_"
-        return {k.removeprefix(prefix): cast(Metric, m) for k, m in self.metrics.items() if k.startswith(prefix)}
 
     def on_validation_start(self) -> None:
         # Trainer.validate and test leave tensors of inference mode in the metrics, to which Trainer.fit cannot add.
-        for stage in ("val", "probe", "test"):
-            for metric in self.metrics_of(stage).values():
-                metric.reset()
+        for metrics in (self.val_metrics, self.probe_metrics, self.test_metrics):
+            metrics.reset()
 
     on_test_start = on_validation_start
 
@@ -174,3 +155,16 @@ class ResNet20Classifier(LightningModule):
         others = [first, *(p for p in self.parameters() if p.ndim < 4)]
         sgd |= {"lr_ratio": self.muon_lr_ratio, "filter_momentum": self.muon_momentum}
         return Muon(filters, others, self.lr, **sgd, fused=self._fused)
+
+
+def averages(stage: str) -> MetricCollection:
+    """``<stage>/loss`` and ``<stage>/acc`` over an epoch's images; ``add_metrics`` adds others of logits and labels."""
+    return MetricCollection(
+        {
+            # nan_strategy and validate_args would look at every value, which on a GPU stalls every step.
+            "loss": MeanMetric(nan_strategy="disable"),
+            "acc": MulticlassAccuracy(10, average="micro", validate_args=False),
+        },
+        prefix=f"{stage}/",
+        compute_groups=False,  # their states have nothing in common
+    )

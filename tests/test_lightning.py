@@ -414,7 +414,7 @@ class WithoutDecayOfBiases(ResNet20Classifier):
     def __init__(self) -> None:
         super().__init__()
         for stage in ("train", "val"):
-            self.metrics[f"{stage}_top5"] = MulticlassAccuracy(10, average="micro", top_k=5)
+            getattr(self, f"{stage}_metrics").add_metrics({"top5": MulticlassAccuracy(10, average="micro", top_k=5)})
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         one_d, rest = ([p for p in self.parameters() if (p.ndim == 1) == is_1d] for is_1d in (True, False))
@@ -473,7 +473,7 @@ def test_a_fit_that_ended_inside_an_epoch_leaves_nothing_to_the_next(tmp_path: P
 
     class Count(Callback):
         def on_train_epoch_end(self, trainer: Trainer, module: LightningModule) -> None:
-            counts = model.metrics_of("train")["acc"].metric_state
+            counts = model.train_metrics["acc"].metric_state
             counted.append(int(counts["tp"]) + int(counts["fn"]))
 
     make_trainer(tmp_path, Count(), max_epochs=1, limit_train_batches=3).fit(model, images())

@@ -128,7 +128,7 @@ def test_a_training_step_on_a_gpu_mixes_no_devices() -> None:
                 setattr(module, name, nn.Parameter(fake))
             for name, b in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.empty_strided(b.shape, b.stride(), dtype=b.dtype, device="cuda"))
-        model.metrics.to("cuda")
+        model.train_metrics.to("cuda")
         with pytest.raises(RuntimeError, match="same device"):  # what a mixture would do here
             torch.ones(2, device="cuda") + torch.ones(2)
 
