@@ -38,6 +38,7 @@ class CurveRecord(Callback):
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
+        self._latest: dict[int, Tensor] = {}
         self.origin: dict[str, Any] | None = None
         self.earlier = {"train": 0.0, "total": 0.0}  # seconds before a resume
         self._train_start: float | None = None
@@ -73,11 +74,13 @@ class CurveRecord(Callback):
         measured = dict(outputs)
         epochs, curve = measured.pop("epochs"), measured.pop("curve")
         self.measured.setdefault(epochs, {}).update(measured)
+        self._latest = {epochs: curve}
         if self.auto or epochs in self.asked or epochs >= 1.2 * max(self.curves, default=0):
             self.curves[epochs] = curve
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_end = time.perf_counter()
+        self.curves |= self._latest  # which is reported where the training run ends early
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(T,) whole measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
@@ -97,6 +100,8 @@ class CurveRecord(Callback):
                 auto.append({"lr": lr, **choice})
         reported = sorted({*self.asked, *(choice["best_epochs"] for choice in auto)})
         reached = [e for e in reported if e in epochs]
+        if reached != reported and len(epochs):  # stopped early
+            reached = sorted({*reached, int(epochs[-1])})
         at = np.searchsorted(epochs, reached)
         trajectories = enumerate(model.lrs if len(epochs) > 1 else [])
         return {

@@ -46,8 +46,8 @@ class CurveDataModule(LightningDataModule):
         seeds: Sequence[int] = (0,),
     ) -> None:
         super().__init__()
-        seeds = list(seeds)
-        self.save_hyperparameters()  # checkpoints hold them: what they were trained on
+        x_min, x_max, noise_std, seeds = float(x_min), float(x_max), float(noise_std), [int(seed) for seed in seeds]
+        self.save_hyperparameters()  # checkpoints hold them, as plain values: what they were trained on
         self.function, self.x_min, self.x_max, self.noise_std = function, x_min, x_max, noise_std
         if not -1e150 < x_min < x_max < 1e150:
             raise ValueError(f"the interval from x_min {x_min:g} to x_max {x_max:g} is empty or not finite")

@@ -200,7 +200,14 @@ def check_finite(expression: str, x_min: float, x_max: float) -> None:
     places = torch.cat([x, round_numbers, torch.linspace(x_min, x_max, 1001, dtype=torch.float64)]).sort().values
     finite = evaluate(expression, places).isfinite()
     if not bool(finite.all()):
-        raise _not_finite(expression, places[~finite][0].item(), x_min, x_max)
+        first = int(finite.int().argmin())
+        stretch = places[first : first + int((~finite[first:]).int().cumprod(0).sum())]
+        if stretch[-1] > stretch[0]:
+            low, high = (value if abs(value) > 1e-9 * (x_max - x_min) else 0 for value in stretch[[0, -1]].tolist())
+            where = f"between x = {low:.4g} and {high:.4g}"
+            advice = "choose an interval outside it (--x_min, --x_max) or another function"
+            raise ExpressionError(f"the function {expression!r} is not finite {where}: {advice}")
+        raise _not_finite(expression, stretch[0].item(), x_min, x_max)
     # Spread so that no periodic function is 0 on all of them.
     x[1:-1] += (x_max - x_min) / 10_000 * (torch.arange(1, 10_000) * GOLDEN_RATIO % 1 - 0.5)
     size = evaluate(expression, x).abs()

@@ -73,6 +73,7 @@ RULES = [
     (r"\b(?:np|numpy|math|Math|torch|nn|functional|F|tf|jnp|special|sp|sympy)\s*\.\s*(?=[a-zA-Z])", ""),
     (r"\|([^|<>=]*[^|<>=\s+*/^(-])\s*\|", r"abs(\1)"),
     (r"\.(?=[*/^])", ""),  # MATLAB's x.^2
+    (r"(?i)\bif\s*(?=\((?!.*\belse\b).*,.*,)", "where"),  # a spreadsheet's
     (r"&&?", " and "),
     (r"\|\|?", " or "),
     (r"<>", "!="),

@@ -62,9 +62,12 @@ class FunctionRegressor(LightningModule):
         hidden: Sequence[int] = (32, 32),
     ) -> None:
         super().__init__()
-        lrs, seeds, measure_at, hidden = list(lrs), list(seeds), list(measure_at), list(hidden)
-        y_mean, y_scale = list(y_mean or [0.0] * len(seeds)), list(y_scale or [1.0] * len(seeds))
-        self.save_hyperparameters()  # the lists: a checkpoint holds plain values
+        # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
+        lrs, seeds, measure_at, hidden = [*map(float, lrs)], *([*map(int, v)] for v in (seeds, measure_at, hidden))
+        x_mean, x_scale = float(x_mean), float(x_scale)
+        y_mean = [0.0] * len(seeds) if y_mean is None else [*map(float, y_mean)]
+        y_scale = [1.0] * len(seeds) if y_scale is None else [*map(float, y_scale)]
+        self.save_hyperparameters()
         self.automatic_optimization = False
         self.lrs, self.seeds, self.measure_at = lrs, seeds, measure_at
         self.x_mean, self.x_scale = x_mean, x_scale

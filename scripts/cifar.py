@@ -6,7 +6,6 @@ from scripts import START
 import ast
 import sys
 import time
-from argparse import ArgumentTypeError
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
@@ -64,8 +63,8 @@ class LRSteps:
                 raise ValueError
             return {int(epoch): float(lr) for epoch, lr in steps.items()}
         except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError):
-            raise ArgumentTypeError(
-                f"{value} is no {{epoch: lr}}: write for example '{{5: 0.01}}', or '{{}}'"
+            raise UsageError(
+                f"--milestones: {value} is no {{epoch: lr}}: write for example '{{5: 0.01}}', or '{{}}'"
             ) from None
 
     def __str__(self) -> str:  # in --help
@@ -102,7 +101,7 @@ def run() -> None:
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
-    with run_directory(cfg.run_dir, "runs/cifar") as top:
+    with run_directory(cfg.run_dir, "runs/cifar", cfg.ckpt_path) as top:
         checkpoint = checkpoint_to_resume(top, cfg.ckpt_path)
         if cfg.num_seeds == 1 and any(top.glob("seed*/config.yaml")):
             raise UsageError(f"{top} holds runs of several seeds: resume them by the same --num_seeds")

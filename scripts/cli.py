@@ -67,7 +67,14 @@ class Parser(ArgumentParser):
         return ": did you mean " + " or ".join(f"--{flag}" for flag in near) + "?" if near else ""
 
 
-KINDS = {"int": "a whole number (such as 10000)", "float": "a number (such as 0.01)", "bool": "true or false"}
+KINDS = {
+    "int": "a whole number (such as 10000)",
+    "float": "a number (such as 0.01)",
+    "bool": "true or false",
+    "str": "text (in a config file in quotes)",
+    "Mapping": "pairs (such as '{0: 20, 0.5: 32}')",
+    "NoneType": "null",
+}
 SEVERAL = "; several have blanks between them"
 
 
@@ -140,6 +147,8 @@ def what_is_wrong(message: object) -> str:
     text = str(message)
     if denied := re.search(r"Importing '(.+?)' is not allowed", text):
         return f"{denied[1]} is not of Lightning or of callbacks/: a config may name it if the command line does too"
+    if re.search(r"object (is not iterable|does not support item assignment)$", text):
+        return "a config file has one value where a list is wanted: write for example lr: [0.1]"
     errors = re.split(r"- Not a valid subclass|Given value type:", text.partition("Errors:")[2])[0]
     types_alone = r"\s*$|Expected a (<|typing|collections)|Import path"
     telling = [error for error in re.split(r"\n *- ", errors)[1:] if not re.match(types_alone, error)]
@@ -147,10 +156,10 @@ def what_is_wrong(message: object) -> str:
     what = " ".join((telling[0] if telling else text[flag.end() :] if flag else text).split())
     if not flag:
         return what
-    kinds = re.findall(r"Expected an? (?:<class '(\w+)'>|typing\.Literal\[(.*?)\])", what)
+    kinds = re.findall(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.*?)\])", what)
     if not kinds:
         return f"--{flag[1]}: {what}"
-    wanted = [KINDS.get(kind, "null") if kind else choices.replace(", ", " or ") for kind, choices in kinds]
+    wanted = [KINDS.get(kind, kind) if kind else choices.replace(", ", " or ") for kind, choices in kinds]
     value = re.split(r"(?:Got|Given) value:", what)[-1].strip()
     return f"--{flag[1]} is {value}: give {' or '.join(wanted)}" + SEVERAL * bool(flag[2])
 
@@ -210,6 +219,10 @@ def main(run: Callable[[], None], files: str = "--run_dir, --data_root") -> NoRe
         name = os.fsdecode(error.filename) if isinstance(error.filename, bytes) else error.filename
         what = f"{error.strerror or error}" + (f": {name}" if name else "")
         fail(f"{what} (check {files} and the space on the disk)")
+    except RuntimeError as error:
+        if "can't allocate memory" not in str(error):
+            raise
+        fail("there is not enough memory for this: choose smaller numbers")
     except KeyboardInterrupt:
         sys.exit(130)
     except SystemExit as ended:

@@ -63,7 +63,7 @@ def run() -> None:
     )
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
-    with run_directory(cfg.run_dir, "runs/fit") as run_dir:
+    with run_directory(cfg.run_dir, "runs/fit", cfg.ckpt_path) as run_dir:
         checkpoint = checkpoint_to_resume(run_dir, cfg.ckpt_path)
         settings = plain_settings(parser, cfg)
         if checkpoint:
@@ -149,6 +149,8 @@ def check(cfg: Namespace, epochs: Sequence[int]) -> None:
     for name, values in (("epochs", epochs), ("hidden", cfg.hidden)):
         if min(values, default=0) < 1:
             raise UsageError(f"--{name} is {min(values, default=0)}; it must be at least 1")
+    if max(epochs) > 10**9:
+        raise UsageError(f"--epochs is {max(epochs):,}; a billion, which take a day, are the most")
     if not all(0 < lr < math.inf for lr in cfg.lr):
         raise UsageError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
     if str(cfg.precision) not in ("32", "64", "32-true", "64-true"):

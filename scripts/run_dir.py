@@ -126,7 +126,7 @@ def changed_settings(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[
 
 
 @contextmanager
-def run_directory(asked: str | None, default: str) -> Iterator[Path]:
+def run_directory(asked: str | None, default: str, ckpt_path: str | None = None) -> Iterator[Path]:
     """The run's folder: the one asked for, or a new one below ``default`` that no other run has.
 
     Processes that Lightning starts for other devices find it in their environment. A new folder that an error has left
@@ -134,7 +134,7 @@ def run_directory(asked: str | None, default: str) -> Iterator[Path]:
 
     Raises:
         UsageError: the name asked for is empty; none is asked for where many processes were started by torchrun or
-            SLURM; or a name on the command line is not UTF-8.
+            SLURM, or where its last checkpoint is to be resumed; or a name on the command line is not UTF-8.
     """
     try:
         "\n".join((os.getcwd(), *sys.argv)).encode()
@@ -150,6 +150,8 @@ def run_directory(asked: str | None, default: str) -> Iterator[Path]:
         return
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
+    if ckpt_path == "last":
+        raise UsageError(f"--ckpt_path last is the last of which run? Name its folder: --run_dir {default}/...")
     run_dir = new_folder(Path(default) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S"))
     os.environ["LITLAB_RUN_DIR"] = str(run_dir)
     try:

@@ -407,6 +407,11 @@ MISTAKES = {
     "finished run": (["--run_dir", "finished"], "finished"),
     "run_dir below a file": (["--run_dir", "plain_file/run"], "plain_file"),
     "no such config": (["--config", "nowhere.yaml"], "nowhere.yaml"),
+    "the last of which run": (["--ckpt_path", "last"], "Name its folder: --run_dir"),
+    "one value for a list": (["--config", "one.yaml"], "lr: [0.1]"),
+    "a number for text": (["--config", "text.yaml"], "--function is 5: give text"),
+    "more than the memory": (["--num_samples", "100000000000"], "not enough memory"),
+    "more than a day": (["--epochs", "1e12"], "--epochs is 1,000,000,000,000"),
 }
 
 
@@ -420,10 +425,12 @@ def outcomes(tmp_path_factory):
         (folder / "finished").mkdir(parents=True)
         (folder / "finished" / "config.yaml").write_text("seed: 0\n")
         (folder / "plain_file").write_text("not a folder")
+        (folder / "one.yaml").write_text("lr: 0.1\n")
+        (folder / "text.yaml").write_text("function: 5\n")
         (folder / "garbage.ckpt").write_bytes(b"PK\x03\x04 no checkpoint")
         args = MISTAKES[name][0]
         before = sorted(folder.rglob("*"))
-        done = fit(folder, *args, *([] if "--run_dir" in args else ["--run_dir", "new"]))
+        done = fit(folder, *args, *([] if "--run_dir" in args or "which run" in name else ["--run_dir", "new"]))
         return done, before, sorted(folder.rglob("*"))
 
     with ThreadPoolExecutor(2) as pool:

@@ -10,6 +10,7 @@ from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -128,6 +129,17 @@ def test_models_and_data_load_from_a_checkpoint(name: str, tmp_path: Path) -> No
     if isinstance(data, CurveDataModule):
         assert torch.equal(same.y, data.y)
         assert again.epochs_done == MEASURED[-1]
+
+
+def test_numbers_of_numpy_are_saved_as_plain_ones(tmp_path: Path) -> None:
+    data = CurveDataModule(x_min=-np.float64(3), noise_std=np.sqrt(2), seeds=np.arange(2))
+    scale = data.scale | {"x_scale": np.float64(2), "y_mean": np.zeros(2)}
+    model = FunctionRegressor(np.logspace(-3, -1, 3), np.arange(2), np.array([1, 5]), hidden=np.array([8]), **scale)
+    trainer = make_trainer(tmp_path, name="curve")
+    trainer.fit(model, data)
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
+    assert_same_weights(FunctionRegressor.load_from_checkpoint(tmp_path / "a.ckpt"), model)
+    assert torch.equal(CurveDataModule.load_from_checkpoint(tmp_path / "a.ckpt").y, data.y)
 
 
 def test_setup_needs_no_stage() -> None:

@@ -99,13 +99,16 @@ def test_the_defaults_of_the_flags_are_those_of_the_constructors(tmp_path: Path)
         (["--config", "paper.yaml", "--recipe", "fast"], ["one recipe"]),
         (["--max_shift", "5"], ["max_shift is 5", "0 to 4"]),
         (["--image_sizes", "{1.5: 20}"], ["image_sizes"]),
+        (["--image_sizes", "32"], ["--image_sizes is 32: give pairs"]),
+        (["--milestones", "5"], ["--milestones: 5", "{5: 0.01}"]),
+        (["--config", "milestones.yaml"], ["--milestones: 5", "{5: 0.01}"]),
         (["--lr", "-0.1"], ["-0.1"]),
     ],
 )
 def test_settings_that_make_no_run_get_one_line(args: list[str], words: list[str], tmp_path: Path) -> None:
-    config = tmp_path / "paper.yaml"
-    config.write_text("recipe: paper\n")
+    (tmp_path / "paper.yaml").write_text("recipe: paper\n")
+    (tmp_path / "milestones.yaml").write_text("milestones: 5\n")
     done = launch.run([CIFAR, "--data", "synthetic", *args, "--run_dir", "new"], tmp_path)
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
-    assert list(tmp_path.iterdir()) == [config]
+    assert {path.suffix for path in tmp_path.iterdir()} == {".yaml"}

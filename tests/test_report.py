@@ -693,7 +693,7 @@ def test_the_text_of_a_fit(folder: Path) -> None:
     assert row.split() == ["0.1", "1,000", *(f"{alone['results'][0][name]:.4g}" for name in METRICS)]
     assert rest == [  # one result says nothing of more training
         f"Trained 1 network in {alone['seconds']['train']:.1f} s",
-        "Not measured, and so not reported: 2000, 3000 epochs",
+        "Measured last at 1,000 epochs; not measured: 2,000, 3,000 epochs",
     ]
 
 
