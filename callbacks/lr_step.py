@@ -49,16 +49,19 @@ class LRStep(Callback):
                 group["lr"] = lr
         if self.milestones:
             say_which_wins(f"LRStep's from {self.unit} {min(self.milestones)} on", trainer)
-        self.on_train_epoch_start(trainer, pl_module)  # which Lightning leaves out when it resumes inside an epoch
+        self._set(trainer)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._set(trainer)  # before what looks at an epoch's rate then, such as a LearningRateMonitor
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self._set(trainer)
+
+    def _set(self, trainer: Trainer) -> None:
         lr = self.lr_at(trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
         if lr is not None:
             for group in param_groups(trainer):
                 group["lr"] = lr
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        self.on_train_epoch_start(trainer, pl_module)
 
 
 def param_groups(trainer: Trainer) -> list[dict[str, Any]]:

@@ -35,7 +35,7 @@ class TrainBatches:
         self.max_shift, self.alternate_flips, self.shuffle = max_shift, alternate_flips, shuffle
         self.epoch = 0
         self.start = 0  # the batch to begin with, after a resume inside an epoch
-        self.position = 0
+        self.position = 0  # batches of this epoch that were given
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
@@ -48,8 +48,8 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         N, device = len(self.labels), self.images.device
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
-        order = torch.randperm(N, generator=generator).to(device)
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)  # of no two seeds alike
+        order = torch.randperm(N, generator=generator).to(device)  # always drawn, so that the shifts stay the same
         if not self.shuffle:
             order = torch.arange(N, device=device)
         shift = PADDING + torch.randint(-self.max_shift, self.max_shift + 1, (N, 2), generator=generator).to(device)

@@ -98,7 +98,7 @@ class CIFAR10DataModule(LightningDataModule):
     @property
     def num_batches(self) -> dict[str, int]:
         """{"train", "val", "test"}: batches of an epoch, without the Trainer's limits."""
-        num_test = self.num_train // 5
+        num_test = self.num_train // 5  # of both datasets
         images = {"train": self.num_train - self.val_size, "val": self.val_size or num_test, "test": num_test}
         return {stage: math.ceil(n / self.batch_size) for stage, n in images.items()}
 
@@ -131,7 +131,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
-        rank, size = self._process
+        rank, size = self._rank_and_size
         self.check_processes(size)
         # To overfit is to see the same images, epoch by epoch.
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
@@ -156,10 +156,10 @@ class CIFAR10DataModule(LightningDataModule):
         if self.probe_train:
             kept = min(TRAIN_SUBSET, len(self.train[1]) - self.val_size)
             parts.append((self.train[0][:kept], self.train[1][:kept]))
-        return [EvalBatches(*part, self.batch_size, *self._process) for part in parts]
+        return [EvalBatches(*part, self.batch_size, *self._rank_and_size) for part in parts]
 
     def test_dataloader(self) -> EvalBatches:
-        return EvalBatches(*self.test, self.batch_size, *self._process)
+        return EvalBatches(*self.test, self.batch_size, *self._rank_and_size)
 
     def predict_dataloader(self) -> EvalBatches:
         return self.test_dataloader()
@@ -171,7 +171,7 @@ class CIFAR10DataModule(LightningDataModule):
         return {"mean": list(MEAN), "std": list(STD), "classes": list(self.classes)}
 
     @property
-    def _process(self) -> tuple[int, int]:
+    def _rank_and_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
 
     def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:

@@ -2,7 +2,7 @@
 
 Nearly everything but the shape is a nuisance (place, size, tilt, stretch, ground, faint colors, a bar in
 front, light, noise), so a network needs several epochs to see through it, as it does with photographs. As
-there, color is a hint that is found early and does not suffice: each class leans to a hue, its neighbours to
+there, color is a hint that is found early and does not suffice: each class leans to a hue, its neighbors to
 almost the same.
 """
 

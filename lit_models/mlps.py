@@ -36,7 +36,7 @@ class MLPs(nn.Module):
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         blocks = []
         for i, (_, fan_out, columns) in enumerate(self.shapes):
-            bound = 1 / math.sqrt(widths[i // 2])
+            bound = 1 / math.sqrt(widths[i // 2])  # two blocks a layer: weight, bias
             members = [torch.rand(fan_out, columns, generator=g) * 2 * bound - bound for g in generators]
             blocks.append(torch.stack(members).flatten())
         self.theta = nn.Parameter(torch.cat(blocks))

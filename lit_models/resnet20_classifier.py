@@ -30,7 +30,7 @@ class ResNet20Classifier(LightningModule):
         momentum: momentum of SGD.
         nesterov: Nesterov's form of the momentum.
         weight_decay: L2 penalty on all parameters, as torch.optim.SGD adds it; with muon on all but the filters.
-        optimizer: sgd, or muon, which orthogonalizes the steps of all convolutions but the first, its filters.
+        optimizer: sgd, or muon, which orthogonalizes the steps of its filters: all convolutions but the first.
         muon_lr_ratio: learning rate of the filters, as a fraction of lr.
         muon_momentum: momentum of the filters.
         he_init: He initialization of convolutions and linear layer instead of PyTorch's default.
@@ -66,8 +66,17 @@ class ResNet20Classifier(LightningModule):
         self._compiled: Callable[[Tensor], Tensor] | None = None
         self._lr = lr
         self._first_step, self._logs_step, self._logs_epoch = 0, False, False
-        self._fused = True
+        self._fused = True  # until setup knows the Trainer
         ResNet20Classifier.configure_optimizers(self)  # raises ValueError for what SGD refuses; not a subclass's
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        sgd: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(self.parameters(), self.lr, **sgd, fused=self._fused)
+        first, *filters = [p for p in self.parameters() if p.ndim == 4]
+        others = [first, *(p for p in self.parameters() if p.ndim < 4)]
+        sgd |= {"lr_ratio": self.muon_lr_ratio, "filter_momentum": self.muon_momentum}
+        return Muon(filters, others, self.lr, **sgd, fused=self._fused)
 
     def setup(self, stage: str) -> None:
         # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
@@ -84,6 +93,18 @@ class ResNet20Classifier(LightningModule):
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, 10) logits."""
         return self.net(x)
+
+    def on_train_start(self) -> None:
+        self._first_step = self.global_step
+        # A subclass, or LightningCLI on the module itself, may have put another one in its place.
+        own = getattr(self.configure_optimizers, "__func__", None)
+        if own is not ResNet20Classifier.configure_optimizers:
+            return
+        # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
+        for group in self.trainer.optimizers[0].param_groups:
+            group.update(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
+            if group.get("orthogonal"):
+                group.update(momentum=self.muon_momentum, lr_ratio=self.muon_lr_ratio)
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
@@ -134,27 +155,6 @@ class ResNet20Classifier(LightningModule):
 
     def on_train_epoch_end(self) -> None:
         self.log("lr", self._lr)  # of its last step: schedulers have set the next epoch's already
-
-    def on_train_start(self) -> None:
-        self._first_step = self.global_step
-        # A subclass, or LightningCLI on the module itself, may have put another one in its place.
-        own = getattr(self.configure_optimizers, "__func__", None)
-        if own is not ResNet20Classifier.configure_optimizers:
-            return
-        # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
-        for group in self.trainer.optimizers[0].param_groups:
-            group.update(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
-            if group.get("orthogonal"):
-                group.update(momentum=self.muon_momentum, lr_ratio=self.muon_lr_ratio)
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        sgd: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(self.parameters(), self.lr, **sgd, fused=self._fused)
-        first, *filters = [p for p in self.parameters() if p.ndim == 4]
-        others = [first, *(p for p in self.parameters() if p.ndim < 4)]
-        sgd |= {"lr_ratio": self.muon_lr_ratio, "filter_momentum": self.muon_momentum}
-        return Muon(filters, others, self.lr, **sgd, fused=self._fused)
 
 
 def averages(stage: str) -> MetricCollection:

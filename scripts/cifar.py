@@ -1,6 +1,6 @@
 """Exercise 2: ResNet-20 on CIFAR-10, and what happens when the learning rate drops."""
 
-from scripts import START
+from scripts import START  # first of all: it starts the clock of the total time
 
 # isort: split
 import ast
@@ -51,7 +51,7 @@ CHARTS = {
 }
 
 
-class LRSteps:
+class Milestones:
     """Parses ``{epoch: lr}``, as text or from a config file; YAML's blank after the colon may be left out."""
 
     def __call__(self, value: Any) -> dict[int, float] | None:
@@ -78,7 +78,7 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     add("--recipe", type=Literal[NAMES], default="lab", help="defaults of the flags below: scripts/recipes/*.yaml")
     add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
     add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
-    add("--milestones", type=LRSteps(), help="LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle")
+    add("--milestones", type=Milestones(), help="LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle")
     add("--milestone_unit", type=Literal["epoch", "step"], default="epoch", help="what milestones are counted in")
     add("--warmup_fraction", type=float | None, help="one cycle of the LR that rises in this fraction of the steps")
     auto = "torch.compile the network; auto: where a long run repays it"
@@ -108,14 +108,14 @@ def run() -> None:
         if cfg.num_seeds > 1 and (checkpoint or (top / "metrics.csv").exists()):
             raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
         summaries: list[dict[str, Any]] = []
-        for own, run_dir in seed_runs(cfg, top):
+        for seed_cfg, run_dir in seed_runs(cfg, top):
             done = None
             if cfg.num_seeds > 1:
-                done = finished_summary(run_dir, plain_settings(parser, own))
+                done = finished_summary(run_dir, plain_settings(parser, seed_cfg))
                 has_begun = (run_dir / "config.yaml").exists()
                 checkpoint = checkpoint_to_resume(run_dir, "last" if has_begun else None)
             start = time.perf_counter() if summaries else START
-            summaries.append(done or train(parser, own, cfg, run_dir, top, checkpoint, start))
+            summaries.append(done or train(parser, seed_cfg, cfg, run_dir, top, checkpoint, start))
         if is_rank_zero():
             if cfg.num_seeds > 1:
                 write_summary_of_all(summaries, top)

@@ -1,6 +1,6 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
-from scripts import START
+from scripts import START  # first of all: it starts the clock of the total time
 
 # isort: split
 import math
@@ -95,7 +95,7 @@ def run() -> None:
 def write_results(
     record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, trainer: Trainer, run_dir: Path
 ) -> dict[str, Any]:
-    """The figures, curves.json, and summary.json, whose content it returns."""
+    """The figures, curves.json (snapshots of the fitted curves), and summary.json, whose content it returns."""
     summary, growth = record.summary(model, data), record.growth(model, data)
     for name, figure in record.figures(model, data, summary).items():
         loggers = trainer.loggers if name == "errors" else ()  # curves.png has many panels, a card shows few

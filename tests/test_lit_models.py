@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from datamodules import CIFAR10DataModule, CurveDataModule
-from datamodules.augmentation import crop_and_flip, normalize
+from datamodules.augmentation import crop_and_flip, mean_and_scale, normalize
 from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
 from lit_models.adam import ElementwiseAdam
 from lit_models.mlps import MLPs
@@ -128,7 +128,7 @@ def test_a_training_step_on_a_gpu_mixes_no_devices() -> None:
                 setattr(module, name, nn.Parameter(fake))
             for name, b in list(module.named_buffers(recurse=False)):
                 setattr(module, name, torch.empty_strided(b.shape, b.stride(), dtype=b.dtype, device="cuda"))
-        model.train_metrics.to("cuda")
+        model.train_metrics.to("cuda"), model.val_metrics.to("cuda")
         with pytest.raises(RuntimeError, match="same device"):  # what a mixture would do here
             torch.ones(2, device="cuda") + torch.ones(2)
 
@@ -147,6 +147,7 @@ def test_a_training_step_on_a_gpu_mixes_no_devices() -> None:
         optimizer.step()
         model.eval()
         model.validation_step((images, labels), 0)
+    mean_and_scale.cache_clear()  # of fake tensors
 
 
 # The MLPs of the curve fit
