@@ -150,7 +150,7 @@ def check(cfg: Namespace, epochs: Sequence[int]) -> None:
         if min(values, default=0) < 1:
             raise UsageError(f"--{name} is {min(values, default=0)}; it must be at least 1")
     if max(epochs) > 10**9:
-        raise UsageError(f"--epochs is {max(epochs):,}; a billion, which take a day, are the most")
+        raise UsageError(f"--epochs is {max(epochs):,}; it must be at most {10**9:,}")
     if not all(0 < lr < math.inf for lr in cfg.lr):
         raise UsageError(f"--lr is {cfg.lr}; a learning rate is above 0 and finite")
     if str(cfg.precision) not in ("32", "64", "32-true", "64-true"):
