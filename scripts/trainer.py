@@ -219,6 +219,7 @@ class MetricsRows(ExperimentWriter):
 
     def save(self) -> None:
         if self.metrics:
+            self.path.parent.stat()  # raises OSError where the folder was deleted, which is not made anew
             text = io.StringIO(newline="")
             writer = csv.DictWriter(text, sorted(set().union(*self.metrics)))
             writer.writeheader()

@@ -652,13 +652,14 @@ def test_the_sentences_of_the_best_setting() -> None:
     def row(lr: float, epochs: int, median: float | None, q75: float | None) -> dict[str, Any]:
         return {"lr": lr, "epochs": epochs, "true_mse": {"median": median, "q25": 0, "q75": q75}}
 
-    def words(*rows: dict[str, Any]) -> str:
-        (line,) = sentences("best_setting", best_setting(rows))
+    def words(*rows: dict[str, Any], num_seeds: int = 8) -> str:
+        (line,) = sentences("best_setting", best_setting(rows), num_seeds)
         return line
 
     found = [row(0.1, 10, 0.9, 0.9), row(0.1, 50, 0.7, 0.8), row(0.01, 2000, 0.6, 0.7), row(0.001, 9000, 0.71, 0.8)]
     best = "The best of the listed settings is learning rate 0.01 with 2,000 epochs (MSE against f 0.6)"
     assert words(*found) == f"{best}; within its quartiles: 0.1 with 50 epochs."
+    assert words(*found, num_seeds=3) == f"{best}; within the range of its seeds: 0.1 with 50 epochs."
     assert words(*found[2:]) == f"{best}."
     assert words(*found, row(1, 5, 0.6, 0.6)).endswith("quartiles: 0.1 with 50 epochs, 1 with 5 epochs.")
     assert words(row(1, 5, 0.6, None), row(2, 5, 0.7, 0.7), row(3, 5, None, None)).endswith("(MSE against f 0.6).")
