@@ -888,7 +888,7 @@ def test_curves_show_their_numbers_under_the_pointer(folder: Path, browser: webd
     last = [summary(folder, f"with_{seed}")["epochs"][-1] for seed in seeds(folder)]
     names = {"train (epoch average)": "train_acc", "training subset, eval mode": "probe_acc", "test": "val_acc"}
     mean = 100 * statistics.mean(row[names[shown[""]]] for row in last)
-    assert shown["epoch"] == "3" and float(shown["accuracy [%]"]) == pytest.approx(mean, rel=1e-3)
+    assert shown["epoch (counted from 0)"] == "3" and float(shown["accuracy [%]"]) == pytest.approx(mean, rel=1e-3)
     bars = browser.find_elements(By.CSS_SELECTOR, "#gap .mark-rect path")
     assert len(bars) == 6  # four steps from training to test accuracy, and the two ends
     assert len(browser.find_elements(By.CSS_SELECTOR, "#drop figure")) == 3
