@@ -209,28 +209,51 @@ class MetricsCSV(CSVLogger):
 
 
 class MetricsRows(ExperimentWriter):
-    """The rows of a CSV file, which is replaced as a whole: no reader, nor a killed process, sees half a row."""
+    """The rows of a CSV file: new ones are appended; where they bring new columns, the file is replaced as a whole.
+
+    To replace it each time would make a fit of 1,000 epochs, which saves 30 times, a quarter slower.
+    """
 
     def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:  # not Lightning's, which deletes the file
         self.path, self.metrics = path, list(rows)
+        self._written, self._columns = 0, set[str]()
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""
 
     def save(self) -> None:
-        if self.metrics:
-            self.path.parent.stat()  # raises OSError where the folder was deleted, which is not made anew
-            text = io.StringIO(newline="")
-            writer = csv.DictWriter(text, sorted(set().union(*self.metrics)))
-            writer.writeheader()
-            writer.writerows(self.metrics)
-            self.path = write_atomically(self.path, lambda file: file.write(text.getvalue().encode()))
+        new = self.metrics[self._written :]
+        if not new:
+            return
+        columns = self._columns.union(*new)
+        if columns != self._columns or not self._append(new):
+            self.path = write_atomically(self.path, lambda file: file.write(as_csv(self.metrics, columns).encode()))
+        self._written, self._columns = len(self.metrics), columns
+
+    def _append(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """False where Excel has the file open on Windows."""
+        try:
+            with open(self.path, "a", newline="", encoding="utf-8") as file:
+                csv.DictWriter(file, sorted(self._columns)).writerows(rows)
+        except PermissionError:
+            return False
+        return True
+
+
+def as_csv(rows: Sequence[Mapping[str, Any]], columns: set[str]) -> str:
+    """A header and the rows, columns in alphabetical order."""
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, sorted(columns))
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
 
 
 def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+    text = path.read_text(encoding="utf-8")
+    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
+    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
     return [row for row in rows if int(row["step"]) < first_step]

@@ -207,15 +207,17 @@ def test_files_that_windows_keeps_for_a_viewer_cost_no_run(tmp_path: Path) -> No
 # metrics.csv
 
 
-def test_a_resumed_file_keeps_what_is_older_than_the_checkpoint(tmp_path: Path) -> None:
+def test_a_resumed_file_keeps_what_is_older_than_the_checkpoint_and_no_half_row(tmp_path: Path) -> None:
     path = tmp_path / "metrics.csv"
     rows = MetricsRows(path, [])
     for step in range(4):
         rows.log_metrics({"loss": torch.tensor(0.5 + step)}, step)
         rows.save()
-    rows.log_metrics({"loss": 9.0, "acc": 0.25}, 4)  # a new column
+    rows.log_metrics({"loss": 9.0, "acc": 0.25}, 4)  # a new column: the file as a whole
     rows.save()
     assert path.read_text().splitlines()[0] == "acc,loss,step"
+    with open(path, "a", newline="") as file:
+        file.write("0.5,7.")  # killed here
     assert read_rows(path, 3) == [{"loss": f"{0.5 + step}", "step": f"{step}"} for step in range(3)]
     assert read_rows(path, 5)[-1] == {"acc": "0.25", "loss": "9.0", "step": "4"}
     resumed = MetricsRows(path, read_rows(path, 3))
