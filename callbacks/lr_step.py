@@ -42,9 +42,8 @@ class LRStep(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Not before another schedule, whose rate the optimizer's state holds; Lightning's averaging makes one later.
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        averages = any(isinstance(callback, StochasticWeightAveraging) for callback in callbacks)
-        if trainer.ckpt_path is not None and not trainer.lr_scheduler_configs and not averages:
+        others = trainer.lr_scheduler_configs or callbacks_of(trainer, StochasticWeightAveraging)
+        if trainer.ckpt_path is not None and not others:
             for group, lr in zip(param_groups(trainer), self._own, strict=True):
                 group["lr"] = lr
         if self.milestones:
@@ -69,10 +68,15 @@ def param_groups(trainer: Trainer) -> list[dict[str, Any]]:
     return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
 
 
+def callbacks_of(trainer: Trainer, *kinds: type[Callback]) -> list[Callback]:
+    """The trainer's callbacks of these kinds."""
+    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+    return [callback for callback in callbacks if isinstance(callback, kinds)]
+
+
 def say_which_wins(winner: str, trainer: Trainer) -> None:
     """One line on stderr where schedulers or callbacks of Lightning's set the learning rate too."""
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    setters = [c for c in callbacks if isinstance(c, LearningRateFinder | StochasticWeightAveraging)]
+    setters = callbacks_of(trainer, LearningRateFinder, StochasticWeightAveraging)
     others = [type(setter).__name__ for setter in (*setters, *(c.scheduler for c in trainer.lr_scheduler_configs))]
     if others and trainer.is_global_zero:
         print(f"The learning rate is {winner}, whatever {' or '.join(others)} sets", file=sys.stderr)

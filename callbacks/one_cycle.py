@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from callbacks.lr_step import param_groups, say_which_wins
+from callbacks.lr_step import callbacks_of, param_groups, say_which_wins
 
 
 class OneCycle(Callback):
@@ -67,8 +68,8 @@ class OneCycle(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if len(trainer.optimizers) > 1:
             raise MisconfigurationException("one cycle of the learning rate is for one optimizer, not several")
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        if any(isinstance(c, GradientAccumulationScheduler) and len(c.scheduling) > 1 for c in callbacks):
+        schedulers: list[Any] = callbacks_of(trainer, GradientAccumulationScheduler)
+        if any(len(scheduler.scheduling) > 1 for scheduler in schedulers):
             raise MisconfigurationException(
                 "one cycle of the learning rate cannot know its length where a GradientAccumulationScheduler changes "
                 "how many batches make a step: use --accumulate_grad_batches"

@@ -151,11 +151,11 @@ def train(
     save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches(schedule))
     trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last, checkpoint, top)
     check_run(data, trainer, schedule, checkpoint)
-    data.prepare_data()
     with usage_errors():
         model = ResNet20Classifier(**arguments(ResNet20Classifier, cfg) | {"compile": compiles(cfg, data, trainer)})
     if checkpoint:
         check_resume(checkpoint, model, settings, run_dir)
+    data.prepare_data()  # after the checks: it may download
     with flag_errors(trainer, checkpoint, top, run_dir):
         if top != run_dir:
             start_run(plain_settings(parser, cfg_of_all), top, None)

@@ -13,6 +13,7 @@ from pytorch_lightning.callbacks import BatchSizeFinder, LearningRateFinder, Sto
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from callbacks import OneCycle
+from callbacks.lr_step import callbacks_of
 from datamodules import CIFAR10DataModule
 from scripts.hardware import gains_by_compilation, has_compiler
 from scripts.run_dir import Checkpoint
@@ -28,11 +29,10 @@ def check_run(data: CIFAR10DataModule, trainer: Trainer, schedule: Callback, che
     data.check_processes(trainer.world_size)
     check_batches(data, trainer)
     check_callbacks(trainer, logged_metrics(data, trainer))
-    callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    if checkpoint and any(isinstance(callback, LearningRateFinder | BatchSizeFinder) for callback in callbacks):
+    if checkpoint and callbacks_of(trainer, LearningRateFinder, BatchSizeFinder):
         raise UsageError("a finder would begin anew instead of resuming: give what it found as --lr or --batch_size")
     # StochasticWeightAveraging adds an epoch when training starts; OneCycle itself checks the length after that.
-    if isinstance(schedule, OneCycle) and not any(isinstance(c, StochasticWeightAveraging) for c in callbacks):
+    if isinstance(schedule, OneCycle) and not callbacks_of(trainer, StochasticWeightAveraging):
         if checkpoint and "OneCycle" in checkpoint.callbacks:
             schedule.load_state_dict(checkpoint.callbacks["OneCycle"])
         num_steps = num_batches(data, trainer) / trainer.accumulate_grad_batches
