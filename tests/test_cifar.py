@@ -718,9 +718,11 @@ def assert_is_mistake(done, word):
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory):
     """What became of each mistake, every one in its own folder."""
+    base = tmp_path_factory.mktemp("mistakes")  # once: two threads may get the same number
 
     def outcome(name):
-        folder = tmp_path_factory.mktemp("mistake")
+        folder = base / name.replace(" ", "_")
+        folder.mkdir()
         return cifar(folder, *MISTAKES[name][0], "--run_dir", "new"), list(folder.iterdir())
 
     with ThreadPoolExecutor(2) as pool:
