@@ -110,8 +110,8 @@ class CIFAR10DataModule(LightningDataModule):
             if not (self.download or self.is_at_hand):
                 raise MisconfigurationException(
                     f"CIFAR-10 is not in {self.data_root}: give data_root (--data_root, CIFAR10_ROOT) the folder "
-                    f"that holds {CIFAR10.base_folder}, or allow download (--download true), or try the dataset "
-                    "synthetic (--data synthetic)"
+                    f"that holds {CIFAR10.base_folder}, or allow download (--download true), or train on drawn "
+                    "pictures instead (cifar.py --data synthetic)"
                 )
             from datamodules.download import download_cifar10  # its HTTP client takes 60 ms to import
 

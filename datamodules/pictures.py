@@ -181,4 +181,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     values = np.nan_to_num(np.asarray(image, dtype=np.float64), posinf=0, neginf=0)
     ranges = (65535.0,) if image.mode.startswith("I;16") else (1.0, 255.0, 65535.0, values.max())
     top = next(top for top in ranges if values.max() <= top)
-    return Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))
+    levels = Image.fromarray((values.clip(0) / top * 255).round().astype(np.uint8))
+    if (transparent := image.info.get("transparency")) is not None:  # a level of a PNG
+        levels.putalpha(Image.fromarray(np.where(values == transparent, 0, 255).astype(np.uint8)))
+    return levels

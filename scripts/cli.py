@@ -49,10 +49,18 @@ class Parser(ArgumentParser):
             several = action.nargs == "+"
             arg_strings = [arg if float in types and "." in arg else plain_count(arg, several) for arg in arg_strings]
             for arg in arg_strings:
+                if arg.isdecimal() and int(arg) >= 2**63:
+                    raise UsageError(f"{action.option_strings[0]} is {arg[:40]}: give a smaller number")
                 if arg[:1].isdigit() and not arg.replace("_", "").isdigit() and float not in types:
                     flag = action.option_strings[0]
                     raise UsageError(f"{flag} is {arg}: give {KINDS['int']}" + SEVERAL * several)
         return super()._get_values(action, arg_strings)
+
+    def parse_args(self, *args: Any, **kwargs: Any) -> Namespace:  # type: ignore[override]
+        try:
+            return super().parse_args(*args, **kwargs)
+        except UnicodeDecodeError:
+            raise UsageError("the file of --config is not in UTF-8: save it as UTF-8") from None
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         raise UsageError(what_is_wrong(message) + self._meant(message))
@@ -147,6 +155,8 @@ def what_is_wrong(message: object) -> str:
     text = str(message)
     if denied := re.search(r"Importing '(.+?)' is not allowed", text):
         return f"{denied[1]} is not of Lightning or of callbacks/: a config may name it if the command line does too"
+    if text.startswith("Key must be a string"):
+        return "a config file has pairs under a name that is no flag of this script: is it another script's?"
     if re.search(r"object (is not iterable|does not support item assignment)$", text):
         return "a config file has one value where a list is wanted: write for example lr: [0.1]"
     errors = re.split(r"- Not a valid subclass|Given value type:", text.partition("Errors:")[2])[0]

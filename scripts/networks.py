@@ -3,6 +3,7 @@
 import json
 import pickle
 import sys
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from textwrap import shorten
@@ -69,16 +70,18 @@ def load(path: Path) -> PictureClassifier | FunctionRegressor:
     try:
         with open(path, "rb") as file:
             is_safe = file.read(9)[8:] == b"{"  # its header, after the header's length
-        content = read_safetensors(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the error says what they do
+            content = read_safetensors(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
         return network_of(content, path).eval()
     except UsageError:
         raise
     except Exception as error:
         reason = str(error) or type(error).__name__
-        if isinstance(error, pickle.UnpicklingError):  # torch's own words advise to run the code in the file
+        if isinstance(error, pickle.UnpicklingError | EOFError | KeyError):  # torch advises to run the file's code
             reason = "it is not a file of torch.save"
-            if "GLOBAL" in str(error):  # what torch calls a class or function
-                reason = "it holds more than tensors and plain values: save its state_dict alone with torch.save"
+        if "GLOBAL" in str(error) or "TorchScript" in str(error):  # a class or function, in torch's words
+            reason = "it holds more than tensors and plain values: save its state_dict alone with torch.save"
         reason = shorten(reason, 160, placeholder=" ...")
         raise UsageError(f"{path} holds no network of this program ({reason})") from None
 

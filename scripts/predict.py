@@ -136,7 +136,10 @@ def read_column(path: Path, column: str) -> list[float]:
             if column not in names:
                 raise UsageError(f"{path} has no column {column}, but: {', '.join(names)}")
             for row in rows:
-                numbers.append(finite_number(row[column], f"{path}, line {rows.line_num}"))
+                where = f"{path}, line {rows.line_num}"
+                if any(row.pop(None, [])):
+                    raise UsageError(f"{where} has more cells than columns; a decimal point is '.'")
+                numbers.append(finite_number(row[column], where))
     except (UnicodeDecodeError, csv.Error):
         raise UsageError(f"{path} is no CSV file in UTF-8: save it as one, in Excel as 'CSV UTF-8'") from None
     if not numbers:

@@ -56,7 +56,7 @@ def run() -> None:
     if cfg.num_seeds < 1:
         raise UsageError(f"--num_seeds is {cfg.num_seeds}; it must be at least 1")
     paths = [Path(name).expanduser() for name in cfg.run_dirs] or make_runs(cfg)
-    runs = [read(path) for path in expand(paths)]
+    runs = read_all(paths)
     sections = make_sections(runs, cfg.data_root)
     if not sections:
         raise UsageError("these runs answer no question of the experiments: give finished runs of fit.py or cifar.py")
@@ -161,15 +161,24 @@ def classifier_commands(cfg: Namespace, folder: Path) -> dict[str, list[str]]:
     return commands
 
 
-def expand(paths: Sequence[Path]) -> list[Path]:
-    """A folder of runs as the finished ones in it, a run of several seeds as these, by their numbers; no run twice."""
-    found: dict[Path, Path] = {}
+def read_all(paths: Sequence[Path]) -> list[Run]:
+    """Runs, of several seeds by their numbers, and of a folder the finished ones in it; no run twice.
+
+    Raises:
+        UsageError: a path holds none. In a folder of several what is no run is skipped, and a line on stderr says why.
+    """
+    found: dict[Path, Run] = {}
     for path in paths:
         is_run = (path / "summary.json").is_file() or seeds_of(path)
         inside = [] if is_run else sorted(file.parent for file in path.glob("**/summary.json"))
         for run_dir in inside or [path]:
             for p in seeds_of(run_dir) or [run_dir]:
-                found.setdefault(p.resolve(), p)
+                try:
+                    found.setdefault(p.resolve(), read(p))
+                except UsageError as error:
+                    if not inside:
+                        raise
+                    print(f"skipped: {error}", file=sys.stderr)
     return list(found.values())
 
 
