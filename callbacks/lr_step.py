@@ -21,13 +21,14 @@ class LRStep(Callback):
         unit: "step" counts milestones in optimizer steps, as He et al. 2015 do: {32_000: 0.01, 48_000: 0.001}.
 
     Raises:
-        ValueError: a negative milestone, or a learning rate that is negative or not finite.
+        ValueError: a milestone that is no whole number from 0, or a learning rate that is negative or not finite.
     """
 
     def __init__(self, milestones: Mapping[int, float], unit: Literal["epoch", "step"] = "epoch") -> None:
         for milestone, lr in milestones.items():
-            if milestone < 0 or not (math.isfinite(lr) and lr >= 0):
-                raise ValueError(f"milestone {milestone}: {lr} needs a {unit} from 0 and a finite learning rate from 0")
+            if not (isinstance(milestone, int) and milestone >= 0 and 0 <= lr < math.inf):
+                what = f"{unit} from 0 and finite learning rate from 0"
+                raise ValueError(f"milestones: {milestone}: {lr} is no {what}: write for example {{5: 0.01}}")
         self.milestones = dict(sorted(milestones.items()))
         self.unit = unit
 

@@ -3,7 +3,6 @@
 from scripts import START  # first of all: it starts the clock of the total time
 
 # isort: split
-import ast
 import sys
 import time
 from collections.abc import Mapping
@@ -51,26 +50,6 @@ CHARTS = {
 }
 
 
-class Milestones:
-    """Parses ``{epoch: lr}``, as text or from a config file; YAML's blank after the colon may be left out."""
-
-    def __call__(self, value: Any) -> dict[int, float] | None:
-        if value in (None, "null"):
-            return None
-        try:
-            steps = ast.literal_eval(value) if isinstance(value, str) else value
-            if any(int(epoch) != float(epoch) for epoch in steps):
-                raise ValueError
-            return {int(epoch): float(lr) for epoch, lr in steps.items()}
-        except (ValueError, SyntaxError, TypeError, AttributeError, OverflowError):
-            raise UsageError(
-                f"--milestones: {value} is no {{epoch: lr}}: write for example '{{5: 0.01}}', or '{{}}'"
-            ) from None
-
-    def __str__(self) -> str:  # in --help
-        return "{epoch: lr}"
-
-
 def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     """All flags, with the recipe's values as their defaults."""
     parser = make_parser(__doc__ or "")
@@ -78,7 +57,8 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     add("--recipe", type=Literal[NAMES], default="lab", help="defaults of the flags below: scripts/recipes/*.yaml")
     add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
     add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
-    add("--milestones", type=Milestones(), help="LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle")
+    steps = "LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle"
+    add("--milestones", type=Mapping[float, float] | None, help=steps)
     add("--milestone_unit", type=Literal["epoch", "step"], default="epoch", help="what milestones are counted in")
     add("--warmup_fraction", type=float | None, help="one cycle of the LR that rises in this fraction of the steps")
     auto = "torch.compile the network; auto: where a long run repays it"

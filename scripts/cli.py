@@ -12,12 +12,12 @@ import sys
 import threading
 import warnings
 from argparse import Action
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from decimal import Decimal
 from difflib import get_close_matches
 from enum import Enum
-from typing import Any, NoReturn, get_args
+from typing import Any, NoReturn, get_args, get_origin
 
 import torch
 import yaml
@@ -45,6 +45,8 @@ class Parser(ArgumentParser):
 
     def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
         types = types_in(getattr(action, "_typehint", None))
+        if Mapping in map(get_origin, types):
+            arg_strings = [re.sub(r":(?=\S)", ": ", arg) for arg in arg_strings]  # {5:0.01} is no pair in YAML
         if int in types and str not in types:
             several = action.nargs == "+"
             arg_strings = [arg if float in types and "." in arg else plain_count(arg, several) for arg in arg_strings]
@@ -80,7 +82,7 @@ KINDS = {
     "float": "a number (such as 0.01)",
     "bool": "true or false",
     "str": "text (in a config file in quotes)",
-    "Mapping": "pairs (such as '{0: 20, 0.5: 32}')",
+    "Mapping": "pairs (such as --milestones '{5: 0.01}', --image_sizes '{0: 20, 0.5: 32}')",
     "NoneType": "null",
 }
 SEVERAL = "; several have blanks between them"
@@ -169,6 +171,7 @@ def what_is_wrong(message: object) -> str:
     kinds = re.findall(r"Expected an? (?:<class '[\w.]*?(\w+)'>|typing\.Literal\[(.*?)\])", what)
     if not kinds:
         return f"--{flag[1]}: {what}"
+    kinds = [("Mapping", "")] if "Mapping[float" in text else kinds  # whose values alone may be wrong
     wanted = [KINDS.get(kind, kind) if kind else choices.replace(", ", " or ") for kind, choices in kinds]
     value = re.split(r"(?:Got|Given) value:", what)[-1].strip()
     return f"--{flag[1]} is {value}: give {' or '.join(wanted)}" + SEVERAL * bool(flag[2])

@@ -100,8 +100,8 @@ def test_the_defaults_of_the_flags_are_those_of_the_constructors(tmp_path: Path)
         (["--max_shift", "5"], ["max_shift is 5", "0 to 4"]),
         (["--image_sizes", "{1.5: 20}"], ["image_sizes"]),
         (["--image_sizes", "32"], ["--image_sizes is 32: give pairs"]),
-        (["--milestones", "5"], ["--milestones: 5", "{5: 0.01}"]),
-        (["--config", "milestones.yaml"], ["--milestones: 5", "{5: 0.01}"]),
+        (["--milestones", "5"], ["--milestones is 5", "{5: 0.01}"]),
+        (["--config", "milestones.yaml"], ["--milestones is 5", "{5: 0.01}"]),
         (["--lr", "-0.1"], ["-0.1"]),
     ],
 )
