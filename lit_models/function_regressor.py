@@ -84,21 +84,15 @@ class FunctionRegressor(LightningModule):
         out = self.net(z.repeat(L, 1)[:, None, :])[:, 0].cpu().double()
         return out * self.y_scale.repeat(L, 1) + self.y_mean.repeat(L, 1)
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        if not self.trainer.training:
-            return batch
-        x, y = batch
-        dtype = self.net.theta.dtype
-        return ((x - self.x_mean) / self.x_scale).to(dtype), ((y - self.y_mean) / self.y_scale).to(dtype)
-
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Leaves evaluation's float64, which not every device has, on the CPU, where the steps read it."""
-        return super().transfer_batch_to_device(batch, device, dataloader_idx) if self.trainer.training else batch
+        """Leaves float64, which not every device has, on the CPU, where the steps read it."""
+        return batch
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"loss": median, "epochs": int, "train_mse": (M,) float64}."""
         L = len(self.lrs)
-        x, y = (t.repeat(L, 1)[:, None, :] for t in batch)
+        scaled = (batch[0] - self.x_mean) / self.x_scale, (batch[1] - self.y_mean) / self.y_scale
+        x, y = (t.to(self.net.theta).repeat(L, 1)[:, None, :] for t in scaled)
         until = next((epoch for epoch in self.measure_at if epoch > self.epochs_done), None)
         if until is None:
             raise MisconfigurationException(f"{self.epochs_done:,} epochs are done: ask for more with measure_at")
@@ -141,7 +135,7 @@ class FunctionRegressor(LightningModule):
         return self(batch if isinstance(batch, Tensor) else batch[0])
 
     def _compare(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
-        x, truth, held_out_x, held_out_y = (t.cpu() for t in batch)
+        x, truth, held_out_x, held_out_y = batch
         curve = self(x)
         error = curve - truth
         mse = error.square().mean(1)

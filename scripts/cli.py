@@ -279,7 +279,6 @@ def quiet() -> None:
         ".*strategy is deprecated.*",
         ".*all_gather is deprecated.*",
         ".*NaN values found in confusion matrix.*",
-        ".*overridden `on_before_batch_transfer`.*",
         ".*overridden `transfer_batch_to_device`.*",
     ):
         warnings.filterwarnings("ignore", message)
