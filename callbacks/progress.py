@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.callbacks import ProgressBar, TQDMProgressBar
 from tqdm import tqdm  # type: ignore[import-untyped]
 
 from lit_models import FunctionRegressor, ResNet20Classifier
@@ -39,8 +39,13 @@ class EpochBar(TQDMProgressBar):
         return self._shown
 
 
-class TrajectoryBar(TQDMProgressBar):
-    """One bar over all epochs of a curve fit, moved at each measurement."""
+class TrajectoryBar(ProgressBar):
+    """One bar over all epochs of a curve fit, moved at each measurement; Lightning's own bars count measurements."""
+
+    def disable(self) -> None:
+        """Nothing: a curve fit is one process, and it has no second bar to give way to."""
+
+    enable = disable
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionRegressor) -> None:  # type: ignore[override]
         self.bar = tqdm(
@@ -58,10 +63,3 @@ class TrajectoryBar(TQDMProgressBar):
 
     def on_train_end(self, *args: object) -> None:
         self.bar.close()
-
-    def _nothing(self, *args: object, **kwargs: object) -> None:
-        """Lightning's own bars count measurements, which say nothing to a reader."""
-
-    on_train_epoch_start = on_train_epoch_end = _nothing
-    on_validation_start = on_validation_batch_start = on_validation_batch_end = on_validation_end = _nothing
-    on_sanity_check_start = on_sanity_check_end = on_validation_epoch_end = _nothing
