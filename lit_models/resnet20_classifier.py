@@ -83,9 +83,7 @@ class ResNet20Classifier(LightningModule):
         self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
         if stage == "fit":
             self.train_metrics.reset()  # an earlier fit may have ended inside an epoch
-
-    def on_fit_start(self) -> None:
-        self._compiled = torch.compile(self.net.forward, dynamic=False) if self.compiles else None
+            self._compiled = torch.compile(self.net.forward, dynamic=False) if self.compiles else None
 
     def teardown(self, stage: str) -> None:
         self._compiled = None  # neither copied nor pickled with the module
