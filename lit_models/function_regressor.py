@@ -40,7 +40,7 @@ class FunctionRegressor(LightningModule):
         seeds: seeds of the initializations.
         measure_at: the epochs after which to measure, ascending; training ends at the last.
         x_mean, x_scale: center and scale of the inputs, from ``CurveDataModule.scale`` like the next two.
-        y_mean, y_scale: center and scale of the targets, one entry a seed.
+        y_mean, y_scale: center and scale of the targets, one entry a seed, or one for all.
         hidden: widths of the hidden layers (ReLU).
 
     Its ``seeds`` are those of the CurveDataModule, or the Trainer has ``logger=False``: Lightning logs the
@@ -57,23 +57,22 @@ class FunctionRegressor(LightningModule):
         measure_at: Sequence[int] = (1000,),
         x_mean: float = 0.0,
         x_scale: float = 1.0,
-        y_mean: Sequence[float] | None = None,
-        y_scale: Sequence[float] | None = None,
+        y_mean: Sequence[float] = (0.0,),
+        y_scale: Sequence[float] = (1.0,),
         hidden: Sequence[int] = (32, 32),
     ) -> None:
         super().__init__()
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
-        lrs, seeds, measure_at, hidden = [*map(float, lrs)], *([*map(int, v)] for v in (seeds, measure_at, hidden))
+        lrs, y_mean, y_scale = ([*map(float, values)] for values in (lrs, y_mean, y_scale))
+        seeds, measure_at, hidden = ([*map(int, values)] for values in (seeds, measure_at, hidden))
         x_mean, x_scale = float(x_mean), float(x_scale)
-        y_mean = [0.0] * len(seeds) if y_mean is None else [*map(float, y_mean)]
-        y_scale = [1.0] * len(seeds) if y_scale is None else [*map(float, y_scale)]
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.lrs, self.seeds, self.measure_at = lrs, seeds, measure_at
         self.x_mean, self.x_scale = x_mean, x_scale
         # Python floats and CPU tensors in float64: a function may reach 1e43, and not every device has float64.
-        self.y_mean = torch.tensor(y_mean, dtype=torch.float64)[:, None]
-        self.y_scale = torch.tensor(y_scale, dtype=torch.float64)[:, None]
+        self.y_mean = torch.tensor(y_mean, dtype=torch.float64)[:, None].expand(len(seeds), 1)
+        self.y_scale = torch.tensor(y_scale, dtype=torch.float64)[:, None].expand(len(seeds), 1)
         self.epochs_done = 0
         self.net = MLPs(hidden, seeds * len(lrs))
 
