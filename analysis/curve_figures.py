@@ -1,5 +1,6 @@
 """The figures of the curve fits."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,7 @@ def curves_figure(
         function: what f(x) is, for the title.
     """
     columns = min(len(panels), 4)
-    rows = -(-len(panels) // columns)
+    rows = math.ceil(len(panels) / columns)
     size = (7, 4.2 * rows + 0.9) if columns == 1 else (3.6 * columns + 1, 3.2 * rows + 0.9)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     grid = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False)

@@ -72,7 +72,7 @@ def images_grid(
 ) -> Figure:
     """(H, W, 3) images side by side, each under its title; ``cell`` is the width and height of one, in inches."""
     columns = min(len(images), columns)
-    rows = -(-len(images) // columns)
+    rows = math.ceil(len(images) / columns)
     figure = Figure(figsize=(cell[0] * columns, cell[1] * rows + 0.4), dpi=dpi, layout="constrained")
     if title:
         figure.suptitle(title, fontsize=9)

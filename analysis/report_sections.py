@@ -137,7 +137,7 @@ def mse_chart(
     """
     rows = run.summary["over_seeds"]
     counts = sorted({row["epochs"] for row in rows})
-    counts = counts if x == "epochs" else counts[:: -(-len(counts) // 6)]  # six lines can be distinguished
+    counts = counts if x == "epochs" else counts[:: math.ceil(len(counts) / 6)]  # six lines can be distinguished
     points = [
         {
             "line": f"learning rate {row['lr']:g}" if x == "epochs" else f"{row['epochs']:,} epochs",

@@ -1,5 +1,6 @@
 """TrainBatches and EvalBatches: batches by index from images that lie in one tensor, without copies or workers."""
 
+import math
 from collections.abc import Iterator
 
 import torch
@@ -44,7 +45,7 @@ class TrainBatches:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         N, device = len(self.labels), self.images.device
@@ -78,10 +79,10 @@ class EvalBatches:
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.images, self.labels = images[rank::world_size], labels[rank::world_size]
-        self.batch_size = -(-batch_size // world_size)
+        self.batch_size = math.ceil(batch_size / world_size)
 
     def __len__(self) -> int:
-        return -(-len(self.labels) // self.batch_size)
+        return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         yield from zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)

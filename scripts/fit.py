@@ -138,7 +138,7 @@ def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = No
     """
     epochs = {round(10 ** (i / 10)) for i in range(100)} | set(range(2000, last, 2000)) | {*asked, last}
     if save_every:
-        step = max(save_every, -(-last // MOST_SAVES))
+        step = max(save_every, math.ceil(last / MOST_SAVES))
         epochs |= set(range(step, last, step))
     return sorted(e for e in epochs if e <= last)
 
