@@ -26,7 +26,7 @@ class LRStep(Callback):
 
     def __init__(self, milestones: Mapping[int, float], unit: Literal["epoch", "step"] = "epoch") -> None:
         for milestone, lr in milestones.items():
-            if not (isinstance(milestone, int) and milestone >= 0 and 0 <= lr < math.inf):
+            if not (milestone % 1 == 0 and milestone >= 0 and 0 <= lr < math.inf):
                 what = f"{unit} from 0 and finite learning rate from 0"
                 raise ValueError(f"milestones: {milestone}: {lr} is no {what}: write for example {{5: 0.01}}")
         self.milestones = dict(sorted(milestones.items()))

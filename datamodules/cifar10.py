@@ -93,7 +93,7 @@ class CIFAR10DataModule(LightningDataModule):
     @property
     def is_at_hand(self) -> bool:
         """Whether CIFAR-10, unpacked or as its archive, is in ``data_root``."""
-        return any((self.data_root / name).exists() for name in (CIFAR10.base_folder, CIFAR10.filename))
+        return (self.data_root / CIFAR10.base_folder).is_dir() or (self.data_root / CIFAR10.filename).exists()
 
     @property
     def num_batches(self) -> dict[str, int]:

@@ -176,6 +176,8 @@ def _condition(value: Tensor) -> Tensor:
 
 def _unknown(name: str, otherwise: str) -> ExpressionError:
     close = difflib.get_close_matches(name, NAMES, 1, cutoff=0.7)
+    if close and name.lower() in {prefix + close[0] for prefix in ("a", "ar", "arc")}:
+        close = []  # its inverse is another function
     return ExpressionError(f"{name[:40]!r} is unknown: {f'did you mean {close[0]}?' if close else otherwise}")
 
 

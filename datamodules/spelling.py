@@ -49,30 +49,47 @@ SAME = {
     **dict.fromkeys("·⋅∙•×✕∗", "*"),
     **dict.fromkeys("÷∕", "/"),
     **dict.fromkeys("“”„‟‘’‚«»`´", "'"),
+    **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff", ""),  # of no width
     **{"√": "sqrt ", "≤": "<=", "≥": ">=", "≠": "!=", "→": "->", "↦": "->", "∧": " and ", "∨": " or ", "х": "x"},
 }
 NAME = r"[^\W\d]\w*"
 PREFIXES = [
     rf"def\s+{NAME}\s*\([^()]*\)[^:]*:",
     r"return\b",
-    rf"(?:lambda\s+)?{NAME}\s*(?::(?!=)|->)",  # also x -> ..., f: x -> ...
+    rf"(?:lambda\s+)?(?:{NAME}|\(\s*{NAME}\s*\))\s*(?::(?!=)|->)",  # also x -> ..., (x) -> ..., f: x -> ...
+    rf"\(?\s*(?P<name>{NAME})\s*\)?\s*=>(?=.*\b(?P=name)\b)",  # JavaScript; x => 1 would mean >=
     rf"{NAME}\s*\(\s*{NAME}\s*\)\s*:?=(?!=)",  # f(x) = ...
     rf"(?!x\b){NAME}\s*:?=(?!=)",  # y = ...
     rf"@\s*\(\s*{NAME}\s*\)",  # MATLAB
+    r"=",  # a spreadsheet
 ]
 RULES = [
     (r"[\s;,=]+$", ""),
     (r"^\s*['\"$]+(.*[^'\"$])['\"$]+$", r"\1"),
     (rf"^(?:{'|'.join(PREFIXES)})\s*", ""),
     (r"\\(?:left|right|quad|[,;:! ])", " "),
+    (r"\\[({]", "("),
+    (r"\\[)}]", ")"),
+    (r"\\[lr]vert(?![a-z])", "|"),
+    (r"\\(?:mathrm|operatorname)\s*\{(\w+)\}", r" \1"),
+    (r"\blog_\{?(2|10)(?!\d)\}?", r"log\1 "),
+    (r"(\(.*\d),(?=\d.*;)", r"\1."),  # where ; is between arguments
+    (r"(\(.*;.*\d),(?=\d)", r"\1."),
+    (r"(\(.*);", r"\1, "),
     (r"\\(?:cdot|times)(?![a-z])", "*"),
     (r"\\[dt]?frac\s*\{([^{}]*)\}\s*\{([^{}]*)\}", r"((\1)/(\2))"),
     (r"\\(?![dt]?frac)(?=[a-zA-Z])", " "),
     (r"(?<!frac)(?<!\})\{([^{},]*)\}", r"(\1)"),
     (r"(?<!\bx)(?<!\))\[([^\[\],]*)\](?![{(])", r"(\1)"),
-    (r"\b(?:np|numpy|math|Math|torch|nn|functional|F|tf|jnp|special|sp|sympy)\s*\.\s*(?=[a-zA-Z])", ""),
+    (r"\b(?:np|numpy|math|Math|torch|nn|functional|F|tf|jnp|scipy|special|sp|sympy)\s*\.\s*(?=[a-zA-Z])", ""),
     (r"\|([^|<>=]*[^|<>=\s+*/^(-])\s*\|", r"abs(\1)"),
+    (r"⌊([^⌊⌋]*)⌋", r"floor(\1)"),
+    (r"⌈([^⌈⌉]*)⌉", r"ceil(\1)"),
     (r"\.(?=[*/^])", ""),  # MATLAB's x.^2
+    (r"~=", "!="),
+    (r"[~!]\s*(?=\()", " not "),
+    (r"(?i)\bpi\s*\(\s*\)", "pi"),
+    (r"\bxe\s*(?=\^|\*\*)", "x e"),
     (r"(?i)\bif\s*(?=\((?!.*\belse\b).*,.*,)", "where"),  # a spreadsheet's
     (r"&&?", " and "),
     (r"\|\|?", " or "),
@@ -109,7 +126,8 @@ def corrected(text: str) -> str:
     if "\n" in text:  # two lines are no product
         raise SyntaxError
     tokens = [_evenly_spaced(token) for token in TOKEN.findall(text)]
-    text = "".join(_with_products(_with_arguments(_with_points(_with_names(tokens))))).strip()
+    tokens = [RENAMED.get(token, token) for token in _with_points(_with_names(tokens))]
+    text = "".join(_with_products(_with_arguments(tokens))).strip()
     text = re.sub(r"(?<![\w)])\((\w+)\)(?![\w.(])", r"\1", re.sub(r"\(\s+", "(", text))  # such as **(2)
     text = re.sub(r"\*\*\((-\w+)\)(?!\s*\*\*)", r"**\1", text)
     with warnings.catch_warnings():
@@ -146,7 +164,7 @@ def _with_names(tokens: list[str]) -> list[str]:
             pieces = [token.lower()]
         elif not token.isidentifier() or "".join(pieces) != token:
             pieces = [token]
-        named += [RENAMED.get(piece, piece) for piece in pieces]
+        named += pieces
     others = {
         token
         for token, following in zip(named, [*named[1:], ""], strict=False)
@@ -170,9 +188,11 @@ def _with_points(tokens: list[str]) -> list[str]:
         if (
             token == ","
             and re.match(r"\d+,\d+(e|$)", "".join([*done[-1:], ",", *tokens[:1]]), re.I)
-            and (not {*called[-1:]} & SEVERAL)
+            and (not {*called[-1:]} & SEVERAL - {"log"})
         ):
             whole, part = done.pop(), tokens.pop(0)
+            if called[-1:] == ["log"]:
+                raise ValueError(f"the comma in {whole},{part}: write {whole}.{part}, or a blank before a base")
             if (len(part) == 3 and part.isdecimal() and whole != "0") or tokens[:1] == [","]:
                 raise ValueError(f"the comma in {whole},{part}: a decimal point is '.', and thousands have none")
             token = f"{whole}.{part}"

@@ -35,16 +35,19 @@ def check_run(data: CIFAR10DataModule, trainer: Trainer, schedule: Callback, che
     if isinstance(schedule, OneCycle) and not callbacks_of(trainer, StochasticWeightAveraging):
         if checkpoint and "OneCycle" in checkpoint.callbacks:
             schedule.load_state_dict(checkpoint.callbacks["OneCycle"])
-        num_steps = num_batches(data, trainer) / trainer.accumulate_grad_batches
-        schedule.check_length(math.ceil(num_steps) if num_steps < math.inf else num_steps)
+        schedule.check_length(num_steps(data, trainer))
 
 
 def check_resume(checkpoint: Checkpoint, model: LightningModule, settings: Mapping[str, Any], run_dir: Path) -> None:
-    """Raises UsageError for another network or optimizer, or inside an epoch whose other batches would change.
+    """Raises UsageError for another network or optimizer, a shorter run, or an epoch whose other batches would change.
 
     A run does not change its recipe or data; one with a ``run_dir`` of its own may begin with another's checkpoint.
     """
     checkpoint.check_fits(model)
+    epochs, steps = (settings[name] or -1 for name in ("max_epochs", "max_steps"))
+    if 0 <= epochs < checkpoint.epochs or 0 <= steps < checkpoint.next_step:
+        done = f"{checkpoint.epochs} epochs and {checkpoint.next_step} steps"
+        raise UsageError(f"{checkpoint.path} has {done} behind it: give a --max_epochs and --max_steps of no less")
     checkpoint.check_same(settings, {"optimizer"}, "resume it with that")
     if checkpoint.is_of(run_dir):
         checkpoint.check_same(settings, {"recipe", "data"}, "resume it with that, or give another --run_dir")
@@ -81,11 +84,14 @@ def batches_per_epoch(data: CIFAR10DataModule, trainer: Trainer) -> int:
     return min(of_all, limit) if isinstance(limit, int) else int(of_all * limit)
 
 
-def num_batches(data: CIFAR10DataModule, trainer: Trainer) -> float:
-    """Batches of the whole training run; infinite where only ``--max_time`` ends it."""
+def num_steps(data: CIFAR10DataModule, trainer: Trainer) -> float:
+    """Optimizer steps of the whole training run, as Lightning counts them; infinite where only ``--max_time`` ends it.
+
+    An epoch's last step may be of fewer batches than ``--accumulate_grad_batches``.
+    """
     epochs = trainer.max_epochs if trainer.max_epochs not in (None, -1) else math.inf
-    batches_of_all_steps = trainer.max_steps * trainer.accumulate_grad_batches if trainer.max_steps > 0 else math.inf
-    return min(epochs * batches_per_epoch(data, trainer), batches_of_all_steps)
+    steps = epochs * math.ceil(batches_per_epoch(data, trainer) / trainer.accumulate_grad_batches)
+    return min(steps, trainer.max_steps) if trainer.max_steps > 0 else steps
 
 
 def compiles(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
@@ -97,7 +103,7 @@ def compiles(cfg: Namespace, data: CIFAR10DataModule, trainer: Trainer) -> bool:
         raise UsageError("--compile true needs g++ and Python's headers: install them, or leave out --compile")
     if cfg.compile != "auto":
         return bool(cfg.compile)
-    batches = num_batches(data, trainer) / max(1, len(data.image_sizes))
+    batches = num_steps(data, trainer) * trainer.accumulate_grad_batches / max(1, len(data.image_sizes))
     repays = batches >= 3_000 and gains_by_compilation(trainer.strategy.root_device)
     if repays:
         torch._dynamo.config.suppress_errors = True  # a compiler that fails after all costs speed, not the run

@@ -39,6 +39,10 @@ yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, value: dumper.represe
 class Parser(ArgumentParser):
     """A parser whose errors are one line; its flags take counts such as 1e4, and values that begin with a minus."""
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        # A flag cut short would mean another one where the longer one is missing, and escape recipe_defaults.
+        super().__init__(*args, **{"allow_abbrev": False} | kwargs)
+
     def _parse_optional(self, arg_string: str) -> Any:
         # argparse would take -x**2 and -1e-3 for flags
         return None if re.match(r"-(?!-|h$)", arg_string) else super()._parse_optional(arg_string)

@@ -21,7 +21,7 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
-    """The defaults of the recipe that a command line names, or the config file that it names, or else of ``lab``.
+    """The defaults of the recipe that a command line names, or the config files that it names, or else of ``lab``.
 
     A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are those of the run's
     number of epochs, values given ``by_bfloat16`` those of the machine that trains.
@@ -30,12 +30,14 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
         UsageError: the config file is of another recipe than the command line names.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-    for name in ("recipe", "config", "accelerator", *LENGTH):
-        early.add_argument(f"--{name}")
+    early.add_argument("--config", nargs="?", action="append", default=[])
+    for name in ("recipe", "accelerator", *LENGTH):
+        early.add_argument(f"--{name}", nargs="?")
     flags = vars(early.parse_known_args(args)[0])
     asked: dict[str, Any] = {}
-    with suppress(OSError, yaml.YAMLError, TypeError, ValueError):  # the parser itself reports what is wrong with it
-        asked |= yaml.safe_load(Path(flags["config"]).read_text(encoding="utf-8"))
+    for config in flags.pop("config"):
+        with suppress(OSError, yaml.YAMLError, TypeError, ValueError):  # the parser itself reports what is wrong
+            asked |= yaml.safe_load(Path(config).read_text(encoding="utf-8"))
     if flags["recipe"] and asked.get("recipe", flags["recipe"]) != flags["recipe"]:
         raise UsageError(f"--recipe {flags['recipe']} is not the config file's {asked['recipe']}: give one recipe")
     asked |= {name: value for name, value in flags.items() if value is not None}

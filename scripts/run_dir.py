@@ -35,13 +35,15 @@ class Checkpoint:
     """What the scripts look at before Lightning loads a checkpoint.
 
     ``next_step`` is the first step that the loggers will see: a curve fit's count epochs, a classifier's batches.
-    ``settings`` are those of the run that saved it, and ``callbacks`` what its callbacks keep; ``inside_epoch`` is the
-    epoch in whose middle it was saved, or None, and ``is_cut`` whether the run had ended in the middle of an epoch.
+    ``epochs`` have begun; ``inside_epoch`` is the one in whose middle it was saved, or None, and ``is_cut`` whether the
+    run had ended in the middle of an epoch. ``settings`` are those of the run that saved it, and ``callbacks`` what its
+    callbacks keep.
     """
 
     path: Path
     shapes: dict[str, torch.Size]
     next_step: int
+    epochs: int
     callbacks: dict[str, dict[str, Any]]
     inside_epoch: int | None
     is_cut: bool
@@ -67,7 +69,7 @@ class Checkpoint:
             is_cut = inside is None and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
             shapes = {name: value.shape for name, value in content["state_dict"].items()}
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
-            return cls(path, shapes, step, content.get("callbacks", {}), inside, is_cut)
+            return cls(path, shapes, step, epochs["started"], content.get("callbacks", {}), inside, is_cut)
         except Exception as error:
             raise UsageError(f"{path} is not a valid checkpoint of this program ({type(error).__name__})") from None
 
@@ -194,6 +196,8 @@ def checkpoint_to_resume(run_dir: Path, ckpt_path: str | None) -> Checkpoint | N
             checkpoint = Checkpoint.latest(folder)
         elif origin := began_with(run_dir):
             checkpoint = Checkpoint.read(Path(origin))
+        elif (run_dir / "summary.json").exists() and not any(run_dir.glob("seed*/config.yaml")):
+            raise UsageError(f"{run_dir} is finished and has no checkpoint to resume: give another --run_dir")
     elif ckpt_path is not None:
         checkpoint = Checkpoint.read(Path(ckpt_path).expanduser())
     resumes = ckpt_path == "last" or (checkpoint and checkpoint.is_of(run_dir))

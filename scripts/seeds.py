@@ -28,7 +28,7 @@ def finished_summary(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, An
     """The summary of a seed's run that is as long as asked for, and so need not be resumed.
 
     Raises:
-        UsageError: it was trained with other settings than these.
+        UsageError: it was trained with other settings than these, or is longer.
     """
     path = run_dir / "summary.json"
     if not path.exists():
@@ -36,13 +36,14 @@ def finished_summary(run_dir: Path, settings: Mapping[str, Any]) -> dict[str, An
     summary: dict[str, Any] = read_json(path)
     done, asked = summary["settings"], json.loads(json.dumps(settings))
 
-    def limits(of: Mapping[str, Any]) -> list[float]:
-        return [math.inf if of[name] in (None, -1) else of[name] for name in ("max_epochs", "max_steps")]
+    def limit(name: str, of: Mapping[str, Any]) -> float:
+        return math.inf if of[name] in (None, -1) else of[name]
 
-    is_far_enough = all(a <= d for a, d in zip(limits(asked), limits(done), strict=True))
-    if asked["max_time"] != done["max_time"] or not is_far_enough:
+    lengths = ("max_epochs", "max_steps")
+    if asked["max_time"] != done["max_time"] or any(limit(name, asked) > limit(name, done) for name in lengths):
         return None
-    if changed := changed_settings(done, asked):
+    longer = [name for name in lengths if limit(name, asked) < limit(name, done)]
+    if changed := [*changed_settings(done, asked), *longer]:
         raise UsageError(f"{run_dir} is finished, with another {' '.join(changed)}: start anew in another --run_dir")
     return summary
 

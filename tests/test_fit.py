@@ -287,6 +287,7 @@ def test_numbers_as_people_write_them(flags, values):
         (["--epochs", "100,1000"], "--epochs is 100,1000: give a whole number"),
         (["--epochs", "abc"], "--epochs is abc: give a whole number (such as 10000) or 'auto'"),
         (["--max_epochs", "1e-1"], "--max_epochs is 1e-1: give a whole number (such as 10000)"),
+        (["--num_samples", "1e30"], "--num_samples is 1000000000000000000000000000000: give a smaller number"),
         (["--max_epochs", "many"], "--max_epochs is many: give a whole number (such as 10000) or null"),
         (["--hidden", "32,32"], "--hidden is 32,32: give a whole number"),
         (["--hidden", "64,128"], "--hidden is 64,128: give a whole number"),
@@ -314,6 +315,7 @@ def test_a_value_of_another_type_is_named_in_plain_words(flags, message):
         (fit_parser, "--num_epochs", ": did you mean --epochs or --max_epochs or --min_epochs?"),
         (fit_parser, "--hidden-size", ": did you mean --hidden?"),
         (fit_parser, "--wd", ""),
+        (fit_parser, "--epoch", ": did you mean --epochs or --max_epochs or --min_epochs?"),  # not cut short
         (fit_parser, "positional", ""),
         (lambda: cifar_parser({}), "--epochs", ": did you mean --max_epochs or --min_epochs?"),
         (lambda: cifar_parser({}), "--batch-size", ": did you mean --batch_size?"),
@@ -329,6 +331,21 @@ def test_an_unknown_name_in_a_config_gets_them_too(tmp_path):
     (tmp_path / "c.yaml").write_text("learning_rate: 0.1\n")
     with pytest.raises(MisconfigurationException, match="'learning_rate' is not accepted: did you mean --lr?"):
         fit_parser().parse_args(["--config", str(tmp_path / "c.yaml")])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("lr: [0.1]".encode("utf-16"), "not in UTF-8"),  # what > writes in Windows PowerShell
+        (b"run_dir: caf\xe9", "not in UTF-8"),
+        (b"milestones: {5: 0.01}", "is it another script's?"),
+    ],
+)
+def test_a_config_that_is_none_gets_one_line(tmp_path, content, message):
+    (tmp_path / "c.yaml").write_bytes(content)
+    with pytest.raises(MisconfigurationException, match=message) as caught:
+        fit_parser().parse_args(["--config", str(tmp_path / "c.yaml")])
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

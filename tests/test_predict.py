@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import pickle
 import re
 import runpy
 import signal
@@ -116,6 +117,8 @@ def save_modes(folder: Path) -> None:
     Image.fromarray(np.ones((32, 32), dtype=np.float32)).save(folder / "from_0_to_1.tiff")
     Image.new("RGB", (32, 32)).save(folder / "black.png")
     Image.fromarray(np.full((32, 32), 100, dtype=np.uint16)).save(folder / "dark_sixteen_bits.png")
+    levels = Image.fromarray(np.full((32, 32), 40_000, dtype=np.uint16))
+    levels.save(folder / "transparent_level.png", transparency=40_000)
     Image.fromarray(np.full((32, 32), np.nan, dtype=np.float32)).save(folder / "nan.tiff")
 
 
@@ -179,8 +182,8 @@ def test_gray_is_three_equal_colors_and_jpeg_is_near(
 
 def test_a_large_transparent_picture_and_other_modes(of_kind: dict[str, list[Any]]) -> None:
     told = {Path(answer["file"]).name: answer["probabilities"] for answer in of_kind["modes"]}
-    assert len(told) == 10
-    for name in ("wide.png", "sixteen_bits.png", "tiny.png", "from_0_to_1.tiff"):
+    assert len(told) == 11
+    for name in ("wide.png", "sixteen_bits.png", "tiny.png", "from_0_to_1.tiff", "transparent_level.png"):
         assert told[name] == pytest.approx(told["white.png"], abs=1e-4)
     for name in ("dark_sixteen_bits.png", "nan.tiff"):
         assert told[name] == pytest.approx(told["black.png"], abs=1e-4)
@@ -357,6 +360,24 @@ def test_weights_that_cannot_be_used_get_one_line(folder: Path, content: Any, wo
     assert not (folder / "bad.pt2").exists()
 
 
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (b"", "not a file of torch.save"),
+        (b"hello world", "not a file of torch.save"),
+        (pickle.dumps({"conv1.weight": torch.ones(1)}, protocol=4), "not a file of torch.save"),
+        (None, "save its state_dict alone"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_files_of_another_kind_get_one_line(folder: Path, content: bytes | None, word: str) -> None:
+    (folder / "other.pt").write_bytes(content or b"")
+    if content is None:
+        torch.jit.save(torch.jit.script(torch.nn.Linear(1, 1)), folder / "other.pt")
+    done = predict(folder, "--ckpt_path", "other.pt", "png/000.png")
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 1 and word in done.stderr, done.stderr
+
+
 KNOWN = {"mean": [0.5] * 3, "std": [0.2] * 3, "classes": list(CLASSES)}
 
 
@@ -512,7 +533,7 @@ def test_numbers_are_taken_and_told_as_they_are(curve: Path) -> None:
 
 
 def test_a_csv_file_of_excels(curve: Path) -> None:
-    (curve / "excel.csv").write_text(" x ,y\r\n1,a\r\n2.5,b\r\n", encoding="utf-8-sig")
+    (curve / "excel.csv").write_text(" x ,y\r\n1,a\r\n2.5,b,\r\n", encoding="utf-8-sig")
     assert answers(curve, *CKPT, "--csv", "excel.csv")["x"] == [1, 2.5]
 
 
@@ -526,6 +547,7 @@ BAD_CSV = {
     "other column": (b"y\n1\n", "no column x"),
     "empty": (b"", "is empty"),
     "only the header": (b"x,y\n", "no rows"),
+    "decimal commas": (b"x\n1\n1,5\n", "line 3 has more cells than columns; a decimal point is '.'"),
     "infinite": (b"x\n1\ninf\n", "line 3"),
 }
 

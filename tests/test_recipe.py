@@ -45,6 +45,9 @@ def test_the_command_line_goes_before_the_recipe_wherever_it_stands(tmp_path: Pa
     (tmp_path / "mine.yaml").write_text("recipe: fast\nmax_shift: 1\n")
     flags = printed(tmp_path, "--config", "mine.yaml", "--weight_decay", "0.01")
     assert (flags["momentum"], flags["max_shift"], flags["weight_decay"]) == (0.9, 1, 0.01)
+    (tmp_path / "more.yaml").write_text("max_shift: 2\nmax_epochs: 4\n")
+    flags = printed(tmp_path, "--config", "mine.yaml", "--config", "more.yaml")
+    assert (flags["recipe"], flags["momentum"], flags["max_shift"], flags["weight_decay"]) == ("fast", 0.9, 2, 1e-3)
 
 
 @pytest.mark.parametrize("flag", [("--max_steps", "7"), ("--max_time", "00:00:01:00"), ("--max_epochs", "3")])
@@ -103,6 +106,9 @@ def test_the_defaults_of_the_flags_are_those_of_the_constructors(tmp_path: Path)
         (["--milestones", "5"], ["--milestones is 5", "{5: 0.01}"]),
         (["--config", "milestones.yaml"], ["--milestones is 5", "{5: 0.01}"]),
         (["--lr", "-0.1"], ["-0.1"]),
+        (["--recipe", "fast", "--max_epoch", "4"], ["did you mean --max_epochs"]),
+        (["--rec", "fast"], ["did you mean --recipe"]),
+        (["--milestones", "{2.5: 0.01}"], ["2.5", "{5: 0.01}"]),
     ],
 )
 def test_settings_that_make_no_run_get_one_line(args: list[str], words: list[str], tmp_path: Path) -> None:
@@ -112,3 +118,9 @@ def test_settings_that_make_no_run_get_one_line(args: list[str], words: list[str
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
     assert all(word in done.stderr for word in words), done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["milestones.yaml", "paper.yaml"]
+
+
+@pytest.mark.parametrize("flag", ["--recipe", "--config", "--max_epochs", "--lr"])
+def test_a_flag_without_its_value_gets_one_line(flag: str, tmp_path: Path) -> None:
+    done = launch.run([CIFAR, flag], tmp_path)
+    assert done.returncode == 2 and done.stderr == f"error: argument {flag}: expected one argument\n"

@@ -48,7 +48,7 @@ from analysis.runs import Run, is_branch
 from analysis.statistics import mean_ci, number
 from scripts import report
 from scripts.rendering import environment, fit_text, sentences
-from scripts.report import animate, expand, read
+from scripts.report import animate, read, read_all
 
 ROOT = Path(__file__).parents[1]
 CLASSIFIER = (
@@ -382,23 +382,33 @@ def test_a_summary_of_no_run(content: str, tmp_path: Path) -> None:
         read(tmp_path)
 
 
+FINISHED = '{"settings": {}, "epochs": []}'
+
+
 def test_seeds_in_their_order_and_no_run_twice(tmp_path: Path) -> None:
     for name in ("many/seed10", "many/seed2", "many/seedling", "one"):
         (tmp_path / name).mkdir(parents=True)
     (tmp_path / "many" / "seed3").touch()
     (tmp_path / "again").symlink_to("one")
-    found = expand([tmp_path / name for name in ("many", "one", "many/seed2", "again")])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["many/seed2", "many/seed10", "one"]
+    for name in ("many/seed10", "many/seed2", "one"):
+        (tmp_path / name / "summary.json").write_text(FINISHED)
+    found = read_all([tmp_path / name for name in ("many", "one", "many/seed2", "again")])
+    assert [str(run.path.relative_to(tmp_path)) for run in found] == ["many/seed2", "many/seed10", "one"]
 
 
-def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path) -> None:
+def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("fit/b", "fit/a", "cifar/two_seeds", "cifar/two_seeds/seed0", "cifar/two_seeds/seed1"):
         (tmp_path / name).mkdir(parents=True)
-        (tmp_path / name / "summary.json").touch()
+        (tmp_path / name / "summary.json").write_text(FINISHED)
     (tmp_path / "fit" / "interrupted" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "of_another_program").mkdir()
+    (tmp_path / "of_another_program" / "summary.json").write_text('{"a": 1}')
     names = ["cifar/two_seeds/seed0", "cifar/two_seeds/seed1", "fit/a", "fit/b"]
-    assert [str(path.relative_to(tmp_path)) for path in expand([tmp_path])] == names
-    assert expand([tmp_path / "fit" / "interrupted"]) == [tmp_path / "fit" / "interrupted"]  # named, so told about
+    assert [str(run.path.relative_to(tmp_path)) for run in read_all([tmp_path])] == names
+    assert capsys.readouterr().err.startswith(f"skipped: {tmp_path / 'of_another_program'} holds no finished run")
+    for named in ("fit/interrupted", "of_another_program"):
+        with pytest.raises(MisconfigurationException, match="no finished run"):
+            read_all([tmp_path / named])
 
 
 def test_each_section_has_an_id_of_its_own() -> None:

@@ -286,14 +286,18 @@ def test_an_extended_run_has_no_results_until_it_ends_again(finished: Path, tmp_
         assert one["epochs"] == summary(tmp_path / "seeds" / f"seed{one['seed']}")["epochs"]
 
 
-def test_several_seeds_are_not_mixed_with_a_single_run_nor_with_other_settings(finished: Path, tmp_path: Path) -> None:
+def test_a_finished_run_takes_no_other_seeds_or_settings_and_no_less(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished / "seeds", tmp_path / "seeds", ignore=shutil.ignore_patterns(".lock"))
     shutil.copytree(finished / "seeds" / "seed0", tmp_path / "one", ignore=shutil.ignore_patterns(".lock"))
+    shutil.copytree(finished / "seeds" / "seed0", tmp_path / "bare", ignore=shutil.ignore_patterns(".lock", "*.ckpt"))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for args, words in (
         (("--num_seeds", "2", "--run_dir", "one"), "holds a single run"),
         (("--run_dir", "seeds"), "by the same --num_seeds"),
         (("--num_seeds", "2", "--lr", "0.2", "--run_dir", "seeds"), "with another lr"),
+        (("--num_seeds", "2", "--max_steps", "3", "--run_dir", "seeds"), "with another max_steps"),
+        (("--max_steps", "3", "--run_dir", "one"), "has 1 epochs and 6 steps behind it"),
+        (("--run_dir", "bare"), "bare is finished and has no checkpoint"),
     ):
         done = run(tmp_path, *CIFAR, "1", "--milestones", "{1: 0.01}", *args, "--ckpt_path", "last")
         assert done.returncode == 2 and words in done.stderr and len(done.stderr.splitlines()) == 1, done.stderr
@@ -332,16 +336,23 @@ def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path
     assert {path: path.read_bytes() for path in (tmp_path / "fast").rglob("*") if path.is_file()} == before
 
 
+@pytest.mark.parametrize(
+    ("flags", "epochs"),
+    [
+        # it trains an epoch more, of which only the checkpoint knows when the run is resumed
+        ("--callbacks+=StochasticWeightAveraging --callbacks.swa_lrs 0.01", 3),
+        # an epoch's last step is of fewer batches
+        pytest.param("--limit_train_batches 10 --accumulate_grad_batches 3 --max_epochs 3", 3, id="accumulated"),
+    ],
+)
 @pytest.mark.slow
-def test_one_cycle_with_averaged_weights_is_resumed(tmp_path: Path) -> None:
-    """StochasticWeightAveraging trains an epoch more, of which only the checkpoint knows when the run is resumed."""
-    fast = (*CIFAR, "2", "--recipe", "fast", "--run_dir", "fast")
-    fast += ("--callbacks+=StochasticWeightAveraging", "--callbacks.swa_lrs", "0.01")
+def test_one_cycle_is_resumed_whatever_else_counts_its_steps(flags: str, epochs: int, tmp_path: Path) -> None:
+    fast = (*CIFAR, "2", "--recipe", "fast", "--run_dir", "fast", *flags.split())
     (tmp_path / "stop.py").write_text(STOP)
     stopped = run(tmp_path, *fast, "--callbacks+=stop.Stop", PYTHONPATH=str(tmp_path))
     assert stopped.returncode == 143, stopped.stderr
     succeed(tmp_path, *fast, "--ckpt_path", "last")
-    assert len(summary(tmp_path / "fast")["epochs"]) == 3
+    assert len(summary(tmp_path / "fast")["epochs"]) == epochs
 
 
 # Resuming with other settings
