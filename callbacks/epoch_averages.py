@@ -10,7 +10,10 @@ from lit_models import ResNet20Classifier
 
 
 class EpochAverages(Callback):
-    """Keeps in checkpoints what the classifier's training metrics have summed up, of all processes."""
+    """Keeps in checkpoints what the classifier's training metrics have summed up, of all processes.
+
+    Metrics that keep lists instead of sums, such as AUROC, begin anew where an epoch is resumed.
+    """
 
     def on_save_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]
@@ -19,8 +22,8 @@ class EpochAverages(Callback):
         counts = checkpoint["epoch_averages"] = {}
         for name, metric in pl_module.train_metrics.items(keep_base=True):
             for state, value in metric.metric_state.items():
-                of_all = pl_module.all_gather(value) if trainer.world_size > 1 else torch.as_tensor(value)[None]
-                counts[f"{name}.{state}"] = of_all
+                if isinstance(value, Tensor):
+                    counts[f"{name}.{state}"] = pl_module.all_gather(value) if trainer.world_size > 1 else value[None]
 
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]

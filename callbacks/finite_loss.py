@@ -26,6 +26,8 @@ class StopOnNonFiniteLoss(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
+        if not outputs:  # the step has left this batch out
+            return
         loss: Tensor = outputs["loss"].detach()
         if self._first is None:
             self._first = torch.full((), -1, device=loss.device)

@@ -18,18 +18,22 @@ class LRStep(Callback):
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.
-        unit: "step" counts milestones in optimizer steps, as He et al. 2015 do: {32_000: 0.01, 48_000: 0.001}.
+        unit: "step" counts milestones in optimizer steps, as He et al. 2015 do: {32_000: 0.01, 48_000: 0.001}; of
+            several optimizers together, as Lightning counts them.
 
     Raises:
-        ValueError: a milestone that is no whole number from 0, or a learning rate that is negative or not finite.
+        ValueError: a milestone that is no whole number from 0, a learning rate that is negative or not finite, or
+            another unit.
     """
 
     def __init__(self, milestones: Mapping[int, float], unit: Literal["epoch", "step"] = "epoch") -> None:
         for milestone, lr in milestones.items():
-            if not (milestone % 1 == 0 and milestone >= 0 and 0 <= lr < math.inf):
+            if not (float(milestone).is_integer() and float(milestone) >= 0 and 0 <= lr < math.inf):
                 what = f"{unit} from 0 and finite learning rate from 0"
                 raise ValueError(f"milestones: {milestone}: {lr} is no {what}: write for example {{5: 0.01}}")
-        self.milestones = dict(sorted(milestones.items()))
+        if unit not in ("epoch", "step"):
+            raise ValueError(f"unit is {unit!r}; it is 'epoch' or 'step'")
+        self.milestones = dict(sorted((int(milestone), float(lr)) for milestone, lr in milestones.items()))
         self.unit = unit
 
     def lr_at(self, now: int) -> float | None:
@@ -45,7 +49,7 @@ class LRStep(Callback):
         # Not before another schedule, whose rate the optimizer's state holds; Lightning's averaging makes one later.
         others = trainer.lr_scheduler_configs or callbacks_of(trainer, StochasticWeightAveraging)
         if trainer.ckpt_path is not None and not others:
-            for group, lr in zip(param_groups(trainer), self._own, strict=True):
+            for group, lr in zip(param_groups(trainer), self._own, strict=False):  # others came later, as of finetuning
                 group["lr"] = lr
         if self.milestones:
             say_which_wins(f"LRStep's from {self.unit} {min(self.milestones)} on", trainer)

@@ -28,8 +28,8 @@ class OneCycle(Callback):
         ValueError: a peak that is not positive and finite, or a warmup_fraction that is not between 0 and 1.
         MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint of a
             cycle of another length, or one that has come further in steps than its epochs now have; with several
-            optimizers, whose steps Lightning counts together; or with a GradientAccumulationScheduler that changes
-            how many batches make a step.
+            optimizers, whose steps Lightning counts together; with manual optimization; or with a
+            GradientAccumulationScheduler that changes how many batches make a step.
     """
 
     def __init__(self, lr: float, warmup_fraction: float) -> None:
@@ -37,7 +37,7 @@ class OneCycle(Callback):
             raise ValueError(
                 f"one cycle needs a positive lr and a warmup_fraction between 0 and 1, not {lr} and {warmup_fraction}"
             )
-        self.lr, self.warmup_fraction = lr, warmup_fraction
+        self.lr, self.warmup_fraction = float(lr), float(warmup_fraction)
         self.num_steps = 0  # of the whole run; known when training starts
 
     def lr_at(self, step: int) -> float:
@@ -58,7 +58,9 @@ class OneCycle(Callback):
     def check_length(self, num_steps: float) -> None:
         """Raises MisconfigurationException unless the run has an end, the same as before a resume."""
         if not 0 < num_steps < math.inf:
-            raise MisconfigurationException("one cycle of the learning rate needs an end: give --max_epochs")
+            raise MisconfigurationException(
+                "one cycle of the learning rate needs an end: give max_epochs, or max_steps for data without a length"
+            )
         if self.num_steps not in (0, num_steps):
             raise MisconfigurationException(
                 f"the checkpoint is of a run of {self.num_steps:,} steps, not {num_steps:,}, and so of another cycle: "
@@ -66,8 +68,11 @@ class OneCycle(Callback):
             )
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if len(trainer.optimizers) > 1:
-            raise MisconfigurationException("one cycle of the learning rate is for one optimizer, not several")
+        if len(trainer.optimizers) > 1 or not pl_module.automatic_optimization:
+            raise MisconfigurationException(
+                "one cycle of the learning rate is for one optimizer that Lightning steps: of several, or by manual "
+                "optimization, the number of steps is not known"
+            )
         schedulers: list[Any] = callbacks_of(trainer, GradientAccumulationScheduler)
         if any(len(scheduler.scheduling) > 1 for scheduler in schedulers):
             raise MisconfigurationException(
@@ -78,7 +83,7 @@ class OneCycle(Callback):
         self.check_length(num_steps)
         self.num_steps = int(num_steps)
         say_which_wins("OneCycle's", trainer)
-        if trainer.max_epochs not in (None, -1):
+        if trainer.max_epochs not in (None, -1) and trainer.num_training_batches < math.inf:
             per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
             if not 0 <= trainer.global_step - trainer.current_epoch * per_epoch <= per_epoch:
                 raise MisconfigurationException(

@@ -13,7 +13,9 @@ PADDING = 4
 
 def normalize(images: Tensor) -> Tensor:
     """(N, H, W, 3) pixels, 0 to 255 -> (N, 3, H, W) float32, channels_last, per-channel mean 0 and deviation 1."""
-    mean, scale = mean_and_scale(images.device)
+    # A tracer's constants are no tensors to be kept for other calls.
+    constants = mean_and_scale.__wrapped__ if torch.compiler.is_exporting() else mean_and_scale
+    mean, scale = constants(images.device)
     return ((images - mean) * scale).permute(0, 3, 1, 2)
 
 

@@ -71,8 +71,11 @@ class CIFAR10DataModule(LightningDataModule):
         alternate_flips: bool = False,
     ) -> None:
         super().__init__()
-        data_root, image_sizes = str(data_root), dict(sorted((image_sizes or {}).items()))
-        self.save_hyperparameters()  # plain values: a checkpoint holds them
+        # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
+        data_root, batch_size, val_size = str(data_root), int(batch_size), int(val_size)
+        seed, max_shift = int(seed), int(max_shift)
+        image_sizes = dict(sorted((float(start), int(size)) for start, size in (image_sizes or {}).items()))
+        self.save_hyperparameters()
         root = Path(data_root).expanduser()
         self.data_root = root.parent if root.name == CIFAR10.base_folder and root.is_dir() else root
         self.batch_size, self.val_size, self.seed, self.download = batch_size, val_size, seed, download
@@ -81,6 +84,11 @@ class CIFAR10DataModule(LightningDataModule):
         self.padding_mode = padding_mode
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         self.num_train = 50_000 if dataset == "cifar10" else 10_000
+        if dataset not in ("cifar10", "synthetic") or padding_mode not in ("zeros", "reflect"):
+            raise ValueError(
+                f"dataset is {dataset!r} and padding_mode {padding_mode!r}; they are 'cifar10' or 'synthetic', and "
+                "'zeros' or 'reflect'"
+            )
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
         if not 0 <= val_size < self.num_train:
@@ -120,7 +128,11 @@ class CIFAR10DataModule(LightningDataModule):
             read_images(self.dataset, self.data_root, train)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads all images, about 184 MB of pixels: onto the device once, rather than a copy every step."""
+        """Reads all images, about 184 MB of pixels: onto the device once, rather than a copy every step.
+
+        Later calls keep the ``train`` and ``test`` that they find, each (images, labels). A subclass puts others in
+        their place; the images are those of all data modules of the process, not to be written into.
+        """
         if not hasattr(self, "train"):
             parts = (read_images(self.dataset, self.data_root, train) for train in (True, False))
             # The labels are this module's own, to be changed at will; the images, cached, are all modules'.

@@ -1,5 +1,6 @@
 """FunctionRegressor: one small MLP for every (learning rate, seed), all trained together by full-batch Adam."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -7,7 +8,7 @@ import torch
 from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.optim.lr_scheduler import LRScheduler
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from lit_models.adam import ElementwiseAdam
 from lit_models.mlps import MLPs
@@ -28,7 +29,8 @@ class FunctionRegressor(LightningModule):
     LightningModules: the Trainer's epochs are measurements, and ``EarlyStopping``, ``ModelCheckpoint``, schedulers,
     weight averaging and the like act on those; training ends after the last of them, or after ``max_epochs`` of them;
     optimization is manual, without accumulation or clipping of gradients; several learning rates take the place of
-    ``Tuner.lr_find``. Logged values have epochs as their step.
+    ``Tuner.lr_find``; ``ReduceLROnPlateau`` looks at ``val/loss``; all is on one device. Logged values have epochs as
+    their step.
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
     (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
@@ -47,7 +49,10 @@ class FunctionRegressor(LightningModule):
     hyperparameters of both as one.
 
     Raises:
-        MisconfigurationException: in training, when it has reached the last of ``measure_at`` already.
+        ValueError: a learning rate that is not positive and finite, epochs that are not ascending from 1, no seeds, or
+            another number of ``y_mean`` or ``y_scale``.
+        MisconfigurationException: from a Trainer of several devices; in training, when it has reached the last of
+            ``measure_at`` already, or from a checkpoint of other learning rates.
     """
 
     def __init__(
@@ -66,6 +71,12 @@ class FunctionRegressor(LightningModule):
         lrs, y_mean, y_scale = ([*map(float, values)] for values in (lrs, y_mean, y_scale))
         seeds, measure_at, hidden = ([*map(int, values)] for values in (seeds, measure_at, hidden))
         x_mean, x_scale = float(x_mean), float(x_scale)
+        if not (lrs and all(0 < lr < math.inf for lr in lrs)):
+            raise ValueError(f"lrs is {lrs}; learning rates are positive and finite")
+        if not measure_at or measure_at != sorted({*measure_at}) or measure_at[0] < 1:
+            raise ValueError(f"measure_at is {measure_at}; it must be ascending epochs from 1")
+        if not seeds or not {len(y_mean), len(y_scale)} <= {1, len(seeds)}:
+            raise ValueError(f"{len(seeds)} seeds have {len(y_mean)} of y_mean and {len(y_scale)} of y_scale")
         self.save_hyperparameters()
         self.automatic_optimization = False
         self.lrs, self.seeds, self.measure_at = lrs, seeds, measure_at
@@ -75,6 +86,10 @@ class FunctionRegressor(LightningModule):
         self.y_scale = torch.tensor(y_scale, dtype=torch.float64)[:, None].expand(len(seeds), 1)
         self.epochs_done = 0
         self.net = MLPs(hidden, seeds * len(lrs))
+
+    def setup(self, stage: str) -> None:
+        if self.trainer.world_size > 1:
+            raise MisconfigurationException("FunctionRegressor is for one device: Trainer(devices=1)")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,) or (S, N) float64 inputs -> (M, N) float64 predictions on the CPU, both in the function's units."""
@@ -86,6 +101,12 @@ class FunctionRegressor(LightningModule):
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Leaves float64, which not every device has, on the CPU, where the steps read it."""
         return batch
+
+    def on_train_start(self) -> None:
+        group = self.trainer.optimizers[0].param_groups[0]
+        own = FunctionRegressor.configure_optimizers(self).param_groups[0]["element_lr"]
+        if not torch.equal(group.get("element_lr", own), own):  # absent from another optimizer's
+            raise MisconfigurationException(f"the checkpoint has other learning rates than {self.lrs}: give its own")
 
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"loss": median, "epochs": int, "train_mse": (M,) float64}."""
@@ -113,9 +134,12 @@ class FunctionRegressor(LightningModule):
         return {"loss": loss, "epochs": until, "train_mse": mse}
 
     def on_train_epoch_end(self) -> None:
-        scheduler = self.lr_schedulers()  # such as weight averaging brings; with manual optimization it is ours to step
-        if isinstance(scheduler, LRScheduler):
-            scheduler.step()
+        for config in self.trainer.lr_scheduler_configs:  # with manual optimization they are ours to step
+            if (self.current_epoch + 1) % config.frequency == 0:
+                if isinstance(config.scheduler, ReduceLROnPlateau):
+                    config.scheduler.step(self.trainer.callback_metrics["val/loss"].item())
+                else:
+                    config.scheduler.step()
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """Compares with f, and with a noisy validation sample.

@@ -26,7 +26,7 @@ class Muon(torch.optim.SGD):
         filter_momentum: the filters' momentum.
 
     Raises:
-        ValueError: torch.optim.SGD refuses the settings.
+        ValueError: torch.optim.SGD refuses the settings, or the filters' are negative.
     """
 
     def __init__(
@@ -41,6 +41,8 @@ class Muon(torch.optim.SGD):
         filter_momentum: float = 0.6,
         fused: bool | None = None,
     ) -> None:
+        if not (lr_ratio >= 0 and filter_momentum >= 0):
+            raise ValueError(f"lr_ratio is {lr_ratio}, filter_momentum {filter_momentum}; they must be at least 0")
         groups = [
             {"params": list(filters), "orthogonal": True, "lr_ratio": lr_ratio, "momentum": filter_momentum},
             {"params": list(others), "orthogonal": False},

@@ -37,8 +37,10 @@ class ResNet20Classifier(LightningModule):
         compile: train through torch.compile. Evaluation and an epoch's last batch, which may be smaller, are not
             compiled, since each new shape or mode would cost a compilation of its own.
 
+    A subclass that overrides a hook of it calls super's.
+
     Raises:
-        ValueError: torch.optim.SGD refuses the settings.
+        ValueError: the optimizer is another, or torch.optim.SGD refuses the settings.
     """
 
     def __init__(
@@ -54,6 +56,11 @@ class ResNet20Classifier(LightningModule):
         compile: bool = False,
     ) -> None:
         super().__init__()
+        if optimizer not in ("sgd", "muon"):
+            raise ValueError(f"optimizer is {optimizer!r}; it is 'sgd' or 'muon'")
+        # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
+        lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
+        muon_lr_ratio, muon_momentum = float(muon_lr_ratio), float(muon_momentum)
         self.save_hyperparameters()
         # Convolutions run fastest on every device when the channels of a pixel lie side by side.
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
@@ -94,6 +101,7 @@ class ResNet20Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         self._first_step = self.global_step
+        self.train_metrics.set_dtype(torch.float32)  # bf16-true has converted them too, whose sums would saturate
         # A subclass, or LightningCLI on the module itself, may have put another one in its place.
         own = getattr(self.configure_optimizers, "__func__", None)
         if own is not ResNet20Classifier.configure_optimizers:
@@ -147,6 +155,7 @@ class ResNet20Classifier(LightningModule):
     def on_validation_start(self) -> None:
         # Trainer.validate and test leave tensors of inference mode in the metrics, to which Trainer.fit cannot add.
         for metrics in (self.val_metrics, self.probe_metrics, self.test_metrics):
+            metrics.set_dtype(torch.float32)
             metrics.reset()
 
     on_test_start = on_validation_start

@@ -39,11 +39,15 @@ from pytorch_lightning.profilers import AdvancedProfiler, SimpleProfiler
 from pytorch_lightning.tuner import Tuner
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy
+from torch.multiprocessing.spawn import ProcessRaisedException
+from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
 
 from callbacks import LRStep, OneCycle
 from callbacks.classifier_record import ClassifierRecord
+from callbacks.epoch_averages import EpochAverages
+from callbacks.finite_loss import StopOnNonFiniteLoss
 from datamodules import CIFAR10DataModule, CurveDataModule
+from datamodules.augmentation import MEAN, STD, mean_and_scale, normalize
 from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
 
 QUIET = {"accelerator": "cpu", "devices": 1, "enable_progress_bar": False, "enable_model_summary": False}
@@ -506,8 +510,148 @@ def test_one_cycle_is_used_again_but_not_for_two_optimizers(tmp_path: Path) -> N
 
     with pytest.raises(MisconfigurationException, match="one optimizer"):
         make_trainer(tmp_path, cycle).fit(Two(), images())
+    with pytest.raises(MisconfigurationException, match="manual optimization"):
+        make_trainer(tmp_path, cycle, name="curve").fit(*experiment("curve"))
     with pytest.raises(MisconfigurationException, match="GradientAccumulationScheduler"):
         make_trainer(tmp_path, cycle, GradientAccumulationScheduler({1: 2})).fit(ResNet20Classifier(), images())
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_metrics_are_sums_in_float32_whatever_the_weights_are(precision: str, tmp_path: Path) -> None:
+    """Sums of 0.9 to 1,000 images would end at 256 in bfloat16, where adding one more changes nothing."""
+
+    class Linear(ResNet20Classifier):
+        def __init__(self) -> None:
+            super().__init__(lr=0.0)
+            self.net = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(3, 10))
+
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            losses.append(super().training_step(batch, batch_idx))
+            return losses[-1]
+
+    losses: list[Tensor] = []
+    flags = {f"limit_{stage}_batches": 60 for stage in ("train", "val", "test")}
+    trainer = make_trainer(tmp_path, max_epochs=1, precision=precision, **flags)
+    model = Linear()
+    trainer.fit(model, images())
+    assert float(trainer.callback_metrics["train/loss"]) == pytest.approx(float(torch.stack(losses).float().mean()))
+    validated = float(trainer.callback_metrics["val/loss"])
+    assert trainer.test(model, images(), verbose=False)[0]["test/loss"] == pytest.approx(validated)  # the same images
+    assert 2 < validated < 3  # log(10) is 2.3
+
+
+def test_a_batch_is_left_out_and_a_metric_keeps_a_list(tmp_path: Path) -> None:
+    """Neither StopOnNonFiniteLoss nor EpochAverages stands in the way."""
+
+    class Skips(ResNet20Classifier):
+        def __init__(self) -> None:
+            super().__init__()
+            self.train_metrics.add_metrics({"auroc": MulticlassAUROC(10)})
+
+        def training_step(self, batch: Any, batch_idx: int) -> Any:
+            return None if batch_idx == 1 else super().training_step(batch, batch_idx)
+
+    callbacks = (StopOnNonFiniteLoss(), EpochAverages(), ModelCheckpoint(tmp_path / "last"))
+    trainer = make_trainer(tmp_path, *callbacks)
+    trainer.fit(Skips(), images())
+    assert 0 <= float(trainer.callback_metrics["train/auroc"]) <= 1
+    assert list((tmp_path / "last").glob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: ResNet20Classifier(optimizer="SGD"),
+        lambda: ResNet20Classifier(optimizer="muon", muon_lr_ratio=-1),
+        lambda: LRStep({1: 0.01}, unit="epochs"),
+        lambda: LRStep({1.5: 0.01}),
+        lambda: CIFAR10DataModule(dataset="CIFAR10"),
+        lambda: CIFAR10DataModule(padding_mode="reflection"),
+        lambda: FunctionRegressor(lrs=[0.0, 0.1]),
+        lambda: FunctionRegressor(lrs=[]),
+        lambda: FunctionRegressor(measure_at=[30, 10]),
+        lambda: FunctionRegressor(seeds=[1, 2, 3], y_mean=[0.0, 1.0]),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(make: Any) -> None:
+    with pytest.raises(ValueError):
+        make()
+
+
+def test_numpys_numbers_make_checkpoints_that_load(tmp_path: Path) -> None:
+    model = ResNet20Classifier(lr=np.float64(0.1), weight_decay=np.float32(0))
+    data = CIFAR10DataModule(dataset="synthetic", batch_size=np.int64(16), image_sizes={np.float64(0.5): np.int64(24)})
+    saved = ModelCheckpoint(tmp_path / "best")
+    callbacks = (saved, LRStep({np.int64(1): np.float64(0.01)}), OneCycle(np.float64(0.2), np.float32(0.5)))
+    make_trainer(tmp_path, *callbacks).fit(model, data)
+    assert ResNet20Classifier.load_from_checkpoint(saved.best_model_path, weights_only=True).lr == 0.1
+    assert CIFAR10DataModule.load_from_checkpoint(saved.best_model_path, weights_only=True).image_sizes == {0.5: 24}
+
+
+class AddFirstStage(BaseFinetuning):
+    """Gives the optimizer the first stage's weights in the second epoch; when a run is resumed, as training starts."""
+
+    def freeze_before_training(self, pl_module: LightningModule) -> None:
+        self.freeze(pl_module.net.layer1)
+
+    def finetune_function(self, pl_module: LightningModule, epoch: int, optimizer: torch.optim.Optimizer) -> None:
+        if epoch == 1:
+            self.unfreeze_and_add_param_group(pl_module.net.layer1, optimizer)
+
+
+class OfTrainable(ResNet20Classifier):
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.SGD([p for p in self.parameters() if p.requires_grad], 0.1)
+
+
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_finetuned_run_is_resumed_whatever_the_order_of_its_callbacks(order: int, tmp_path: Path) -> None:
+    saved = ModelCheckpoint(tmp_path / "last")
+    make_trainer(tmp_path, saved, *[LRStep({}), AddFirstStage()][::order]).fit(OfTrainable(), images())
+    resumed = make_trainer(tmp_path, *[LRStep({}), AddFirstStage()][::order], max_epochs=3)
+    resumed.fit(OfTrainable(), images(), ckpt_path=saved.best_model_path, weights_only=True)
+    assert resumed.global_step == 12 and len(resumed.optimizers[0].param_groups) == 2
+
+
+def test_a_curve_resumes_with_its_own_learning_rates_on_one_device(tmp_path: Path) -> None:
+    saved = ModelCheckpoint(tmp_path / "last", save_top_k=-1, every_n_epochs=1)
+    trained(tmp_path, saved, name="curve")
+    earlier = str(next((tmp_path / "last").glob("*step=1.ckpt")))
+    model, data = experiment("curve", lrs=[0.5])
+    with pytest.raises(MisconfigurationException, match="other learning rates than"):
+        make_trainer(tmp_path, name="curve").fit(model, data, ckpt_path=earlier, weights_only=True)
+    with pytest.raises(ProcessRaisedException, match="one device"):
+        make_trainer(tmp_path, name="curve", devices=2, strategy="ddp_spawn").fit(*experiment("curve"))
+
+
+def test_every_scheduler_of_a_curve_acts_on_its_measurements(tmp_path: Path) -> None:
+    class Scheduled(FunctionRegressor):
+        def configure_optimizers(self) -> Any:
+            optimizer = super().configure_optimizers()
+            half = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
+            tenth = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.1)
+            best = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+            return [optimizer], [half, {"scheduler": tenth, "frequency": 2}, {"scheduler": best, "monitor": "val/loss"}]
+
+    data = CurveDataModule(num_samples=30)
+    model, rates = Scheduled(measure_at=MEASURED, **data.scale), Rates()
+    trainer = make_trainer(tmp_path, rates, name="curve")
+    trainer.fit(model, data)
+    assert rates.of_step == pytest.approx([0.01, 0.005, 0.00025, 0.000125])
+    assert trainer.lr_scheduler_configs[2].scheduler.last_epoch == 4
+
+
+def test_an_export_leaves_normalization_as_it_was() -> None:
+    class WithNormalization(torch.nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return normalize(images)
+
+    mean_and_scale.cache_clear()
+    pixels = torch.full((2, 32, 32, 3), 255, dtype=torch.uint8)
+    exported = torch.export.export(WithNormalization(), (pixels,))
+    assert torch.equal(exported.module()(pixels), normalize(pixels))
+    white = (1 - torch.tensor(MEAN)) / torch.tensor(STD)
+    assert torch.allclose(normalize(pixels)[0, :, 0, 0], white)
 
 
 def test_changed_labels_are_one_modules_own() -> None:
