@@ -51,6 +51,9 @@ def lr_drop(
     before = motion([rows[:at] for rows in with_drop])
     return {
         "epoch": with_drop[0][at]["epoch"],
+        "accuracy_before": statistics.mean(rows[at - 1]["val_acc"] for rows in with_drop),
+        "accuracy_with": statistics.mean(rows[at]["val_acc"] for rows in with_drop),
+        "accuracy_without": statistics.mean(rows[at]["val_acc"] for rows in without) if pairs else None,
         "lr_before": with_drop[0][at - 1]["lr"],
         "lr_after": with_drop[0][at]["lr"],
         "steps_per_epoch": steps_per_epoch,
@@ -67,6 +70,17 @@ def lr_drop(
         "gradient_noise": min(1.0, statistics.mean(noises)) if noises else None,  # an estimate may be above 1
         "num_noises": len(noises),
     }
+
+
+def renewed(runs: Sequence[Mapping[str, float]]) -> Facts | None:
+    """What the drop does where no running average lags behind, as ``measure_renewed`` gives it for each run.
+
+    "before", "with" and "without" are mean accuracies, "effect" the difference of the last two. None of no run.
+    """
+    if not runs:
+        return None
+    means = {name: statistics.mean(run[name] for run in runs) for name in ("before", "with", "without")}
+    return {**means, "batches": runs[0]["batches"], "effect": mean_ci([run["with"] - run["without"] for run in runs])}
 
 
 def _change(runs: Sequence[Rows], at: int, name: str) -> MeanCI:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.utils import vector_to_parameters
+from torch.optim.swa_utils import update_bn
 
 from analysis.classifier_findings import epoch_of_drop
 from analysis.files import read_json, write_json
@@ -22,7 +23,7 @@ from datamodules.batches import TrainBatches
 from datamodules.cifar10 import TRAIN_SUBSET
 from lit_models import ResNet20
 
-LINE_IMAGES, LINE_STEPS, NOISE_BATCHES = 2_000, 4, 40
+LINE_IMAGES, LINE_STEPS, NOISE_BATCHES, RENEWAL_BATCHES = 2_000, 4, 40, 80
 ALONG = (-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25)  # 0: the weights before the drop, 1: those one epoch later
 ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: after it
 
@@ -30,13 +31,14 @@ Images = tuple[Tensor, Tensor]  # (N, 32, 32, 3) uint8, (N,) int64 labels
 
 
 def measured(
-    what: Literal["gap", "noise", "lines"], data_root: str, run: Run, without: Run | None = None
+    what: Literal["gap", "noise", "lines", "renewed"], data_root: str, run: Run, without: Run | None = None
 ) -> dict[str, Any]:
     """What is measured here of the run, once, into its gap.json, ...; {} where it cannot be.
 
     See ``measure_gap``, of the final weights; ``measure_noise``, of those before the learning-rate drop; and
-    ``measure_lines``, of those and the ones an epoch later, with the drop and in the run ``without`` it. Each needs the
-    runs' checkpoints of then, the images, and an epoch that ended with images of 32 pixels throughout.
+    ``measure_lines`` and ``measure_renewed``, of those and the ones an epoch later, with the drop and in the run
+    ``without`` it. Each needs the runs' checkpoints of then, the images, and an epoch that ended with images of 32
+    pixels throughout.
     """
     kept_in, epochs = run.path / f"{what}.json", run.summary["epochs"]
     at = epoch_of_drop(epochs) or 0
@@ -50,13 +52,13 @@ def measured(
         if isinstance(kept, dict) and kept.items() >= end.items():
             return kept
     nets = [network(*one) for one in wanted]
-    images = None if None in nets else training_images(run.summary, data_root)
+    images = None if None in nets else images_of(run.summary, data_root)
     if images is None:
         return {}
     measures: dict[str, Callable[..., dict[str, Any]]]
-    measures = {"gap": measure_gap, "noise": measure_noise, "lines": measure_lines}
+    measures = {"gap": measure_gap, "noise": measure_noise, "lines": measure_lines, "renewed": measure_renewed}
     settings = run.summary["settings"] | {"lr": epochs[at - 1]["lr"]}  # the rate before the drop
-    found = end | measures[what](*nets, images, settings)
+    found = end | measures[what](*nets, *(images if what == "renewed" else images[:1]), settings)
     with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
         write_json(kept_in, found)
     return found
@@ -95,8 +97,8 @@ def network(run: Run, done: int) -> ResNet20 | None:
     return net if is_of_then and not is_broken else None
 
 
-def training_images(summary: Mapping[str, Any], data_root: str) -> Images | None:
-    """What the run was trained on, without the images that it held out; None where they are not at hand."""
+def images_of(summary: Mapping[str, Any], data_root: str) -> tuple[Images, Images] | None:
+    """What the run was trained on, and what each epoch was measured on; None where they are not at hand."""
     settings, dataset = summary["settings"], summary["data"]
     data = CIFAR10DataModule(data_root, settings["batch_size"], settings["val_size"], download=False, dataset=dataset)
     try:
@@ -104,8 +106,15 @@ def training_images(summary: Mapping[str, Any], data_root: str) -> Images | None
         data.setup()
     except (OSError, MisconfigurationException):
         return None
-    batches = data.train_dataloader()
-    return batches.images, batches.labels
+    train, measured_on = data.train_dataloader(), data.val_dataloader()[0]
+    return (train.images, train.labels), (measured_on.images, measured_on.labels)
+
+
+def most_measured(images: int, settings: Mapping[str, Any]) -> int:
+    """How many of so many images the run itself has measured after each epoch."""
+    batch_size, limit = settings["batch_size"], settings.get("limit_val_batches")
+    limit = int(limit * math.ceil(images / batch_size)) if isinstance(limit, float) else limit
+    return images if limit is None else min(images, limit * batch_size)
 
 
 def training_batches(data: Images, settings: Mapping[str, Any]) -> Iterator[Images]:
@@ -121,9 +130,7 @@ def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dic
 
     On as much of the subset as the run itself has measured in eval mode.
     """
-    batch_size, limit = settings["batch_size"], settings.get("limit_val_batches")
-    limit = int(limit * math.ceil(TRAIN_SUBSET / batch_size)) if isinstance(limit, float) else limit
-    most = TRAIN_SUBSET if limit is None else min(TRAIN_SUBSET, limit * batch_size)
+    most = most_measured(TRAIN_SUBSET, settings)
     subset = (data[0][:most], data[1][:most])
 
     @torch.inference_mode()
@@ -135,6 +142,32 @@ def measure_gap(net: ResNet20, data: Images, settings: Mapping[str, Any]) -> dic
     in_eval_mode = accuracy()
     net.train()  # normalizes by the batch; its running averages change too, and are not used again
     return {"batch_norm": accuracy(), "augmented": in_eval_mode}
+
+
+def measure_renewed(
+    before: ResNet20,
+    dropped: ResNet20,
+    stayed: ResNet20,
+    data: Images,
+    measured_on: Images,
+    settings: Mapping[str, Any],
+) -> dict[str, float]:
+    """Accuracies of the weights "before" the drop and one epoch later, "with" and "without" it, in eval mode.
+
+    On the images that the run has measured, but with batch normalization's running averages renewed: means over up to
+    80 training "batches" at the same weights (Wu and Johnson 2021, arXiv 2105.07576), not moving averages over the last
+    steps, in which the weights have changed.
+    """
+    most, batch_size = most_measured(len(measured_on[1]), settings), settings["batch_size"]
+    images, labels = measured_on[0][:most], measured_on[1][:most]
+    found: dict[str, float] = {"batches": min(RENEWAL_BATCHES, math.ceil(len(data[1]) / batch_size))}
+    for name, net in (("before", before), ("with", dropped), ("without", stayed)):
+        update_bn(itertools.islice(training_batches(data, settings), RENEWAL_BATCHES), net)
+        net.eval()
+        with torch.inference_mode():
+            predicted = torch.cat([net(normalize(part)).argmax(1) for part in images.split(batch_size)])
+        found[name] = float((predicted == labels).float().mean())
+    return found
 
 
 def gradients(net: ResNet20, data: Images, settings: Mapping[str, Any], most: int) -> Iterator[Tensor]:

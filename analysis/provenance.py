@@ -29,7 +29,7 @@ def about(device: torch.device) -> dict[str, str]:
     """{"command", "versions", "machine"} of this process, as Markdown; ``device`` is where the networks run."""
     versions = ["Python " + platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES)]
     machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores"]
-    machine += [f"{torch.get_num_threads()} threads of PyTorch, {torch.backends.cpu.get_cpu_capability()}"]
+    machine += [f"PyTorch threads: {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}"]
     if device.type == "cuda":
         machine.append(torch.cuda.get_device_name(device))
     return {

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import altair as alt
 
 from analysis.charts import fits_chart, lines_chart, waterfall_chart
-from analysis.classifier_findings import Rows, gap, lr_changes, lr_drop, valley
+from analysis.classifier_findings import Rows, gap, lr_changes, lr_drop, renewed, valley
 from analysis.classifier_measurements import measured
 from analysis.curve_findings import best_setting, error_of, lowest_rows, or_infinity
 from analysis.files import read_json
@@ -310,6 +310,7 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
     runs, others = [run for run, _ in pairs] or runs, [other for _, other in pairs]
     noises = [measured("noise", data_root, run) for run in runs]
     lines = [{"run": r.path.name, **line} for r, o in pairs if (line := measured("lines", data_root, r, o))]
+    anew = [measured("renewed", data_root, r, o) for r, o in pairs]
     found = lr_drop(
         [run.summary["epochs"] for run in runs],
         [other.summary["epochs"] for other in others],
@@ -334,7 +335,12 @@ def drop_section(runs: Sequence[Run], pairs: Sequence[tuple[Run, Run]], data_roo
         for row in run.summary["epochs"]
     ]
     measured_on = runs[0].summary["measured_on"]
-    facts = {**found, "measured_on": measured_on, "valley": valley(lines)}
+    facts = {
+        **found,
+        "measured_on": measured_on,
+        "valley": valley(lines),
+        "renewed": renewed(anew if all(anew) else ()),
+    }
     marks = lr_marks(runs[0].summary["epochs"])
     charts = [lines_chart(points, EPOCH, f"{measured_on} accuracy [%]", marks=marks), *valley_charts(lines)]
     return Section("drop", "drop", facts, table, charts)

@@ -83,8 +83,8 @@ class Muon(torch.optim.SGD):
 def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
     """(B, m, n) with m <= n: each with its singular values brought near 1, by Newton-Schulz iterations.
 
-    The polynomial is that of Jordan et al.: it brings small singular values up fast, and leaves them between 0.7 and
-    1.2 rather than at 1. All iterations are on m x m matrices: of X itself only X @ X.mT is needed.
+    The polynomial is that of Jordan et al.: it brings small singular values up fast, and leaves most of them between
+    0.7 and 1.2 rather than at 1. All iterations are on m x m matrices: of X itself only X @ X.mT is needed.
     """
     X = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     A = X @ X.mT

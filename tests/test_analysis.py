@@ -21,13 +21,20 @@ from analysis.classifier_figures import (
     training_figure,
 )
 from analysis.classifier_findings import epoch_of_drop, gap, lr_drop, valley
-from analysis.classifier_measurements import is_at_full_size, measure_gap, measure_lines, measure_noise
+from analysis.classifier_measurements import (
+    is_at_full_size,
+    measure_gap,
+    measure_lines,
+    measure_noise,
+    measure_renewed,
+)
 from analysis.curve_figures import curves_figure, errors_figure
 from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
 from analysis.drawing import BLUE, ORANGE, pixels_of, save_png, use_log_scale
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.provenance import about, command_line
 from analysis.statistics import mean_ci, median_ci, medians, number, quartiles
+from datamodules.augmentation import normalize
 from lit_models import ResNet20
 
 # Files
@@ -291,6 +298,28 @@ def test_accuracy_on_the_training_subset() -> None:
     images = torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8)
     settings = {"batch_size": 8, "max_shift": 4}
     assert measure_gap(net, (images, labels), settings) == {"batch_norm": 0.75, "augmented": 0.75}
+
+
+def test_accuracy_with_renewed_running_averages() -> None:
+    """Averages that are wrong do not matter, and weights that are do."""
+    torch.manual_seed(0)
+    nets = [ResNet20() for _ in range(3)]
+    images = torch.randint(256, (40, 32, 32, 3), dtype=torch.uint8)
+    settings = {"batch_size": 8, "max_shift": 0, "limit_val_batches": 2}
+    for net in nets:
+        net.load_state_dict(nets[0].state_dict())
+        net.bn1.momentum = 1.0  # the last batch alone
+        net.train()(normalize(images))
+    labels = nets[0].train()(normalize(images)).argmax(1).detach()
+    nets[1].bn1.running_mean += 100  # shifted by itself: renewal does not know it
+    with torch.no_grad():
+        nets[2].linear.bias[(labels[0] + 1) % 10] += 1000  # the weights themselves are wrong
+    found = measure_renewed(*nets, (images, labels), (images, labels), settings)
+    assert found["batches"] == 5  # of 80
+    assert found["before"] == found["with"] >= 0.75 and found["without"] <= 0.25  # of the first two batches
+    for net in nets[:2]:
+        parts = torch.cat([net.conv1(normalize(part)).mean((2, 3)) for part in images.split(40)])
+        assert torch.allclose(net.bn1.running_mean, parts.mean(0), atol=1e-2)  # but for the flips
 
 
 def test_losses_along_lines_between_weights() -> None:

@@ -29,7 +29,7 @@ from test_analysis import DROPPED, LINES, PARTS, STAYED, rows
 
 from analysis import classifier_measurements
 from analysis.charts import lines_chart
-from analysis.classifier_findings import GAP, gap, lr_drop, valley
+from analysis.classifier_findings import GAP, gap, lr_drop, renewed, valley
 from analysis.classifier_measurements import measured, network
 from analysis.curve_animation import fit_animation
 from analysis.curve_findings import METRICS, best_setting
@@ -324,8 +324,8 @@ def test_how_the_weights_move(page: dict[str, Any], reported: Path) -> None:
         path = statistics.mean(row["path"] for row in rows)
         straightness = statistics.mean(row["displacement"] / row["path"] for row in rows)
         assert (
-            f"are {path:.3g} long" in page["drop"]["text"]
-            and f"from the start ({100 * straightness:.1f} %" in page["drop"]["text"]
+            f"is {path:.3g} long" in page["drop"]["text"]
+            and f"from its start ({100 * straightness:.1f} %" in page["drop"]["text"]
         )
     paths = [reported / f"with_{seed}" / "noise.json" for seed in seeds(reported)]
     noises = [json.loads(path.read_text())["noise"] for path in paths if path.exists()]  # measured by report.py
@@ -709,18 +709,22 @@ def test_the_text_of_a_fit(folder: Path) -> None:
 
 
 def test_the_sentences_of_the_drop() -> None:
-    def words(*args: Any, lines: Any = ()) -> str:
-        return " ".join(sentences("drop_answer", {**lr_drop(*args), "measured_on": "test", "valley": valley(lines)}))
+    def words(*args: Any, lines: Any = (), anew: Any = ()) -> str:
+        more = {"measured_on": "test", "valley": valley(lines), "renewed": renewed(anew)}
+        return " ".join(sentences("drop_answer", {**lr_drop(*args), **more}))
 
     text = words(DROPPED, STAYED, 400)
     assert text.startswith(
         "The drop of the learning rate from 0.1 to 0.01 raises test accuracy at once, by 8.0 percent"
     )
     assert "At once: the drop raises accuracy: +8.0 pp (mean of 3 seeds" in text
-    assert "At the end: the drop raises accuracy: +11.0 pp" in text and "it changes the test loss by -0.080" in text
+    assert (
+        "At the end: the drop raises accuracy: +11.0 pp" in text
+        and "the effect on the test loss is -0.080 (95 % CI -0.080 to -0.080)" in text
+    )
     assert "changes by +10.0 pp (mean of 3 seeds" in text and "from the same weights, by +2.0 pp" in text
     assert "each is compared with itself" in text and "the weights oscillate" not in text
-    assert "are 10 long, but the end is only 0.5 from the start (5.0 %; independent random steps: 5.0 %)" in text
+    assert "is 10 long, but its end is only 0.5 from its start (5.0 %; independent random steps: 5.0 %)" in text
     assert "random steps with a drift" in text
     oscillating = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81, straightness=0.03)]
     text = words(oscillating, [], 400)
@@ -745,6 +749,15 @@ def test_the_sentences_of_the_drop() -> None:
         stay = [rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8 - effect, 0.7, lr=0.1) for effect in effects]
         text = words([rows(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81) for _ in effects], stay, 400)
         assert first in text and verdict in text
+    assert "running averages" not in text
+    anew = [{"batches": 80, "before": 0.75, "with": 0.81, "without": 0.81 - effect} for effect in (0.02, 0.03, 0.04)]
+    text = words(DROPPED, STAYED, 400, anew=anew)
+    assert "taken anew from 80 training batches at the same weights, test accuracy is 75.0 % before the drop" in text
+    later = "one epoch later 81.0 % with it (instead of 81.0 %) and 78.0 % without it (instead of 73.0 %)"
+    assert f"{later}: an effect of +3.0 pp" in text
+    assert "So most of the effect at once is that of these averages" in text
+    large = [{**one, "without": 0.74} for one in anew]
+    assert "So most of the effect" not in words(DROPPED, STAYED, 400, anew=large)
     text = words(DROPPED, STAYED, 400, lines=[LINES])
     changes = "changes by -0.200 with the drop, and by +0.100 without it (one seed, 2,000 images)"
     assert f"{changes}: an effect of -0.300." in text and "both ends, in 0 of 1 runs with the drop" in text
