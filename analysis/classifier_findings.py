@@ -127,13 +127,15 @@ def valley(runs: Sequence[Mapping[str, Any]]) -> Facts | None:
     "with_drop" and "without" are the changes of the loss from the weights before the drop to those one epoch later,
     "effect" is their difference. "hills" counts the runs with a higher loss than at both ends on the way with the drop,
     "dips" those with a lower one on the way without it. "crossing" counts the single steps inside which the loss is
-    lower than at both ends, by "depth" on average: such a step has crossed a valley.
+    lower than at both ends, by "depth" on average: such a step has crossed a valley. "small_crossing" counts those of
+    as many steps at the learning rate after the drop; None where they were not measured.
     """
     if not runs:
         return None
     with_drop = [_ends_and_between(run["along"], run["with"]) for run in runs]
     without = [_ends_and_between(run["along"], run["without"]) for run in runs]
     steps = [_ends_and_between(run["across"], losses) for run in runs for losses in run["steps"]]
+    small = [_ends_and_between(run["across"], losses) for run in runs for losses in run.get("small_steps", ())]
     depths = [min(ends) - min(between) for ends, between in steps if min(between) < min(ends)]
     changes = [end - start for (start, end), _ in with_drop]
     changes_without = [end - start for (start, end), _ in without]
@@ -147,6 +149,7 @@ def valley(runs: Sequence[Mapping[str, Any]]) -> Facts | None:
         "num_runs": len(runs),
         "crossing": len(depths),
         "num_steps": len(steps),
+        "small_crossing": sum(min(between) < min(ends) for ends, between in small) if small else None,
         "depth": statistics.mean(depths) if depths else 0.0,
     }
 

@@ -57,7 +57,7 @@ def measured(
         return {}
     measures: dict[str, Callable[..., dict[str, Any]]]
     measures = {"gap": measure_gap, "noise": measure_noise, "lines": measure_lines, "renewed": measure_renewed}
-    settings = run.summary["settings"] | {"lr": epochs[at - 1]["lr"]}  # the rate before the drop
+    settings = run.summary["settings"] | {"lr": epochs[at - 1]["lr"], "lr_after": epochs[at]["lr"]}  # the drop's
     found = end | measures[what](*nets, *(images if what == "renewed" else images[:1]), settings)
     with contextlib.suppress(OSError):  # a folder that cannot be written: measured anew the next time
         write_json(kept_in, found)
@@ -205,7 +205,8 @@ def measure_lines(
     On the first images of the training subset, not augmented; batch normalization takes its statistics anew at each
     point, from these images. "with" and "without": at "along" of the way from ``before`` to ``dropped`` and ``stayed``.
     "steps": at "across" of the way of single steps of SGD from ``before``, one after the other, each of a batch and
-    with the settings of training; with momentum, or Muon, there is no single step, and "steps" is empty.
+    with the settings of training; "small_steps" as many from ``before`` at the learning rate after the drop. With
+    momentum, or Muon, there is no single step, and both are empty.
     """
     images, labels = normalize(data[0][:LINE_IMAGES]), data[1][:LINE_IMAGES]
     start, *ends = (flat(net.parameters()).detach() for net in (before, dropped, stayed))
@@ -221,12 +222,17 @@ def measure_lines(
 
     before.train()
     with_drop, without = (losses(start, end - start, ALONG) for end in ends)
-    steps: list[list[float]] = []
     is_plain_sgd = not settings["momentum"] and settings.get("optimizer", "sgd") == "sgd"
-    for gradient in gradients(before, data, settings, LINE_STEPS if is_plain_sgd else 0):
-        step = -settings["lr"] * (gradient + settings["weight_decay"] * start)
-        steps.append(losses(start, step, ACROSS))
-        start = start + step
+
+    def steps(lr: float) -> list[list[float]]:
+        found, weights = [], start
         vector_to_parameters(start, before.parameters())
+        for gradient in gradients(before, data, settings, LINE_STEPS if is_plain_sgd else 0):
+            step = -lr * (gradient + settings["weight_decay"] * weights)
+            found.append(losses(weights, step, ACROSS))
+            weights = weights + step
+            vector_to_parameters(weights, before.parameters())
+        return found
+
     content = {"images": len(labels), "along": ALONG, "with": with_drop, "without": without}
-    return {**content, "across": ACROSS, "steps": steps}
+    return {**content, "across": ACROSS, "steps": steps(settings["lr"]), "small_steps": steps(settings["lr_after"])}

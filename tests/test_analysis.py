@@ -250,6 +250,9 @@ def test_what_lines_between_weights_show() -> None:
     assert (found["with_drop"]["mean"], found["without"]["mean"]) == pytest.approx((-0.2, 0.1))
     assert (found["hills"], found["dips"], found["num_runs"]) == (0, 1, 1)
     assert (found["crossing"], found["num_steps"], found["depth"]) == (2, 3, pytest.approx(0.15))
+    assert found["small_crossing"] is None
+    controlled = valley([LINES | {"small_steps": LINES["steps"][1:]}])
+    assert controlled is not None and controlled["small_crossing"] == 1
     hill = valley([LINES | {"with": [0.9, 0.7, 0.8, 0.5, 0.6]}, LINES])
     assert hill is not None and (hill["hills"], hill["dips"], hill["num_steps"]) == (1, 2, 6)
 
@@ -333,7 +336,7 @@ def test_losses_along_lines_between_weights() -> None:
             net.linear.bias.zero_()
             net.linear.bias[3] = bias
     data = (torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8), torch.full((20,), 3))
-    settings = {"batch_size": 4, "max_shift": 4, "lr": 1e-4, "weight_decay": 0.0, "momentum": 0.0}
+    settings = {"batch_size": 4, "max_shift": 4, "lr": 1e-4, "lr_after": 1e-5, "weight_decay": 0.0, "momentum": 0.0}
     found = measure_lines(*nets, data, settings)
     expected = [math.log(9 + math.exp(b)) - b for b in found["along"]]
     assert found["with"] == pytest.approx(expected, rel=1e-4) and found["images"] == 20
@@ -343,7 +346,12 @@ def test_losses_along_lines_between_weights() -> None:
     assert found["steps"][0][start] == pytest.approx(math.log(10), rel=1e-4)
     for before, after in itertools.pairwise(found["steps"]):
         assert before[start] > before[end] == pytest.approx(after[start], rel=1e-4)  # a step begins where one ended
-    assert measure_lines(*nets, data, settings | {"momentum": 0.9})["steps"] == []
+    small = found["small_steps"]
+    assert len(small) == 4 and small[0][start] == pytest.approx(math.log(10), rel=1e-4)  # from the same weights
+    fall, small_fall = found["steps"][0][start] - found["steps"][0][end], small[0][start] - small[0][end]
+    assert small_fall == pytest.approx(fall / 10, rel=0.2)  # a tenth of the way along the same gradient
+    empty = measure_lines(*nets, data, settings | {"momentum": 0.9})
+    assert empty["steps"] == empty["small_steps"] == []
 
 
 @pytest.mark.parametrize(

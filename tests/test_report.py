@@ -762,7 +762,10 @@ def test_the_sentences_of_the_drop() -> None:
     changes = "changes by -0.200 with the drop, and by +0.100 without it (one seed, 2,000 images)"
     assert f"{changes}: an effect of -0.300." in text and "both ends, in 0 of 1 runs with the drop" in text
     assert "a loss below both ends, in 1 of 1 without it" in text
-    assert "Of 3 single steps at 0.1, 2 cross a valley" in text and "by 0.15 on average" in text
+    assert "Of 3 single steps at 0.1, 2 cross a valley" in text and "by 0.15 on average. So there is" in text
+    for small, word in ((LINES["steps"][2:], "none does"), (LINES["steps"], "2")):
+        controlled = words(DROPPED, STAYED, 400, lines=[{**LINES, "small_steps": small}])
+        assert f"by 0.15 on average; of as many at 0.01, from the same weights, {word}. So there is" in controlled
     assert "there is a valley, and most steps cross it; with the drop the weights go down into it." in text
     assert "do not show a valley" in words(DROPPED, STAYED, 400, lines=[LINES | {"steps": LINES["steps"][1:]}])
     assert "with momentum" in words(DROPPED, STAYED, 400, lines=[LINES | {"steps": []}])
