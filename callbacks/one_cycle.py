@@ -59,7 +59,7 @@ class OneCycle(Callback):
         """Raises MisconfigurationException unless the run has an end, the same as before a resume."""
         if not 0 < num_steps < math.inf:
             raise MisconfigurationException(
-                "one cycle of the learning rate needs an end: give max_epochs, or max_steps for data without a length"
+                "one cycle of the learning rate needs an end: give --max_epochs, or --max_steps for data without length"
             )
         if self.num_steps not in (0, num_steps):
             raise MisconfigurationException(
