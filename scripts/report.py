@@ -173,8 +173,10 @@ def read_all(paths: Sequence[Path]) -> list[Run]:
         inside = [] if is_run else sorted(file.parent for file in path.glob("**/summary.json"))
         for run_dir in inside or [path]:
             for p in seeds_of(run_dir) or [run_dir]:
+                if p.resolve() in found:
+                    continue
                 try:
-                    found.setdefault(p.resolve(), read(p))
+                    found[p.resolve()] = read(p)
                 except UsageError as error:
                     if not inside:
                         raise
