@@ -45,7 +45,8 @@ def check_resume(checkpoint: Checkpoint, model: LightningModule, settings: Mappi
     """
     checkpoint.check_fits(model)
     epochs, steps = (settings[name] or -1 for name in ("max_epochs", "max_steps"))
-    if 0 <= epochs < checkpoint.epochs or 0 <= steps < checkpoint.next_step:
+    added = "StochasticWeightAveraging" in checkpoint.callbacks  # an epoch, of Lightning's own
+    if 0 <= epochs < checkpoint.epochs - added or 0 <= steps < checkpoint.next_step:
         done = f"{checkpoint.epochs} epochs and {checkpoint.next_step} steps"
         raise UsageError(f"{checkpoint.path} has {done} behind it: give a --max_epochs and --max_steps of no less")
     checkpoint.check_same(settings, {"optimizer"}, "resume it with that")

@@ -353,6 +353,7 @@ def test_one_cycle_is_resumed_whatever_else_counts_its_steps(flags: str, epochs:
     assert stopped.returncode == 143, stopped.stderr
     succeed(tmp_path, *fast, "--ckpt_path", "last")
     assert len(summary(tmp_path / "fast")["epochs"]) == epochs
+    succeed(tmp_path, *fast, "--ckpt_path", "last")  # finished; with averaging after an epoch more than asked
 
 
 # Resuming with other settings
