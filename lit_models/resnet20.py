@@ -1,7 +1,9 @@
 """ResNet-20 for CIFAR-10, exactly as in He et al. 2015 (arXiv 1512.03385, section 4.2)."""
 
 from collections.abc import Mapping
+from functools import cache
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,13 +26,18 @@ class BasicBlock(nn.Module):
         # In place where batch normalization's backward does not need its own output: less memory to go through.
         out = F.relu(self.bn1(self.conv1(x)), inplace=True)
         out = self.bn2(self.conv2(out))
-        if self.new_channels:
-            # Option A: every second pixel, and zeros for the channels that x lacks, half before and half after.
-            # Not by slices, whose gradient would not be channels_last and slow down all that follows.
-            before = self.new_channels // 2
-            x = F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, before, self.new_channels - before))
-        out += x
+        out += self.shortcut(x) if self.new_channels else x
         return F.relu(out, inplace=True)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Option A: every second pixel, and zeros for the channels that x lacks, half before and half after."""
+        before = self.new_channels // 2
+        after = self.new_channels - before
+        if x.is_mkldnn:  # a layout that cannot be padded: a convolution by ones and zeros, which is as exact
+            ones = F.pad(torch.eye(x.shape[1]), (0, 0, before, after))
+            return F.conv2d(x, ones[:, :, None, None], stride=self.stride)
+        # Not by slices, whose gradient would not be channels_last and slow down all that follows.
+        return F.pad(F.avg_pool2d(x, 1, self.stride), (0, 0, 0, 0, before, after))
 
 
 class ResNet20(nn.Module):
@@ -38,6 +45,10 @@ class ResNet20(nn.Module):
 
     The layers are registered in the order in which the paper's network applies them. ``he_init`` draws the
     convolutions and the linear layer as He et al. 2015 (arXiv 1502.01852) do; without it they keep PyTorch's default.
+
+    In training under bfloat16 autocast on a CPU that computes in bfloat16 the layers see mkldnn tensors, where oneDNN
+    does batch normalization and ReLU too. A step is 1.1 to 1.2 times as fast so; in float32, or on a CPU that emulates
+    bfloat16, nothing is gained.
     """
 
     def __init__(self, num_classes: int = 10, he_init: bool = False) -> None:
@@ -54,8 +65,26 @@ class ResNet20(nn.Module):
                     nn.init.kaiming_normal_(module.weight)
 
     def forward(self, x: Tensor) -> Tensor:
+        if not self._gains_by_mkldnn(x):
+            return self._logits(x)
+        with torch.autocast("cpu", enabled=False):  # it would cast the weights, which oneDNN does by itself
+            return self._logits(x.bfloat16().to_mkldnn())
+
+    def _gains_by_mkldnn(self, x: Tensor) -> bool:
+        if not (self.training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
+            return False
+        if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not cpu_has_bfloat16():
+            return False
+        if torch.compiler.is_compiling() or torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled:
+            return False
+        # Frozen batch normalization has no such backward pass, and hooks expect tensors that they can compute with.
+        return all(m.training and not (m._forward_hooks or m._backward_hooks) for m in self.modules())
+
+    def _logits(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
+        if x.is_mkldnn:
+            x = x.to_dense().to(self.linear.weight)
         # The mean; the gradient of mean() would not be channels_last.
         return self.linear(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
 
@@ -71,3 +100,10 @@ class ResNet20(nn.Module):
         # What wraps a network adds a name of its own; n_averaged is a count beside the averaged weights.
         parts = {name: [part for part in name.split(".") if part not in WRAPPERS] for name in weights}
         self.load_state_dict({".".join(parts[name]): value for name, value in weights.items() if name != "n_averaged"})
+
+
+@cache
+def cpu_has_bfloat16() -> bool:
+    """Whether the CPU multiplies bfloat16 in hardware; emulated, as on AVX2, it is slower than float32."""
+    has = torch.cpu.get_capabilities()
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16")) and torch.backends.mkldnn.is_available()

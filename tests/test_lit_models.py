@@ -17,6 +17,7 @@ from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
 from lit_models.adam import ElementwiseAdam
 from lit_models.mlps import MLPs
 from lit_models.muon import Muon, orthogonalized
+from lit_models.resnet20 import cpu_has_bfloat16
 
 QUIET: dict[str, Any] = {
     "accelerator": "cpu",
@@ -60,12 +61,15 @@ def test_resnet20_halves_the_picture_where_it_doubles_the_channels() -> None:
     ]
 
 
+@pytest.mark.parametrize("mkldnn", [False, True])
 @pytest.mark.parametrize("stage, channels", [("layer2", 16), ("layer3", 32)])
-def test_shortcut_is_option_a(stage: str, channels: int) -> None:
+def test_shortcut_is_option_a(stage: str, channels: int, mkldnn: bool) -> None:
+    if mkldnn and not torch.backends.mkldnn.is_available():
+        pytest.skip("this PyTorch is without oneDNN")
     block = getattr(ResNet20(), stage)[0]
     nn.init.zeros_(block.bn2.weight)  # silences the convolutions: what is left is the shortcut
     x = torch.rand(2, channels, 8, 8)
-    out, half = block(x), channels // 2
+    out, half = block(x.to_mkldnn()).to_dense() if mkldnn else block(x), channels // 2
     assert torch.equal(out[:, half:-half], x[:, :, ::2, ::2])
     assert not out[:, :half].any() and not out[:, -half:].any()
 
@@ -104,6 +108,77 @@ def test_resnet20_computes_the_papers_network(training: bool) -> None:
     x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
     with torch.no_grad():
         torch.testing.assert_close(net(x), plain_resnet20(list(net.state_dict().values()), x, training))
+
+
+needs_bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU emulates bfloat16")
+
+
+class Layout(nn.Module):
+    """A layer, and whether its latest input was an mkldnn tensor."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.is_mkldnn = layer, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.is_mkldnn = x.is_mkldnn
+        return self.layer(x)
+
+
+def bfloat16_step(net: ResNet20, size: int = 32) -> dict[str, Tensor]:
+    """Gradients and running averages by name, of one training step in bfloat16 on eight random images."""
+    images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        F.cross_entropy(net(images), torch.arange(8)).backward()
+    gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
+    return gradients | {name: b for name, b in net.named_buffers() if b.is_floating_point()}
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("size", [19, 20, 24, 32])
+def test_bfloat16_in_onednns_layout_is_no_less_exact_than_autocast(size: int) -> None:
+    def seeded() -> ResNet20:
+        torch.manual_seed(0)
+        return ResNet20()
+
+    hooked = seeded()
+    hooked.layer1.register_forward_hook(lambda *_: None)  # so in strided tensors
+    in_mkldnn, in_strides = bfloat16_step(seeded(), size), bfloat16_step(hooked, size)
+    exact = seeded().double()
+    images = torch.randn(8, 3, size, size, generator=torch.Generator().manual_seed(0)).double()
+    F.cross_entropy(exact(images), torch.arange(8)).backward()
+    true = {name: p.grad for name, p in exact.named_parameters() if p.grad is not None}
+    true |= {name: b for name, b in exact.named_buffers() if b.is_floating_point()}
+
+    def error(step: dict[str, Tensor]) -> float:
+        assert step.keys() == true.keys()
+        assert {t.dtype for t in step.values()} == {torch.float32}
+        return torch.stack([(step[name] - true[name]).norm() / true[name].norm() for name in true]).mean().item()
+
+    # One of the two rounds here, the other there: bfloat16 has 8 bits.
+    assert 0 < error(in_mkldnn) < 1.25 * error(in_strides) < 0.5
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("case", ["training", "evaluation", "float32", "hook", "frozen", "anomaly", "disabled"])
+def test_onednns_layout_is_for_training_in_bfloat16_and_gives_way_to_what_it_cannot_do(case: str) -> None:
+    net = ResNet20()
+    seen: list[float] = []
+    if case == "hook":
+        net.layer2.register_forward_hook(lambda module, args, out: seen.append(out.mean().item()))
+    layer = net.layer1 = Layout(net.layer1)  # type: ignore[assignment]
+    net.train(case != "evaluation")
+    if case == "frozen":
+        layer.layer[0].bn1.eval()  # type: ignore[index]
+    with (
+        torch.autograd.set_detect_anomaly(case == "anomaly"),
+        torch.backends.mkldnn.flags(enabled=case != "disabled"),  # type: ignore[attr-defined]
+        torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"),
+    ):
+        F.cross_entropy(net(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+    assert layer.is_mkldnn == (case == "training")
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
+    assert len(seen) == (case == "hook")
 
 
 @pytest.mark.parametrize("he_init", [True, False])
