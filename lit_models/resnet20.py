@@ -71,14 +71,19 @@ class ResNet20(nn.Module):
             return self._logits(x.bfloat16().to_mkldnn())
 
     def _gains_by_mkldnn(self, x: Tensor) -> bool:
+        if torch.compiler.is_compiling() or torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled:
+            return False
         if not (self.training and x.device.type == "cpu" and torch.is_autocast_enabled("cpu")):
             return False
         if torch.get_autocast_dtype("cpu") != torch.bfloat16 or not cpu_has_bfloat16():
             return False
-        if torch.compiler.is_compiling() or torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled:
+        if self.linear.weight.dtype != torch.float32:  # float64, say, which autocast leaves alone
             return False
         # Frozen batch normalization has no such backward pass, and hooks expect tensors that they can compute with.
-        return all(m.training and not (m._forward_hooks or m._backward_hooks) for m in self.modules())
+        return not any(
+            not m.training or m._forward_pre_hooks or m._forward_hooks or m._backward_pre_hooks or m._backward_hooks
+            for m in self.modules()
+        )
 
     def _logits(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -160,22 +161,27 @@ def test_bfloat16_in_onednns_layout_is_no_less_exact_than_autocast(size: int) ->
 
 
 @needs_bfloat16
-@pytest.mark.parametrize("case", ["training", "evaluation", "float32", "hook", "frozen", "anomaly", "disabled"])
+@pytest.mark.parametrize(
+    "case", ["training", "evaluation", "float32", "float64", "hook", "frozen", "compiled", "anomaly", "disabled"]
+)
 def test_onednns_layout_is_for_training_in_bfloat16_and_gives_way_to_what_it_cannot_do(case: str) -> None:
-    net = ResNet20()
+    net = ResNet20().to(torch.float64 if case == "float64" else torch.float32)
     seen: list[float] = []
     if case == "hook":
         net.layer2.register_forward_hook(lambda module, args, out: seen.append(out.mean().item()))
     layer = net.layer1 = Layout(net.layer1)  # type: ignore[assignment]
     net.train(case != "evaluation")
+    if case == "compiled":
+        net.compile(backend="eager", fullgraph=True)
     if case == "frozen":
         layer.layer[0].bn1.eval()  # type: ignore[index]
     with (
         torch.autograd.set_detect_anomaly(case == "anomaly"),
-        torch.backends.mkldnn.flags(enabled=case != "disabled"),  # type: ignore[attr-defined]
+        torch.backends.mkldnn.flags(enabled=False) if case == "disabled" else nullcontext(),  # type: ignore[attr-defined]
         torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"),
     ):
-        F.cross_entropy(net(torch.randn(2, 3, 32, 32)), torch.tensor([0, 1])).backward()
+        images = torch.randn(2, 3, 32, 32, dtype=net.linear.weight.dtype)
+        F.cross_entropy(net(images), torch.tensor([0, 1])).backward()
     assert layer.is_mkldnn == (case == "training")
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert len(seen) == (case == "hook")
