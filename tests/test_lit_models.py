@@ -114,16 +114,15 @@ def test_resnet20_computes_the_papers_network(training: bool) -> None:
 needs_bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU emulates bfloat16")
 
 
-class Layout(nn.Module):
-    """A layer, and whether its latest input was an mkldnn tensor."""
-
-    def __init__(self, layer: nn.Module) -> None:
-        super().__init__()
-        self.layer, self.is_mkldnn = layer, False
-
-    def forward(self, x: Tensor) -> Tensor:
-        self.is_mkldnn = x.is_mkldnn
-        return self.layer(x)
+def operations(loss: Tensor) -> set[str]:
+    """The names of the backward passes that lead from the loss to the parameters."""
+    seen, left = set(), [loss.grad_fn]
+    while left:
+        node = left.pop()
+        if node is not None and node not in seen:
+            seen.add(node)
+            left += [before for before, _ in node.next_functions]
+    return {node.name() for node in seen}
 
 
 def bfloat16_step(net: ResNet20, size: int = 32) -> dict[str, Tensor]:
@@ -162,27 +161,30 @@ def test_bfloat16_in_onednns_layout_is_no_less_exact_than_autocast(size: int) ->
 
 @needs_bfloat16
 @pytest.mark.parametrize(
-    "case", ["training", "evaluation", "float32", "float64", "hook", "frozen", "compiled", "anomaly", "disabled"]
+    "case",
+    ["training", "evaluation", "float32", "float64", "hook", "frozen", "dropout", "compiled", "anomaly", "disabled"],
 )
 def test_onednns_layout_is_for_training_in_bfloat16_and_gives_way_to_what_it_cannot_do(case: str) -> None:
     net = ResNet20().to(torch.float64 if case == "float64" else torch.float32)
+    net.train(case != "evaluation")
     seen: list[float] = []
     if case == "hook":
         net.layer2.register_forward_hook(lambda module, args, out: seen.append(out.mean().item()))
-    layer = net.layer1 = Layout(net.layer1)  # type: ignore[assignment]
-    net.train(case != "evaluation")
+    if case == "frozen":
+        net.layer1[0].bn1.eval()
+    if case == "dropout":
+        net.layer2 = nn.Sequential(net.layer2, nn.Dropout(0.1))
     if case == "compiled":
         net.compile(backend="eager", fullgraph=True)
-    if case == "frozen":
-        layer.layer[0].bn1.eval()  # type: ignore[index]
     with (
         torch.autograd.set_detect_anomaly(case == "anomaly"),
         torch.backends.mkldnn.flags(enabled=False) if case == "disabled" else nullcontext(),  # type: ignore[attr-defined]
         torch.autocast("cpu", torch.bfloat16, enabled=case != "float32"),
     ):
         images = torch.randn(2, 3, 32, 32, dtype=net.linear.weight.dtype)
-        F.cross_entropy(net(images), torch.tensor([0, 1])).backward()
-    assert layer.is_mkldnn == (case == "training")
+        loss = F.cross_entropy(net(images), torch.tensor([0, 1]))
+        assert ("ToDenseBackward0" in operations(loss)) == (case == "training")  # which leaves that layout again
+        loss.backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in net.parameters())
     assert len(seen) == (case == "hook")
 
