@@ -136,7 +136,7 @@ def valley(runs: Sequence[Mapping[str, Any]]) -> Facts | None:
     without = [_ends_and_between(run["along"], run["without"]) for run in runs]
     steps = [_ends_and_between(run["across"], losses) for run in runs for losses in run["steps"]]
     small = [_ends_and_between(run["across"], losses) for run in runs for losses in run.get("small_steps", ())]
-    depths = [min(ends) - min(between) for ends, between in steps if min(between) < min(ends)]
+    depths = [depth for ends, between in steps if (depth := _depth(ends, between)) > 0]
     changes = [end - start for (start, end), _ in with_drop]
     changes_without = [end - start for (start, end), _ in without]
     return {
@@ -145,11 +145,11 @@ def valley(runs: Sequence[Mapping[str, Any]]) -> Facts | None:
         "without": mean_ci(changes_without),
         "effect": mean_ci([a - b for a, b in zip(changes, changes_without, strict=True)]),
         "hills": sum(max(between) > max(ends) for ends, between in with_drop),
-        "dips": sum(min(between) < min(ends) for ends, between in without),
+        "dips": sum(_depth(ends, between) > 0 for ends, between in without),
         "num_runs": len(runs),
         "crossing": len(depths),
         "num_steps": len(steps),
-        "small_crossing": sum(min(between) < min(ends) for ends, between in small) if small else None,
+        "small_crossing": sum(_depth(ends, between) > 0 for ends, between in small) if small else None,
         "depth": statistics.mean(depths) if depths else 0.0,
     }
 
@@ -158,6 +158,11 @@ def _ends_and_between(at: Sequence[float], losses: Sequence[float]) -> tuple[lis
     """The losses at 0 and at 1, and those between."""
     places = list(zip(at, losses, strict=True))
     return [loss for x, loss in places if x in (0, 1)], [loss for x, loss in places if 0 < x < 1]
+
+
+def _depth(ends: Sequence[float], between: Sequence[float]) -> float:
+    """How far the loss between lies below both ends; not positive where there is no valley."""
+    return min(ends) - min(between)
 
 
 def gap(runs: Sequence[Mapping[str, float]]) -> Facts:
