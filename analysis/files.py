@@ -3,18 +3,13 @@
 import json
 import math
 import os
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 
-def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
-    """Creates or replaces ``path`` with what ``write`` puts into a file; on any failure ``path`` stays as it was.
-
-    Returns where the content is: see ``move``.
-    """
+def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> None:
+    """Creates or replaces ``path`` with what ``write`` puts into a file; on any failure ``path`` stays as it was."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -22,28 +17,10 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object]) -> Path:
             write(file)
             file.flush()
             os.fsync(file.fileno())
-        return move(aside, path)
+        os.replace(aside, path)
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
-
-
-def move(aside: Path, path: Path) -> Path:
-    """Renames ``aside`` to ``path`` and returns it.
-
-    Windows keeps a file that a program has open: a virus scanner's in a moment, but for a viewer's ``path`` stays as it
-    is, and ``<name>_new`` beside it is written, which one line on stderr says.
-    """
-    for pause in (0.05, 0.2, 1.0):
-        try:
-            os.replace(aside, path)
-            return path
-        except PermissionError:
-            time.sleep(pause)
-    beside = path.with_name(f"{path.stem}_new{path.suffix}")
-    os.replace(aside, beside)
-    print(f"{path} is open in another program and stays as it was: the new one is {beside.name}", file=sys.stderr)
-    return beside
 
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:

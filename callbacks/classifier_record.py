@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from analysis.provenance import command_line
+from callbacks.record import Record
 from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
@@ -22,19 +22,15 @@ MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
 COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "seconds")
 
 
-class ClassifierRecord(Callback):
-    """Collects what each epoch reached, over resumes too, prints a line for it, and puts it together for summary.json.
+class ClassifierRecord(Record):
+    """Records each epoch, prints a line for it, and knows the content of summary.json.
 
-    Args:
-        settings: all settings of the run, with ``recipe``, ``data``, ``seed``, ``val_size``; plain values.
-        is_branch: training begins with the checkpoint of another run, which becomes this run's ``origin``.
-        start: ``time.perf_counter()`` at the start of the process, for the total time.
+    ``settings`` have ``recipe``, ``data``, ``seed``, ``val_size``. What it reads has been logged by the LightningModule
+    and by callbacks before it.
     """
 
     def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
-        self.settings, self.is_branch = dict(settings), is_branch
-        self.start = time.perf_counter() if start is None else start
-        self.origin: dict[str, Any] | None = None
+        super().__init__(settings, is_branch, start)
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}
@@ -43,27 +39,22 @@ class ClassifierRecord(Callback):
         self._has_header = False  # on the terminal, in this process
         self._measuring = 0.0  # seconds of all validations, which are no training
         self._start_of_epoch: float | None = None
-        self._earlier = self._earlier_total = 0.0  # seconds before an interruption, of an epoch and of the run
+        self._earlier = 0.0  # seconds of this epoch before an interruption
+
+    def epochs_done(self) -> int:
+        return len(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        clock = time.perf_counter()
-        inside = 0.0 if self._start_of_epoch is None else clock - self._measuring - self._start_of_epoch
-        return {
-            "settings": self.settings,
-            "origin": self.origin,
-            "epochs": self.epochs,
-            "batches": self.batches,
-            "validated": self._validated,
-            "seconds_of_this_epoch": inside,
-            "seconds_in_all": self._earlier_total + clock - self.start,
-        }
+        inside = 0.0
+        if self._start_of_epoch is not None:
+            inside = time.perf_counter() - self._measuring - self._start_of_epoch
+        state = {"epochs": self.epochs, "batches": self.batches, "validated": self._validated}
+        return {**super().state_dict(), **state, "seconds_of_this_epoch": inside}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epochs, self.batches, self.origin = list(state["epochs"]), dict(state["batches"]), state["origin"]
-        if self.is_branch:
-            self.origin = {"settings": state["settings"], "epochs": len(self.epochs)}
-        self._validated = dict(state.get("validated", {}))
-        self._earlier, self._earlier_total = state["seconds_of_this_epoch"], state["seconds_in_all"]
+        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
+        self._validated, self._earlier = dict(state["validated"]), state["seconds_of_this_epoch"]
+        super().load_state_dict(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(trainer, pl_module, self._earlier)  # resuming inside an epoch, Lightning leaves out the next hook
@@ -79,7 +70,7 @@ class ClassifierRecord(Callback):
         self._images = self._batches = 0
 
     def _training_clock(self, pl_module: LightningModule) -> float:
-        """Seconds, of which those between two readings in an epoch are of training alone."""
+        """Seconds; the difference of two readings in an epoch is training alone."""
         return now(pl_module.device) - self._measuring
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
@@ -99,12 +90,12 @@ class ClassifierRecord(Callback):
         self._start_of_validation = now(pl_module.device)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == TrainerFn.VALIDATING:  # of the end of a training run that ended inside an epoch
-            for name, value in trainer.callback_metrics.items():
-                self.epochs[-1][name.replace("/", "_")] = value.item()
-            return
-        self._measuring += now(pl_module.device) - self._start_of_validation
-        self._validated = {n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith(EVALUATED)}
+        measured = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(EVALUATED)}
+        if trainer.state.fn == TrainerFn.VALIDATING:  # after a training run that ended inside an epoch
+            self.epochs[-1] |= {name.replace("/", "_"): value for name, value in measured.items()}
+        else:
+            self._measuring += now(pl_module.device) - self._start_of_validation
+            self._validated = measured
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         end = self._training_clock(pl_module)
@@ -130,16 +121,15 @@ class ClassifierRecord(Callback):
             # not into metrics.csv, which a seed repeats bit for bit
             writer.add_scalar("train/images_per_second", row["images_per_second"], trainer.global_step - 1)
         self._start_of_epoch = None
-        # Through Lightning, which writes above a running bar, and on the first process alone.
+        # Through Lightning, which writes above a running bar, and from the first process alone.
         if not self._has_header:
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
             self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
 
     def ended_unmeasured(self, trainer: Trainer) -> bool:
-        """Whether training has ended inside an epoch, whose weights no validation has seen."""
-        validates = trainer.num_val_batches and trainer.limit_val_batches and trainer.check_val_every_n_epoch == 1
-        return bool(validates and self.epochs and self.epochs[-1]["val_acc"] is None)
+        """Whether no validation has seen the last epoch's weights, though there is something to validate on."""
+        return bool(sum(trainer.num_val_batches) and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
@@ -150,7 +140,6 @@ class ClassifierRecord(Callback):
         return {
             **{name: self.settings[name] for name in ("recipe", "data", "seed")},
             "measured_on": "validation" if self.settings["val_size"] else "test",
-            "command": command_line(),
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "parameters": sum(p.numel() for p in model.parameters()),
             **self.batches,
@@ -159,12 +148,11 @@ class ClassifierRecord(Callback):
             "images_per_second": statistics.median(speeds) if speeds else None,
             "seconds": {
                 "train": sum(row["seconds"] for row in self.epochs),
-                "total": self._earlier_total + time.perf_counter() - self.start,
+                "total": self.total_seconds(),
                 "to_first_step": self.first_step,
             },
             "peak_memory_mb": peak_memory_mb(device),
-            "settings": self.settings,
-            "origin": self.origin,
+            **self.common(),
         }
 
 
@@ -174,22 +162,21 @@ def cell(name: str, value: float | None) -> str:
 
 
 def now(device: torch.device) -> float:
-    """Seconds on a clock that sees finished work only."""
+    """Seconds on a clock that waits for the device's work to be finished."""
     if device.type in ("cuda", "mps"):
         torch.accelerator.synchronize(device)
     return time.perf_counter()
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Of the GPU if training ran there, else resident memory of this process; None where the system does not say."""
+    """Memory of the GPU if training ran there, else resident memory of this process; None where nothing says it."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
     status = Path("/proc/self/status")  # Linux; ru_maxrss there includes the process that started this one
     if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024 / 1e6
-    if sys.platform == "win32":
+    if sys.platform != "darwin":
         return None
     import resource  # not on Windows
 
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6

@@ -1,4 +1,4 @@
-"""CurveRecord: every measurement of a curve fit, and what becomes of them: results, findings, figures."""
+"""CurveRecord: every measurement of a curve fit, and what becomes of them: summary.json and curves.json."""
 
 import math
 import time
@@ -7,58 +7,55 @@ from typing import Any
 
 import numpy as np
 import torch
-from matplotlib.figure import Figure
-from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curve_figures import curves_figure, errors_figure
-from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
-from analysis.provenance import command_line
+from analysis.curves import METRICS, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
+from callbacks.record import Record
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 
+THIN = 5  # of the 1,001 points of a curve every fifth is kept
 
-class CurveRecord(Callback):
-    """Collects the measurements of a FunctionRegressor, over resumes too.
+
+class CurveRecord(Record):
+    """Records the measurements of a FunctionRegressor.
 
     Args:
         asked: the epoch counts to report.
         auto: report the epoch count with the lowest MSE against f too, and what a validation sample would have chosen.
-        settings: all settings of the run, for its summary; plain values.
-        is_branch: training begins with the checkpoint of another run, which becomes this run's ``origin``.
-        start: ``time.perf_counter()`` at the start of the process, for the total time.
+        settings, is_branch, start: as in Record.
     """
 
     def __init__(
         self, asked: Sequence[int], auto: bool, settings: Mapping[str, Any], is_branch: bool, start: float
     ) -> None:
-        self.asked, self.auto, self.settings, self.is_branch = sorted(set(asked)), auto, dict(settings), is_branch
-        self.start = start
+        super().__init__(settings, is_branch, start)
+        self.asked, self.auto = sorted(set(asked)), auto
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
         self._latest: dict[int, Tensor] = {}
-        self.origin: dict[str, Any] | None = None
-        self.earlier = {"train": 0.0, "total": 0.0}  # seconds before a resume
+        self._earlier_train = 0.0  # seconds of training before a resume
         self._train_start: float | None = None
         self._train_end: float | None = None
 
+    def epochs_done(self) -> int:
+        return max(self.measured, default=0)
+
+    def train_seconds(self) -> float:
+        if self._train_start is None:
+            return self._earlier_train
+        return self._earlier_train + (self._train_end or time.perf_counter()) - self._train_start
+
     def state_dict(self) -> dict[str, Any]:
-        state = {"measured": self.measured, "curves": self.curves, "seconds_in_all": self.seconds()}
-        return state | {"settings": self.settings, "origin": self.origin}
+        state = {"measured": self.measured, "curves": self.curves, "train_seconds": self.train_seconds()}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.measured, self.curves, self.earlier = state["measured"], state["curves"], state["seconds_in_all"]
-        self.origin = state["origin"]
-        if self.is_branch:
-            self.origin = {"settings": state["settings"], "epochs": max(self.measured, default=0)}
-
-    def seconds(self) -> dict[str, float]:
-        """Seconds of training so far, and in all, with those before a resume."""
-        now = time.perf_counter()
-        training = 0.0 if self._train_start is None else (self._train_end or now) - self._train_start
-        return {"train": self.earlier["train"] + training, "total": self.earlier["total"] + now - self.start}
+        self.measured, self.curves, self._earlier_train = state["measured"], state["curves"], state["train_seconds"]
+        super().load_state_dict(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_start = time.perf_counter()
@@ -83,7 +80,7 @@ class CurveRecord(Callback):
         self.curves |= self._latest  # which is reported where the training run ends early
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(T,) whole measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
+        """(T,) wholly measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
         whole = {e: m for e, m in sorted(self.measured.items()) if len(m) > 1}
         shape = (len(whole), len(model.lrs), len(model.seeds))
         names = (*METRICS, "held_out_mse")
@@ -109,15 +106,13 @@ class CurveRecord(Callback):
             "x_min": data.x_min,
             "x_max": data.x_max,
             "seed": model.seeds[0],
-            "command": command_line(),
             "results": self._results(model, reached),
             "over_seeds": spread_over_seeds(model.lrs, epochs[at], {n: v[at] for n, v in values.items()}),
             "more_training": [{"lr": lr, **more_training(epochs, values["true_mse"][:, i])} for i, lr in trajectories],
             **({"auto": auto} if auto else {}),
             "not_measured": [e for e in reported if e not in epochs],
-            "seconds": self.seconds(),
-            "settings": self.settings,
-            "origin": self.origin,
+            "seconds": {"train": self.train_seconds(), "total": self.total_seconds()},
+            **self.common(),
         }
 
     def _results(self, model: FunctionRegressor, reached: Sequence[int]) -> list[dict[str, float]]:
@@ -131,46 +126,25 @@ class CurveRecord(Callback):
         return rows
 
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
-        """The content of curves.json: how the fitted curves grow, on some 100 points, with four digits.
+        """The content of curves.json: how the fitted curves grow, on 201 points, with four digits.
 
         A list each of "x" and "truth" (f there), "points" (x and y of the first seed's training points), and "fits",
         one for each learning rate and kept epoch count: the first seed's curve "fit", empty where it diverged, and the
         quartiles "low" and "high" of the seeds that did not; "true_mse" is the median error of all.
         """
-        S, thin = len(model.seeds), slice(None, None, 10)
 
         def digits(values: Any) -> list[float]:
             return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
 
-        fits = []
+        L, S, fits = len(model.lrs), len(model.seeds), []
         for epochs, curves in sorted(self.curves.items()):
-            each = curves[:, thin].numpy().reshape(len(model.lrs), S, -1)
-            errors = medians(self.measured[epochs]["true_mse"].view(len(model.lrs), S).numpy())
+            each = curves[:, ::THIN].numpy().reshape(L, S, -1)
+            errors = medians(self.measured[epochs]["true_mse"].view(L, S).numpy())
             for lr, seeds, error in zip(model.lrs, each, errors, strict=True):
                 finite = seeds[np.isfinite(seeds).all(1)]
                 low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
-                row = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
-                lists = {name: digits(values) for name, values in row.items()}
+                fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
+                lists = {name: digits(values) for name, values in fit.items()}
                 fits.append({"lr": lr, "epochs": epochs, "true_mse": float(error), **lists})
-        truth = digits(data.truth[thin])
-        lists = {"x": digits(np.linspace(data.x_min, data.x_max, len(truth))), "truth": truth}
-        return lists | {"points": {"x": digits(data.x[0]), "y": digits(data.y[0])}, "fits": fits}
-
-    def figures(self, model: FunctionRegressor, data: CurveDataModule, summary: Mapping[str, Any]) -> dict[str, Figure]:
-        """{"curves", "errors"}: the fitted curves where asked for, and the errors over all measured epochs."""
-        epochs, values = self.table(model)
-        if not len(epochs):
-            return {}
-        S, panels = len(model.seeds), []
-        for row in sorted(summary["over_seeds"], key=lambda row: row["epochs"]):
-            if (e := row["epochs"]) in self.curves:  # a resumed run may ask for more than was kept
-                first, error = model.lrs.index(row["lr"]) * S, row["true_mse"]["median"]
-                label = f"MSE against f {error:.3g}" if math.isfinite(error) else "diverged"
-                title = f"{e:,} epochs, learning rate {row['lr']:g}\n{'median ' if S > 1 else ''}{label}"
-                panels.append((title, self.curves[e][first : first + S].numpy()))
-        figures = {}
-        if panels:
-            points = (data.x[0].numpy(), data.y[0].numpy())
-            figures["curves"] = curves_figure(data.grid.numpy(), data.truth.numpy(), points, panels, data.function)
-        rows = spread_over_seeds(model.lrs, epochs, values)
-        return figures | {"errors": errors_figure(rows, data.noise_std**2)}
+        problem = {"x": digits(data.grid[::THIN]), "truth": digits(data.truth[::THIN])}
+        return {**problem, "points": {"x": digits(data.x[0]), "y": digits(data.y[0])}, "fits": fits}

@@ -6,7 +6,7 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from callbacks.checkpointing import BATCHES_BETWEEN_LOOKS
+BATCHES_BETWEEN_LOOKS = 50  # at the loss, for which a GPU or the other processes have to wait
 
 
 class NonFiniteLoss(Exception):
@@ -18,21 +18,15 @@ class StopOnNonFiniteLoss(Callback):
 
     def __init__(self) -> None:
         self._first: Tensor | None = None  # step of the first such loss; -1: none so far
-        self._step = 0
-
-    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
-        self._step = trainer.global_step  # at the batch's end it has gone on, or not, in a step of several batches
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
-        if not outputs:  # the step has left this batch out
-            return
         loss: Tensor = outputs["loss"].detach()
         if self._first is None:
             self._first = torch.full((), -1, device=loss.device)
-        # Kept on the device: to look at the loss would make the host wait for each step.
-        self._first = torch.where(loss.isfinite() | (self._first >= 0), self._first, self._step)
+        # It stays on the device: to look at each loss would make the host wait for each step.
+        self._first = torch.where(loss.isfinite() | (self._first >= 0), self._first, trainer.global_step - 1)
         if (loss.device.type == "cpu" and trainer.world_size == 1) or (batch_idx + 1) % BATCHES_BETWEEN_LOOKS == 0:
             self._look(trainer)
 
@@ -40,7 +34,7 @@ class StopOnNonFiniteLoss(Callback):
         self._look(trainer)
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # The step after a good loss may have thrown the weights away.
+        # The step after a finite loss may have thrown the weights away.
         self._look(trainer, all(bool(weights.isfinite().all()) for weights in pl_module.parameters()))
 
     def _look(self, trainer: Trainer, weights_are_finite: bool = True) -> None:

@@ -2,23 +2,19 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
 
 from pytorch_lightning import Callback, LightningModule, Trainer
-from pytorch_lightning.callbacks import GradientAccumulationScheduler
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from callbacks.lr_step import callbacks_of, param_groups, say_which_wins
+from callbacks.lr_step import set_rate
 
 
 class OneCycle(Callback):
     """Sets the learning rate of every parameter group before each step (Smith and Topin 2017, arXiv 1708.07120).
 
-    Straight lines, and no cycle of the momentum, other than ``torch.optim.lr_scheduler.OneCycleLR``.
-
-    The rate is a function of the step and of the length of the training run alone, so it is right after any resume. The
-    length is in checkpoints: another one would be another schedule, and is refused. A LearningRateMonitor is listed
-    behind it, or logs the rate before.
+    Straight lines, and no cycle of the momentum, other than ``torch.optim.lr_scheduler.OneCycleLR``. The rate is a
+    function of the step and of the length of the training run alone, so it is right after any resume. The length is in
+    checkpoints: another one would be another schedule, and is refused. A LearningRateMonitor is listed behind it.
 
     Args:
         lr: the peak learning rate.
@@ -27,9 +23,7 @@ class OneCycle(Callback):
     Raises:
         ValueError: a peak that is not positive and finite, or a warmup_fraction that is not between 0 and 1.
         MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint of a
-            cycle of another length, or one that has come further in steps than its epochs now have; with several
-            optimizers, whose steps Lightning counts together; with manual optimization; or with a
-            GradientAccumulationScheduler that changes how many batches make a step.
+            cycle of another length.
     """
 
     def __init__(self, lr: float, warmup_fraction: float) -> None:
@@ -39,11 +33,6 @@ class OneCycle(Callback):
             )
         self.lr, self.warmup_fraction = float(lr), float(warmup_fraction)
         self.num_steps = 0  # of the whole run; known when training starts
-
-    def lr_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0, once training has started."""
-        done = (step + 0.5) / self.num_steps  # the middle of the step: the first one learns too, and the last one
-        return self.lr * min(done / self.warmup_fraction, (1 - done) / (1 - self.warmup_fraction))
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
@@ -55,8 +44,8 @@ class OneCycle(Callback):
     def load_state_dict(self, state: Mapping[str, int]) -> None:
         self.num_steps = state["num_steps"]
 
-    def check_length(self, num_steps: float) -> None:
-        """Raises MisconfigurationException unless the run has an end, the same as before a resume."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        num_steps = trainer.estimated_stepping_batches
         if not 0 < num_steps < math.inf:
             raise MisconfigurationException(
                 "one cycle of the learning rate needs an end: give --max_epochs, or --max_steps for data without length"
@@ -66,31 +55,13 @@ class OneCycle(Callback):
                 f"the checkpoint is of a run of {self.num_steps:,} steps, not {num_steps:,}, and so of another cycle: "
                 "resume it with the --max_epochs, --batch_size and limits that it began with, or start anew"
             )
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if len(trainer.optimizers) > 1 or not pl_module.automatic_optimization:
-            raise MisconfigurationException(
-                "one cycle of the learning rate is for one optimizer that Lightning steps: of several, or by manual "
-                "optimization, the number of steps is not known"
-            )
-        schedulers: list[Any] = callbacks_of(trainer, GradientAccumulationScheduler)
-        if any(len(scheduler.scheduling) > 1 for scheduler in schedulers):
-            raise MisconfigurationException(
-                "one cycle of the learning rate cannot know its length where a GradientAccumulationScheduler changes "
-                "how many batches make a step: use --accumulate_grad_batches"
-            )
-        num_steps = trainer.estimated_stepping_batches
-        self.check_length(num_steps)
         self.num_steps = int(num_steps)
-        say_which_wins("OneCycle's", trainer)
-        if trainer.max_epochs not in (None, -1) and trainer.num_training_batches < math.inf:
-            per_epoch = math.ceil(trainer.num_training_batches / trainer.accumulate_grad_batches)
-            if not 0 <= trainer.global_step - trainer.current_epoch * per_epoch <= per_epoch:
-                raise MisconfigurationException(
-                    f"the checkpoint is not from epochs of {per_epoch} steps as these are: resume it with the "
-                    "--batch_size, --val_size and limits that it began with"
-                )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        for group in param_groups(trainer):
-            group["lr"] = self.lr_at(trainer.global_step)
+        set_rate(trainer, one_cycle_rate(trainer.global_step, self.num_steps, self.lr, self.warmup_fraction))
+
+
+def one_cycle_rate(step: int, num_steps: int, peak: float, warmup_fraction: float) -> float:
+    """The learning rate of a step, counted from 0, of ``num_steps``."""
+    done = (step + 0.5) / num_steps  # the middle of the step: the first one learns too, and the last one
+    return peak * min(done / warmup_fraction, (1 - done) / (1 - warmup_fraction))

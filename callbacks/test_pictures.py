@@ -4,29 +4,30 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from analysis.classifier_figures import confident_errors_figure, confusion_figure, filters_figure
-from callbacks.tensorboard_layout import publish_figure, tensorboard_writers
+from analysis.figures import confident_errors_figure, confusion_figure, filters_figure, pixels_of, save_png
+from callbacks.tensorboard_layout import show_pictures, tensorboard_writers
 
-NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # on a card of TensorBoard's there is room for few
+NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # a card of TensorBoard's has room for few
 
 
 class TestPictures(Callback):
     """After the test writes ``confusion.png``, ``confident_errors.png`` and ``filters.png``, to TensorBoard too.
 
-    The LightningModule's ``test_step`` returns the (N, C) logits of its batch (images, labels); the DataModule's
-    ``state_dict`` holds ``mean``, ``std`` and ``classes``. The confusion matrix is of all processes' images, the errors
-    are the most confident that the first process has seen.
+    The LightningModule's ``test_step`` returns the (N, C) logits of its batch (images, labels), and its ``net`` begins
+    with a convolution of RGB images; the DataModule's ``state_dict`` holds ``mean``, ``std`` and ``classes``. The
+    confusion matrix is of all processes' images, the errors are the most confident that the first process has seen.
 
     Args:
         run_dir: where the pictures go.
     """
 
-    __test__ = False  # not a test of pytest's
+    __test__ = False  # pytest takes the name for a test's
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
@@ -36,7 +37,7 @@ class TestPictures(Callback):
         num_classes = len(self._facts["classes"])
         self._confusion = MulticlassConfusionMatrix(num_classes, normalize="true", validate_args=False)
         self._confusion.to(pl_module.device)
-        self._wrong: list[tuple[Tensor, ...]] = []  # probability, prediction, label, pixels of each batch's errors
+        self._wrong: list[tuple[Tensor, ...]] = []  # probability, prediction, label, image of each batch's errors
 
     def on_test_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: tuple[Tensor, Tensor], *args: object
@@ -54,23 +55,34 @@ class TestPictures(Callback):
         matrix = self._confusion.compute().cpu().numpy()  # over all processes, so before the others leave
         if not trainer.is_global_zero:
             return
-        classes, loggers, step = self._facts["classes"], trainer.loggers, trainer.global_step
-        publish_figure(confusion_figure(matrix, classes), "confusion", self.run_dir, loggers, "test/confusion", step)
+        self._publish(trainer, confusion_figure(matrix, self._facts["classes"]), "confusion", "test/confusion")
+        self._publish_errors(trainer)
+        weights = next(p for p in pl_module.net.parameters() if p.ndim == 4)
+        filters = weights.detach().float().cpu().permute(0, 2, 3, 1)
+        self._publish(trainer, filters_figure(filters.numpy()), "filters", "train/filters")
+        for writer in tensorboard_writers(trainer.loggers):
+            image = torch.zeros(1, 3, 32, 32, device=pl_module.device, dtype=pl_module.dtype)
+            writer.add_graph(pl_module.net, image)
+            writer.flush()
 
+    def _publish_errors(self, trainer: Trainer) -> None:
+        classes = self._facts["classes"]
         confidence, predicted, true, images = (torch.cat(part).cpu() for part in zip(*self._wrong, strict=True))
         order = confidence.argsort(descending=True)[:NUM_ERRORS]
         order = order[confidence[order] > 0]
+        if not len(order):
+            return
         mean, std = (torch.tensor(self._facts[name])[:, None, None] for name in ("mean", "std"))
-        pixels = (images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
+        pixels = list((images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy())
         titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
-        if titles:
-            figure = confident_errors_figure(list(pixels), titles)
-            card = confident_errors_figure(list(pixels[:NUM_ERRORS_ON_CARD]), titles[:NUM_ERRORS_ON_CARD])
-            publish_figure(figure, "confident_errors", self.run_dir, loggers, "test/confident_errors", step, card)
+        card = confident_errors_figure(pixels[:NUM_ERRORS_ON_CARD], titles[:NUM_ERRORS_ON_CARD])
+        self._publish(
+            trainer, confident_errors_figure(pixels, titles), "confident_errors", "test/confident_errors", card
+        )
 
-        filters: Tensor = pl_module.state_dict()["net.conv1.weight"].float().cpu()
-        figure = filters_figure(filters.permute(0, 2, 3, 1).numpy())
-        publish_figure(figure, "filters", self.run_dir, loggers, "train/filters", step)
-        for writer in tensorboard_writers(loggers):
-            writer.add_graph(pl_module.net, torch.zeros_like(images[:1], device=pl_module.device))
-            writer.flush()
+    def _publish(self, trainer: Trainer, figure: Figure, name: str, tag: str, card: Figure | None = None) -> None:
+        """Writes the figure as a PNG file, and shows it, or ``card`` in its place, in TensorBoard."""
+        pixels = pixels_of(figure)
+        save_png(pixels, self.run_dir / f"{name}.png")
+        shown = pixels if card is None else pixels_of(card)
+        show_pictures([(trainer.global_step, shown)], tag, trainer.loggers)

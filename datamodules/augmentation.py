@@ -1,5 +1,6 @@
 """From uint8 pixels to what the network sees: crop and flip, resize, normalize. All on the pixels' own device."""
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -11,18 +12,31 @@ STD = (0.2470, 0.2435, 0.2616)  # over all pixels; the common (0.2023, 0.1994, 0
 PADDING = 4
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """How training images vary.
+
+    Args:
+        max_shift: pixels that an image is moved at most, 0 to 4.
+        reflect: what a shift uncovers is the image mirrored at its edge pixels, as in torchvision's "reflect"; else 0.
+        alternate_flips: mirror each image in every second epoch instead of at random (Jordan 2024, arXiv 2404.00498).
+    """
+
+    max_shift: int = PADDING
+    reflect: bool = False
+    alternate_flips: bool = False
+
+
 def normalize(images: Tensor) -> Tensor:
     """(N, H, W, 3) pixels, 0 to 255 -> (N, 3, H, W) float32, channels_last, per-channel mean 0 and deviation 1."""
-    # A tracer's constants are no tensors to be kept for other calls.
-    constants = mean_and_scale.__wrapped__ if torch.compiler.is_exporting() else mean_and_scale
-    mean, scale = constants(images.device)
+    mean, scale = mean_and_scale(images.device)
     return ((images - mean) * scale).permute(0, 3, 1, 2)
 
 
-@cache  # to copy them to a GPU for each batch would wait for it each time
+@cache  # to copy them to a GPU for each batch would make the host wait each time
 @torch.inference_mode(False)
 def mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
-    """(3,) and (3,) float32, of pixels from 0 to 255."""
+    """(3,) and (3,) float32, for pixels from 0 to 255."""
     return torch.tensor(MEAN, device=device) * 255, 1 / (torch.tensor(STD, device=device) * 255)
 
 
@@ -33,7 +47,7 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = F
         images: (N, H, W, 3) uint8.
         shift: (N, 2) int64, top and left edge of the crop in the padded image, 0 to 8; (4, 4) is the image itself.
         flip: (N,) bool, whether to mirror left and right.
-        reflect: the padding is the image mirrored at its edge pixels, as in torchvision's "reflect", instead of zeros.
+        reflect: as in Augmentation.
     """
     N, H, W, C = images.shape
     rows = shift[:, :1] + torch.arange(H, device=images.device)
@@ -58,7 +72,7 @@ def mirrored(places: Tensor, size: int) -> Tensor:
 def resize(images: Tensor, size: int) -> Tensor:
     """(N, H, W, 3) uint8 -> (N, size, size, 3), each smaller pixel a mean over those that it covers.
 
-    uint8 on the CPU, where that takes a fifth of the time; float32 elsewhere, where PyTorch has it for that only.
+    uint8 on the CPU, where that takes a fifth of the time; float32 elsewhere, where PyTorch has no other.
     """
     if size == images.shape[1]:
         return images

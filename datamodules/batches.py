@@ -1,22 +1,29 @@
 """TrainBatches and EvalBatches: batches by index from images that lie in one tensor, without copies or workers."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from datamodules.augmentation import PADDING
+from datamodules.augmentation import PADDING, Augmentation, crop_and_flip, normalize, resize
 
 
 class TrainBatches:
-    """An epoch of shuffled batches: (images, labels, shift, flip), the last two for ``crop_and_flip``.
+    """An epoch of shuffled, augmented batches: (N, 3, size, size) normalized float32 images and (N,) int64 labels.
 
     Order and augmentation are a function of (seed, epoch, place in the epoch) alone: the same after a resume, and the
     same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image.
+    The last batch of an epoch may be smaller.
 
-    Images are (N, H, W, 3) uint8, labels (N,) int64; the last batch of an epoch may be smaller. ``max_shift`` and
-    ``alternate_flips`` are as in CIFAR10DataModule; without ``shuffle`` the images come in their order.
+    Args:
+        images, labels: (M, H, W, 3) uint8 and (M,) int64; the batches are on their device.
+        batch_size: images of a batch, over all processes together.
+        seed: of the order and the augmentation.
+        augmentation: how the images vary.
+        rank, world_size: number of this process, and of how many.
+        shuffle: without it the images come in their order.
+        size: called for each batch, the pixels a side of its images; None: as many as they have.
     """
 
     def __init__(
@@ -25,15 +32,15 @@ class TrainBatches:
         labels: Tensor,
         batch_size: int,
         seed: int,
+        augmentation: Augmentation,
         rank: int = 0,
         world_size: int = 1,
-        max_shift: int = PADDING,
-        alternate_flips: bool = False,
         shuffle: bool = True,
+        size: Callable[[], int] | None = None,
     ) -> None:
-        self.images, self.labels, self.batch_size = images, labels, batch_size
-        self.seed, self.rank, self.world_size = seed, rank, world_size
-        self.max_shift, self.alternate_flips, self.shuffle = max_shift, alternate_flips, shuffle
+        self.images, self.labels, self.batch_size, self.seed = images, labels, batch_size, seed
+        self.augmentation, self.shuffle, self.size = augmentation, shuffle, size
+        self.rank, self.world_size = rank, world_size
         self.epoch = 0
         self.start = 0  # the batch to begin with, after a resume inside an epoch
         self.position = 0  # batches of this epoch that were given
@@ -41,30 +48,36 @@ class TrainBatches:
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
-            self.start = 0  # a checkpoint may be of an epoch that ended early
+            self.start = 0  # the checkpoint's epoch may have ended early
         self.epoch = epoch
 
     def __len__(self) -> int:
         return math.ceil(len(self.labels) / self.batch_size)
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-        N, device = len(self.labels), self.images.device
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)  # of no two seeds alike
-        order = torch.randperm(N, generator=generator).to(device)  # always drawn, so that the shifts stay the same
-        if not self.shuffle:
-            order = torch.arange(N, device=device)
-        shift = PADDING + torch.randint(-self.max_shift, self.max_shift + 1, (N, 2), generator=generator).to(device)
-        if self.alternate_flips:
-            first = torch.randint(2, (N,), generator=torch.Generator().manual_seed(self.seed))
-            flip = ((first + self.epoch) % 2).bool().to(device)[order]
-        else:
-            flip = torch.randint(2, (N,), generator=generator).bool().to(device)
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        order, shift, flip = self._draw()
         start, self.start = self.start, 0
         for batch in range(start, len(self)):
             self.position = batch + 1
             mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size)
-            index = order[mine]
-            yield self.images[index], self.labels[index], shift[mine], flip[mine]
+            pixels, reflect = self.images[order[mine]], self.augmentation.reflect
+            pixels = crop_and_flip(pixels, shift[mine], flip[mine], reflect)
+            if self.size is not None:
+                pixels = resize(pixels, self.size())
+            yield normalize(pixels), self.labels[order[mine]]
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """(M,) order, (M, 2) shift and (M,) flip of this epoch, different for each seed and epoch."""
+        M, device, most = len(self.labels), self.images.device, self.augmentation.max_shift
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        order = torch.randperm(M, generator=generator).to(device)
+        if not self.shuffle:
+            order = torch.arange(M, device=device)
+        shift = PADDING + torch.randint(-most, most + 1, (M, 2), generator=generator).to(device)
+        if self.augmentation.alternate_flips:
+            first = torch.randint(2, (M,), generator=torch.Generator().manual_seed(self.seed))
+            return order, shift, ((first + self.epoch) % 2).bool().to(device)[order]
+        return order, shift, torch.randint(2, (M,), generator=generator).bool().to(device)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -75,7 +88,15 @@ class TrainBatches:
 
 
 class EvalBatches:
-    """Batches of (images, labels) in the order of the data; each process takes its share, no image twice."""
+    """Batches of (N, 3, H, W) normalized float32 images and (N,) int64 labels in the order of the data.
+
+    Each process takes its share, no image twice.
+
+    Args:
+        images, labels: (M, H, W, 3) uint8 and (M,) int64; the batches are on their device.
+        batch_size: images of a batch, over all processes together.
+        rank, world_size: number of this process, and of how many.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
         self.images, self.labels = images[rank::world_size], labels[rank::world_size]
@@ -85,4 +106,5 @@ class EvalBatches:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        yield from zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        parts = zip(self.images.split(self.batch_size), self.labels.split(self.batch_size), strict=True)
+        return ((normalize(images), labels) for images, labels in parts)

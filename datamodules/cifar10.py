@@ -1,21 +1,20 @@
 """CIFAR10DataModule: CIFAR-10 (or the synthetic stand-in) as one uint8 tensor, augmented on the Trainer's device."""
 
 import hashlib
-import math
 import pickle
 import warnings
 from collections.abc import Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pytorch_lightning import LightningDataModule
+from pytorch_lightning import LightningDataModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.datasets import CIFAR10
 
-from datamodules.augmentation import MEAN, PADDING, STD, crop_and_flip, normalize, resize
+from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
@@ -27,9 +26,8 @@ CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "hors
 class CIFAR10DataModule(LightningDataModule):
     """50,000 training and 10,000 test images of 32x32 pixels in ten classes, in torchvision's layout.
 
-    Gives batches of (N, 3, 32, 32) normalized images, training images smaller where ``image_sizes`` says so, in the
-    LightningModule's dtype, and (N,) int64 labels, on the Trainer's device; prediction is on the test images.
-    That is of batches in a Trainer: its loaders alone give (N, 32, 32, 3) uint8, and shifts and flips not yet made.
+    The loaders give (N, 3, 32, 32) normalized float32 images, training images augmented, and smaller where
+    ``image_sizes`` says so, and (N,) int64 labels, in a Trainer on its device; prediction is on the test images.
 
     Args:
         data_root: the folder that holds cifar-10-batches-py, or that folder itself.
@@ -42,8 +40,8 @@ class CIFAR10DataModule(LightningDataModule):
             (a second validation loader).
         test_each_epoch: validate on the test split after each epoch where val_size is 0; if false, the test split is
             measured at the end only (but with probe_train after each epoch all the same).
-        image_sizes: {start, as a fraction of all steps: pixels a side}, to which training images are resized from
-            there on (progressive resizing); before the first start, and without any, 32.
+        image_sizes: {start, as a fraction of all steps of a Trainer: pixels a side}, to which training images are
+            resized from there on (progressive resizing); before the first start, and without any, 32.
         max_shift: pixels that a training image is moved at most, 0 to 4.
         padding_mode: what a shift uncovers: zeros, or the image mirrored at its edge.
         alternate_flips: mirror each training image in every second epoch instead of at random (Jordan 2024, arXiv
@@ -80,8 +78,8 @@ class CIFAR10DataModule(LightningDataModule):
         self.data_root = root.parent if root.name == CIFAR10.base_folder and root.is_dir() else root
         self.batch_size, self.val_size, self.seed, self.download = batch_size, val_size, seed, download
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
-        self.image_sizes, self.max_shift, self.alternate_flips = image_sizes, max_shift, alternate_flips
-        self.padding_mode = padding_mode
+        self.augmentation = Augmentation(max_shift, padding_mode == "reflect", alternate_flips)
+        self.image_sizes = image_sizes
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         self.num_train = 50_000 if dataset == "cifar10" else 10_000
         if dataset not in ("cifar10", "synthetic") or padding_mode not in ("zeros", "reflect"):
@@ -103,13 +101,6 @@ class CIFAR10DataModule(LightningDataModule):
         """Whether CIFAR-10, unpacked or as its archive, is in ``data_root``."""
         return (self.data_root / CIFAR10.base_folder).is_dir() or (self.data_root / CIFAR10.filename).exists()
 
-    @property
-    def num_batches(self) -> dict[str, int]:
-        """{"train", "val", "test"}: batches of an epoch, without the Trainer's limits."""
-        num_test = self.num_train // 5  # of both datasets
-        images = {"train": self.num_train - self.val_size, "val": self.val_size or num_test, "test": num_test}
-        return {stage: math.ceil(n / self.batch_size) for stage, n in images.items()}
-
     def prepare_data(self) -> None:
         """Finds the data, or fetches them, and reads them, checked against torchvision's md5 sums."""
         if self.dataset == "synthetic":
@@ -121,21 +112,21 @@ class CIFAR10DataModule(LightningDataModule):
                     f"that holds {CIFAR10.base_folder}, or allow download (--download true), or train on drawn "
                     "pictures instead (cifar.py --data synthetic)"
                 )
-            from datamodules.download import download_cifar10  # its HTTP client takes 60 ms to import
+            from datamodules.download import download_cifar10
 
             download_cifar10(self.data_root)
         for train in (True, False):
             read_images(self.dataset, self.data_root, train)
 
     def setup(self, stage: str | None = None) -> None:
-        """Reads all images, about 184 MB of pixels: onto the device once, rather than a copy every step.
+        """Reads all images, about 184 MB of pixels, onto the device once, rather than by a copy every step.
 
         Later calls keep the ``train`` and ``test`` that they find, each (images, labels). A subclass puts others in
-        their place; the images are those of all data modules of the process, not to be written into.
+        their place; all data modules of the process share the images, which are not to be written into.
         """
         if not hasattr(self, "train"):
             parts = (read_images(self.dataset, self.data_root, train) for train in (True, False))
-            # The labels are this module's own, to be changed at will; the images, cached, are all modules'.
+            # The labels are this module's own, to be changed at will.
             self.train, self.test = ((images, labels.clone()) for images, labels in parts)
         if self.trainer is not None:
             device = self.trainer.strategy.root_device
@@ -143,22 +134,24 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
-        rank, size = self._rank_and_size
-        self.check_processes(size)
+        rank, world_size = self._rank_and_size
+        if min(self.batch_size, (len(labels) - 1) % self.batch_size + 1) < world_size:
+            raise MisconfigurationException(
+                f"a batch of batch_size {self.batch_size}, or the last one of {len(labels)} images, is too small to "
+                f"give each of {world_size} processes an image: choose another batch_size or val_size"
+            )
+        trainer = self.trainer
         # To overfit is to see the same images, epoch by epoch.
-        shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
+        shuffle = trainer is None or trainer.overfit_batches == 0  # type: ignore[attr-defined]
+        size = partial(self._size_now, trainer) if self.image_sizes and trainer is not None else None
         return TrainBatches(
-            images, labels, self.batch_size, self.seed, rank, size, self.max_shift, self.alternate_flips, shuffle
+            images, labels, self.batch_size, self.seed, self.augmentation, rank, world_size, shuffle, size
         )
 
-    def check_processes(self, world_size: int) -> None:
-        """Raises MisconfigurationException where one of so many processes would get no image of a training batch."""
-        kept = self.num_train - self.val_size
-        if min(self.batch_size, (kept - 1) % self.batch_size + 1) < world_size:
-            raise MisconfigurationException(
-                f"a batch of batch_size {self.batch_size}, or the last of {kept} images, is too small to give each "
-                f"of {world_size} processes an image: choose another batch_size or val_size"
-            )
+    def _size_now(self, trainer: Trainer) -> int:
+        """Pixels a side of the training images of the Trainer's next step."""
+        done = trainer.global_step / trainer.estimated_stepping_batches
+        return [32, *(size for start, size in self.image_sizes.items() if start <= done)][-1]
 
     def val_dataloader(self) -> list[EvalBatches]:
         if not (self.val_size or self.test_each_epoch or self.probe_train):
@@ -177,27 +170,12 @@ class CIFAR10DataModule(LightningDataModule):
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
-        """What a checkpoint says of its network's inputs and outputs; nothing where a subclass normalizes by itself."""
-        if type(self).on_after_batch_transfer is not CIFAR10DataModule.on_after_batch_transfer:
-            return {}
+        """Mean and standard deviation of the normalization, and the classes: what a checkpoint's network expects."""
         return {"mean": list(MEAN), "std": list(STD), "classes": list(self.classes)}
 
     @property
     def _rank_and_size(self) -> tuple[int, int]:
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
-
-    def on_after_batch_transfer(self, batch: tuple[Tensor, ...], dataloader_idx: int) -> tuple[Tensor, Tensor]:
-        images, labels, *augmentation = batch  # shift and flip, of training batches only
-        if augmentation:
-            shift, flip = augmentation
-            images = crop_and_flip(images, shift, flip, reflect=self.padding_mode == "reflect")
-            if self.image_sizes and self.trainer is not None:
-                done = self.trainer.global_step / self.trainer.estimated_stepping_batches
-                images = resize(images, [32, *(size for start, size in self.image_sizes.items() if start <= done)][-1])
-        images = normalize(images)
-        if self.trainer is not None:  # bf16-true, 64-true: Lightning has converted the batch when it was still uint8
-            images = images.to(self.trainer.lightning_module.dtype)
-        return images, labels
 
 
 @cache  # runs of several seeds share the images
@@ -224,7 +202,7 @@ def read_images(dataset: str, data_root: Path, train: bool) -> tuple[Tensor, Ten
             )
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*align should be passed.*")  # numpy on these old pickles
-            batch = pickle.loads(content, encoding="latin1")  # of the official file: its md5 says so
+            batch = pickle.loads(content, encoding="latin1")  # the official file: its md5 says so
         part.copy_(torch.from_numpy(batch["data"]).view(-1, 3, 32, 32).permute(0, 2, 3, 1))
         labels += batch["labels"]
     return images.flatten(0, 1), torch.tensor(labels)

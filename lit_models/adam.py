@@ -5,32 +5,25 @@ in one tensor, so that a step is a few operations on it, however many networks t
 """
 
 from collections.abc import Callable, Iterable
-from typing import Any
 
 import torch
 from torch import Tensor
 
 
 class ElementwiseAdam(torch.optim.Optimizer):
-    """``torch.optim.Adam`` with its defaults, but for ``element_lr``, a tensor of the parameter's shape.
+    """``torch.optim.Adam`` with its defaults, but for ``element_lr``, a tensor of the parameters' shape.
 
     A group's ``lr`` is the first element's. Whatever sets it (a scheduler, a callback) scales all elements alike.
 
     Args:
         params: parameters of one shape, each with its ``grad`` set before a step.
-        element_lr: the learning rate of each element.
+        element_lr: the learning rate of each element, on the parameters' device.
     """
 
     def __init__(self, params: Iterable[Tensor], element_lr: Tensor) -> None:
         lr = element_lr.flatten()[0].item()
-        rates = {"lr": lr, "reference_lr": lr, "element_lr": element_lr}
-        super().__init__(params, {**rates, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0})
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As ``torch.optim.Optimizer`` does, which moves the state to its parameter's device but no learning rate."""
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
-            group["element_lr"] = group["element_lr"].to(group["params"][0])
+        self.element_lr = element_lr  # no part of the state: a checkpoint does not replace it
+        super().__init__(params, {"lr": lr, "reference_lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -40,8 +33,7 @@ class ElementwiseAdam(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            (beta1, beta2), lr, eps = group["betas"], group["element_lr"], group["eps"]
-            factor = group["lr"] / group["reference_lr"]
+            (beta1, beta2), eps, factor = group["betas"], group["eps"], group["lr"] / group["reference_lr"]
             for p in group["params"]:
                 state = self.state[p]
                 if not state:
@@ -52,5 +44,5 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
                 update = square.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
                 torch.div(mean, update, out=update)
-                p.addcmul_(update, lr, value=-factor / (1 - beta1**t))
+                p.addcmul_(update, self.element_lr, value=-factor / (1 - beta1**t))
         return loss

@@ -1,6 +1,7 @@
 """ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,6 +12,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.muon import Muon
+from lit_models.onednn import can_train_in_mkldnn, mkldnn_logits
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
@@ -37,8 +39,6 @@ class ResNet20Classifier(LightningModule):
         compile: train through torch.compile. Evaluation and an epoch's last batch, which may be smaller, are not
             compiled, since each new shape or mode would cost a compilation of its own.
 
-    A subclass that overrides a hook of it calls super's.
-
     Raises:
         ValueError: the optimizer is another, or torch.optim.SGD refuses the settings.
     """
@@ -62,17 +62,17 @@ class ResNet20Classifier(LightningModule):
         lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
         muon_lr_ratio, muon_momentum = float(muon_lr_ratio), float(muon_momentum)
         self.save_hyperparameters()
+        # Not `self.hparams`: a subclass's hparams hold its own arguments, not those that it passes to `super()`.
+        self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
+        self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
+        self.compiles = compile
         # Convolutions run fastest on every device when the channels of a pixel lie side by side.
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
         self.train_metrics, self.val_metrics = averages("train"), averages("val")
         self.probe_metrics, self.test_metrics = averages("probe"), averages("test")
-        # Not hparams: of a subclass's own arguments those do not hold what it hands on.
-        self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
-        self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
-        self.compiles = compile
         self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._in_mkldnn, self._is_logged = False, False
         self._lr = lr
-        self._first_step, self._logs_step, self._logs_epoch = 0, False, False
         self._fused = True  # until setup knows the Trainer
         ResNet20Classifier.configure_optimizers(self)  # raises ValueError for what SGD refuses; not a subclass's
 
@@ -100,33 +100,26 @@ class ResNet20Classifier(LightningModule):
         return self.net(x)
 
     def on_train_start(self) -> None:
-        self._first_step = self.global_step
-        self.train_metrics.set_dtype(torch.float32)  # bf16-true has converted them too, whose sums would saturate
-        # A subclass, or LightningCLI on the module itself, may have put another one in its place.
-        own = getattr(self.configure_optimizers, "__func__", None)
-        if own is not ResNet20Classifier.configure_optimizers:
-            return
-        # The optimizer of a checkpoint comes with the settings of its own run, which may be another recipe's.
-        for group in self.trainer.optimizers[0].param_groups:
-            group.update(momentum=self.momentum, nesterov=self.nesterov, weight_decay=self.weight_decay)
-            if group.get("orthogonal"):
-                group.update(momentum=self.muon_momentum, lr_ratio=self.muon_lr_ratio)
+        self.train_metrics.set_dtype(torch.float32)  # bf16-true converts them too, and their sums would saturate
+        in_bfloat16 = self.trainer.precision == "bf16-mixed" and self.device.type == "cpu"
+        self._in_mkldnn = in_bfloat16 and not self.compiles and can_train_in_mkldnn(self.net)
+        self._is_logged = False  # also where an epoch is resumed, without the next hook
+
+    def on_train_epoch_start(self) -> None:
+        self._is_logged = False
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]
-        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        # The first step too, for callbacks that monitor a value. Each costs 0.3 ms.
-        is_first = self.global_step == self._first_step
-        self._logs_step = is_first or (every > 0 and (self.global_step + 1) % every == 0)
-        self._logs_epoch = is_first or batch_idx == 0
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # schedulers change it before the step is logged
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         net: Callable[[Tensor], Tensor] = self.net
-        if self._compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
+        if self._in_mkldnn:
+            net = partial(mkldnn_logits, self.net)
+        elif self._compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
             net = self._compiled
-        loss, _ = self._step(self.train_metrics, batch, net, self._logs_epoch)
-        if self._logs_step:
-            self.log_dict({"train/loss_step": loss, "lr_step": self._lr}, on_step=True, on_epoch=False)
+        loss, _ = self._step(self.train_metrics, batch, net, logs=not self._is_logged)
+        self._is_logged = True
+        self.log_dict({"train/loss_step": loss, "lr_step": self._lr}, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -146,9 +139,9 @@ class ResNet20Classifier(LightningModule):
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
-        # The loss once for each image: without its look for nan MeanMetric ignores weights.
+        # With `nan_strategy="disable"`, `MeanMetric` ignores `weight`, so the loss is repeated for each image.
         metrics.update(value=loss.detach().expand(len(labels)), preds=logits.detach(), target=labels)
-        if logs:  # once is enough: Lightning asks the metrics themselves when the epoch ends
+        if logs:  # once is enough, and each time costs 0.3 ms: Lightning asks the metrics themselves as the epoch ends
             self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss, logits
 
@@ -161,7 +154,7 @@ class ResNet20Classifier(LightningModule):
     on_test_start = on_validation_start
 
     def on_train_epoch_end(self) -> None:
-        self.log("lr", self._lr)  # of its last step: schedulers have set the next epoch's already
+        self.log("lr", self._lr)
 
 
 def averages(stage: str) -> MetricCollection:

@@ -1,46 +1,40 @@
 """Exercise 2: ResNet-20 on CIFAR-10, and what happens when the learning rate drops."""
 
-from scripts import START  # first of all: it starts the clock of the total time
+from cli import START  # first of all: it starts the clock of the total time
 
 # isort: split
+import statistics
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
-from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
+from jsonargparse.typing import PositiveInt
+from pytorch_lightning import Callback
+from pytorch_lightning.callbacks import TQDMProgressBar
+from pytorch_lightning.utilities import rank_zero_only
 
-from analysis.classifier_figures import training_figure
-from analysis.files import write_json
+from analysis.figures import pixels_of, save_png, training_figure
+from analysis.files import read_json, write_json
 from callbacks import LRStep, OneCycle
-from callbacks.checkpointing import SaveLast
 from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
-from callbacks.progress import EpochBar
-from callbacks.tensorboard_layout import TensorBoardLayout, publish_figure
+from callbacks.saving import SaveLast
+from callbacks.tensorboard_layout import TensorBoardLayout, show_pictures
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
+from cli.command import UsageError, main, print_once
+from cli.hardware import compiles
+from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
+from cli.recipe import NAMES, recipe_defaults
+from cli.run import Run, plain_settings, run_folder, where_to_look, write_settings
+from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-from scripts.cifar_checks import check_resume, check_run, compiles
-from scripts.cli import (
-    Parser,
-    add_trainer_flags,
-    arguments,
-    default_data_root,
-    is_rank_zero,
-    main,
-    make_parser,
-    usage_errors,
-)
-from scripts.recipe import NAMES, recipe_defaults
-from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run, where_to_look
-from scripts.seeds import finished_summary, seed_runs, write_summary_of_all
-from scripts.trainer import build_trainer, check_seeds, flag_errors
 
 CHARTS = {
     "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
@@ -52,11 +46,11 @@ CHARTS = {
 
 def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     """All flags, with the recipe's values as their defaults."""
-    parser = make_parser(__doc__ or "")
+    parser = training_parser(__doc__)
     add = parser.add_argument
-    add("--recipe", type=Literal[NAMES], default="lab", help="defaults of the flags below: scripts/recipes/*.yaml")
+    add("--recipe", type=Literal[NAMES], default="lab", help="defaults of the flags below: cli/recipes/*.yaml")
     add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
-    add("--num_seeds", type=int, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
+    add("--num_seeds", type=PositiveInt, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
     steps = "LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle"
     add("--milestones", type=Mapping[float, float] | None, help=steps)
     add("--milestone_unit", type=Literal["epoch", "step"], default="epoch", help="what milestones are counted in")
@@ -74,94 +68,55 @@ def run() -> None:
     recipe = recipe_defaults(sys.argv[1:])
     parser = cifar_parser(recipe)
     cfg = parser.parse_args()
-    if cfg.recipe != recipe.get("recipe"):
-        raise UsageError(f"--recipe {recipe.get('recipe')} is not the config file's {cfg.recipe}: give one recipe")
-    check_seeds(cfg)
-    if cfg.num_seeds > 1 and cfg.ckpt_path not in (None, "last"):
-        raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
-    with run_directory(cfg.run_dir, "runs/cifar", cfg.ckpt_path) as top:
-        checkpoint = checkpoint_to_resume(top, cfg.ckpt_path)
-        if cfg.num_seeds == 1 and any(top.glob("seed*/config.yaml")):
-            raise UsageError(f"{top} holds runs of several seeds: resume them by the same --num_seeds")
-        if cfg.num_seeds > 1 and (checkpoint or (top / "metrics.csv").exists()):
-            raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
-        summaries: list[dict[str, Any]] = []
-        for seed_cfg, run_dir in seed_runs(cfg, top):
-            done = None
-            if cfg.num_seeds > 1:
-                done = finished_summary(run_dir, plain_settings(parser, seed_cfg))
-                has_begun = (run_dir / "config.yaml").exists()
-                checkpoint = checkpoint_to_resume(run_dir, "last" if has_begun else None)
-            start = time.perf_counter() if summaries else START
-            summaries.append(done or train(parser, seed_cfg, cfg, run_dir, top, checkpoint, start))
-        if is_rank_zero():
-            if cfg.num_seeds > 1:
-                write_summary_of_all(summaries, top)
-            for summary in summaries:
-                if summary["test_acc"] is not None:
-                    result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
-                    print(f"Seed {summary['seed']}: {result}")
-            print(where_to_look(top))
+    folder = run_folder(cfg, "runs/cifar")
+    summaries = [train(parser, cfg, folder, START)] if cfg.num_seeds == 1 else train_seeds(parser, cfg, folder)
+    for summary in summaries:
+        if summary["test_acc"] is not None:
+            result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
+            print_once(f"Seed {summary['seed']}: {result}")
+    print_once(where_to_look(folder))
 
 
-def train(
-    parser: Parser,
-    cfg: Namespace,
-    cfg_of_all: Namespace,
-    run_dir: Path,
-    top: Path,
-    checkpoint: Checkpoint | None,
-    start: float,
-) -> dict[str, Any]:
-    """One run: data, callbacks, Trainer, model, fit, test, summary; nothing is written before all of it is checked.
-
-    ``cfg_of_all`` and ``top`` are the flags and the folder of all seeds, if there are several; else the run's own.
-    """
-    settings = plain_settings(parser, cfg)
-    with usage_errors():
-        data = CIFAR10DataModule(dataset=cfg.data, **arguments(CIFAR10DataModule, cfg))
+def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[str, Any]:
+    """One run, as Lightning has it: data, model, callbacks, Trainer, fit, test; returns its summary."""
+    with Run(parser, cfg, folder) as this:
+        data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
+        model = build(ResNet20Classifier, cfg, compile=compiles(cfg, data.num_train - data.val_size))
         schedule = make_schedule(cfg)
-    record = ClassifierRecord(settings, bool(checkpoint and not checkpoint.is_of(run_dir)), start)
-    trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    shown = [TensorBoardLayout(CHARTS, settings), TestPictures(run_dir)]
-    # The record reads what the callbacks before it have logged of an epoch.
-    callbacks = [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown]
-    save_last = SaveLast(run_dir / "checkpoints", cfg.save_every_n_steps, branches=branches(schedule))
-    trainer = build_trainer(parser, cfg, run_dir, callbacks, EpochBar(), save_last, checkpoint, top)
-    check_run(data, trainer, schedule, checkpoint)
-    with usage_errors():
-        model = ResNet20Classifier(**arguments(ResNet20Classifier, cfg) | {"compile": compiles(cfg, data, trainer)})
-    if checkpoint:
-        check_resume(checkpoint, model, settings, run_dir)
-    data.prepare_data()  # after the checks: it may download
-    with flag_errors(trainer, checkpoint, top, run_dir):
-        if top != run_dir:
-            start_run(plain_settings(parser, cfg_of_all), top, None)
-        start_run(settings, run_dir, checkpoint)
-        if is_rank_zero():
-            where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
-            print(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
-        trainer.fit(model, data, ckpt_path=checkpoint.path if checkpoint else None, weights_only=True)
-    if not cfg.fast_dev_run:
-        if record.ended_unmeasured(trainer):
-            trainer.validate(model, data, verbose=False)
-        trainer.test(model, data, verbose=False)
-    return write_results(record, model, trainer, run_dir)
-
-
-def write_results(
-    record: ClassifierRecord, model: ResNet20Classifier, trainer: Trainer, run_dir: Path
-) -> dict[str, Any]:
-    """The training figure, and summary.json, whose content it returns."""
-    summary = record.summary(model, trainer.strategy.root_device)
-    if trainer.is_global_zero:
-        if record.epochs:
-            figure = training_figure([record.epochs], [summary["test_acc"]], summary["measured_on"])
-            publish_figure(figure, "training", run_dir, trainer.loggers, "val/training", trainer.global_step)
-        write_json(run_dir / "summary.json", summary)
+        record = ClassifierRecord(this.settings, this.is_branch, start)
+        saving = SaveLast(
+            folder / "checkpoints",
+            cfg.save_every_n_steps,
+            branches=branches(schedule),
+            advice=this.how_to_resume(),
+            requeues=cfg.run_dir is not None,
+        )
+        # The record reads what the callbacks before it have logged of an epoch.
+        callbacks: list[Callback] = [schedule, *([WeightTrajectory()] if cfg.probe_train else []), EpochAverages()]
+        callbacks += [record, StopOnNonFiniteLoss(), TensorBoardLayout(CHARTS, this.settings), TestPictures(folder)]
+        trainer = build_trainer(parser, cfg, this, [*callbacks, saving], TQDMProgressBar(refresh_rate=10))
+        where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
+        print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
+        trainer.fit(model, data, ckpt_path=this.checkpoint and this.checkpoint.path, weights_only=True)
+        if not cfg.fast_dev_run:
+            if record.ended_unmeasured(trainer):
+                trainer.validate(model, data, verbose=False)
+            trainer.test(model, data, verbose=False)
+        summary = record.summary(model, trainer.strategy.root_device)
+        if trainer.is_global_zero:
+            if pixels := draw_training([summary], folder):
+                show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
+            write_json(folder / "summary.json", summary)
     return summary
+
+
+def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
+    """LR steps where there are milestones, else one cycle where there is a warm-up fraction, else a constant rate."""
+    if cfg.milestones is None and cfg.warmup_fraction is not None:
+        return build(OneCycle, cfg)
+    return build(LRStep, cfg, milestones=cfg.milestones or {}, unit=cfg.milestone_unit)
 
 
 def branches(schedule: LRStep | OneCycle) -> set[int]:
@@ -170,11 +125,60 @@ def branches(schedule: LRStep | OneCycle) -> set[int]:
     return {epoch + i for epoch in epochs for i in (0, 1)}
 
 
-def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
-    """LR steps where there are milestones, else one cycle where there is a warm-up fraction, else a constant rate."""
-    if cfg.milestones is None and cfg.warmup_fraction is not None:
-        return OneCycle(cfg.lr, cfg.warmup_fraction)
-    return LRStep(cfg.milestones or {}, cfg.milestone_unit)
+def train_seeds(parser: Parser, cfg: Namespace, top: Path) -> list[dict[str, Any]]:
+    """A run for each seed in a sub-folder; in ``top`` the settings and the summary of them all."""
+    if cfg.ckpt_path not in (None, "last"):
+        raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
+    if (top / "metrics.csv").exists():
+        raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
+    runs = []
+    for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
+        folder = top / f"seed{seed}"
+        ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
+        runs.append((Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path}), folder))
+    finished = [finished_summary(parser, *run) for run in runs]  # before any process has run one of them
+    summaries: list[dict[str, Any]] = []
+    for (seed_cfg, folder), summary in zip(runs, finished, strict=True):
+        summaries.append(summary or train(parser, seed_cfg, folder, time.perf_counter() if summaries else START))
+    write_summary_of_all(summaries, top, plain_settings(parser, cfg))
+    return summaries
+
+
+def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> dict[str, Any] | None:
+    """The summary of a seed's run that has ended already and was asked for with the same settings; None without."""
+    path = folder / "summary.json"
+    summary: dict[str, Any] | None = read_json(path) if cfg.ckpt_path and path.exists() else None
+    return summary if summary and summary["settings"] == plain_settings(parser, cfg) else None
+
+
+@rank_zero_only
+def write_summary_of_all(summaries: Sequence[dict[str, Any]], top: Path, settings: Mapping[str, Any]) -> None:
+    """The settings, the figure, and summary.json: each seed's results, their means and standard deviations."""
+    write_settings(top, settings)
+    draw_training(summaries, top)
+    spread: dict[str, float | None] = {}
+    for name in ("test_acc", "test_loss"):
+        values = [summary[name] for summary in summaries if summary[name] is not None]
+        if values:
+            spread[f"{name}_mean"] = statistics.mean(values)
+            spread[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    content = {
+        **{name: summaries[0][name] for name in ("recipe", "data")},
+        **spread,
+        "runs": [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries],
+        "seconds": {name: sum(summary["seconds"][name] for summary in summaries) for name in ("train", "total")},
+    }
+    write_json(top / "summary.json", content)
+
+
+def draw_training(summaries: Sequence[dict[str, Any]], folder: Path) -> np.ndarray | None:
+    """Writes training.png; returns its pixels, or None where no epoch was trained."""
+    if not all(summary["epochs"] for summary in summaries):
+        return None
+    epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))
+    pixels = pixels_of(training_figure(epochs, tested, summaries[0]["measured_on"]))
+    save_png(pixels, folder / "training.png")
+    return pixels
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Recipes: YAML files of defaults for the flags of cifar.py, one file each in ``scripts/recipes/``."""
+"""Recipes: YAML files of defaults for the flags of cifar.py, one file each in ``cli/recipes/``."""
 
 import argparse
 import math
@@ -10,24 +10,24 @@ from typing import Any
 import numpy as np
 import torch
 import yaml
-from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.runs import LENGTH
-from scripts.cli import plain_count
-from scripts.hardware import has_native_bfloat16
+from cli.command import UsageError
+from cli.hardware import device_of, has_native_bfloat16
+from cli.parser import plain_count
 
 FOLDER = Path(__file__).parent / "recipes"
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
-    """The defaults of the recipe that a command line names, or the config files that it names, or else of ``lab``.
+    """The defaults of the recipe that a command line names, or its config files, or else of ``lab``.
 
-    A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are those of the run's
-    number of epochs, values given ``by_bfloat16`` those of the machine that trains.
+    A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are interpolated at the
+    run's number of epochs, values given ``by_bfloat16`` chosen for the machine that trains.
 
     Raises:
-        UsageError: the config file is of another recipe than the command line names.
+        UsageError: the config file has another recipe than the command line.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?", action="append", default=[])
@@ -52,14 +52,6 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     return {"recipe": name} | {flag: at_length(on_device(value, device), epochs) for flag, value in defaults.items()}
 
 
-def device_of(accelerator: str | None) -> torch.device:
-    """The kind of device that ``--accelerator`` names, "auto" like Lightning."""
-    if accelerator == "cpu":
-        return torch.device("cpu")
-    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return torch.device(next((kind for kind, there in kinds.items() if there), "cpu"))
-
-
 def on_device(value: Any, device: torch.device) -> Any:
     """The value, or of {"by_bfloat16": {true: value, false: value}} the one for this device."""
     by = value.get("by_bfloat16") if isinstance(value, dict) else None
@@ -71,11 +63,7 @@ def at_length(value: Any, epochs: Any) -> Any:
     if not (isinstance(value, dict) and "by_epochs" in value):
         return value
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
-    try:
-        epochs = int(plain_count(str(epochs)))
-    except ValueError:
-        epochs = -1
-    if epochs < 1:  # a training run that steps or time end
-        epochs = lengths[-1]
-    at = float(np.interp(math.log(epochs), np.log(lengths), values))
-    return round(at) if all(isinstance(v, int) for v in values) else float(f"{at:.3g}")
+    count = plain_count(str(epochs))
+    at = int(count) if count.isdecimal() and int(count) > 0 else lengths[-1]  # a run that steps or time end
+    y = float(np.interp(math.log(at), np.log(lengths), values))
+    return round(y) if all(isinstance(v, int) for v in values) else float(f"{y:.3g}")

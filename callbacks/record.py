@@ -1,0 +1,45 @@
+"""Record: what the records of both experiments share: a run's settings, its origin, its seconds."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from pytorch_lightning import Callback
+
+from analysis.provenance import command_line
+
+
+class Record(Callback):
+    """Collects what a run reached, over resumes too, and puts it together for summary.json.
+
+    Args:
+        settings: all settings of the run, as plain values.
+        is_branch: training begins with the checkpoint of another run, which becomes this run's ``origin``.
+        start: ``time.perf_counter()`` at the start of the process, for the total time.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
+        self.settings, self.is_branch = dict(settings), is_branch
+        self.start = time.perf_counter() if start is None else start
+        self.origin: dict[str, Any] | None = None
+        self._earlier_total = 0.0  # seconds of the processes before a resume
+
+    def epochs_done(self) -> int:
+        """Epochs of which something is recorded."""
+        raise NotImplementedError
+
+    def total_seconds(self) -> float:
+        return self._earlier_total + time.perf_counter() - self.start
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"settings": self.settings, "origin": self.origin, "total_seconds": self.total_seconds()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """To be called by a subclass once it has loaded its own part."""
+        self._earlier_total, self.origin = state["total_seconds"], state["origin"]
+        if self.is_branch:
+            self.origin = {"settings": state["settings"], "epochs": self.epochs_done()}
+
+    def common(self) -> dict[str, Any]:
+        """What both summaries say of a run in the same way."""
+        return {"command": command_line(), "settings": self.settings, "origin": self.origin}

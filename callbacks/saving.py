@@ -1,0 +1,213 @@
+"""SaveLast: when a run is saved, so that a resumed run is exactly the same run; on a signal it saves and leaves.
+
+A checkpoint is taken at the end of a step or of an epoch, the places from which Lightning resumes exactly, but before
+Lightning has logged that step or epoch. So it lies aside until the next hook; only then, with all that it stands for on
+the disk, it becomes ``last.ckpt``.
+"""
+
+import io
+import os
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Collection
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
+from pytorch_lightning.trainer.states import TrainerFn
+
+from analysis.files import write_atomically
+
+BATCHES_BETWEEN_LOOKS = 50  # at a clock on which all processes have to agree
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """Lightning's checkpoints, each whole or absent, and read without running any code in them."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
+        whole = io.BytesIO()  # torch.save would report a full disk by a RuntimeError of its own
+        torch.save(checkpoint, whole)
+        write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
+        return super().load_checkpoint(path, *args, **{**options, "weights_only": True})
+
+
+def steps_done(trainer: Trainer) -> int:
+    """Optimizer steps so far; of a curve fit its epochs, since its Trainer counts measurements."""
+    return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
+
+
+class SaveLast(Checkpoint):
+    """Keeps ``last.ckpt`` in ``folder`` up to date: at the end of each epoch, before its last step (so that nothing but
+    that step is lost when validation is interrupted), and inside an epoch as often as asked.
+
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal.
+    During a validation at an epoch's end the checkpoint stays the one from before the epoch's last step, since half a
+    validation cannot be resumed; a validation in the middle of an epoch is continued until the next step. A second
+    signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same and puts the job back into the
+    queue, exit code 0; Lightning's own handler would save in the middle of a step.
+
+    Args:
+        folder: where the checkpoints go.
+        every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
+        interval: seconds after which to save without ``every_n_steps``; then epochs' ends wait for it too, if
+            ``each_epoch`` is False.
+        each_epoch: save at the end of each epoch, not only where training is stopped.
+        branches: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before: a run resumed from there
+            shows what happens without a milestone.
+        advice: printed on a signal, how to resume.
+        requeues: whether the same command finds the run again; else a SLURM job is not put back into the queue.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        every_n_steps: int | None = None,
+        interval: float = 300.0,
+        each_epoch: bool = True,
+        branches: Collection[int] = (),
+        advice: str = "",
+        requeues: bool = True,
+    ) -> None:
+        self.last, self.aside = folder / "last.ckpt", folder / ".last.ckpt.tmp"
+        self.every_n_steps, self.interval, self.each_epoch = every_n_steps, interval, each_epoch
+        self.branches, self.advice, self.requeues = set(branches), advice, requeues
+        self._branch: Path | None = None
+        self._is_aside = False
+        self._saved_at, self._saved_steps = time.monotonic(), 0
+        self._signum = 0
+        self._leaves = False  # once the checkpoint that a signal asked for is in its place
+        self._previous: dict[int, Any] = {}  # handlers of the signals
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        # Trained up to a number of steps, Lightning takes an epoch's end for a place inside the epoch: it would end the
+        # epoch once more, and shuffle all later ones otherwise. The end of an epoch is the start of the next one.
+        loop = checkpoint["loops"]["fit_loop"]
+        epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
+        if trainer.max_steps != -1 and epochs["current"]["processed"] == epochs["current"]["ready"]:
+            for counts in (epochs["current"], epochs["total"]):
+                counts["completed"] = counts["processed"]
+            batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}
+            loop["state_dict"].pop("combined_loader", None)  # where in the epoch its data were
+            loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # which Lightning will add once more
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._listen()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()  # again: after setup Lightning puts a handler of its own in the place of SIGTERM's
+        self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
+    ) -> None:
+        if not may_save_now(trainer, batch_idx):
+            return
+        self._leaves = self._is_asked_to_leave(trainer)
+        is_before_last = batch_idx + 1 >= trainer.num_training_batches - trainer.accumulate_grad_batches
+        if self._leaves or (is_before_last and trainer.enable_validation) or self._is_due(trainer, batch_idx):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leaves = self._is_asked_to_leave(trainer)
+        if trainer.current_epoch + 1 in self.branches:
+            self._branch = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
+        if self.each_epoch or self._leaves or trainer.should_stop or self._is_due(trainer, 0):
+            self._save(trainer)
+
+    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+        if self.every_n_steps is not None:
+            return steps_done(trainer) // self.every_n_steps > self._saved_steps // self.every_n_steps
+        if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN_LOOKS:
+            return False
+        return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.interval))
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.is_global_zero:
+            self.last.parent.mkdir(exist_ok=True)  # fails where the run's folder has been deleted
+        trainer.save_checkpoint(self.aside)
+        self._is_aside = trainer.is_global_zero
+        self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
+
+    def _publish(self, trainer: Trainer, *args: object) -> None:
+        """Turns what was saved aside into ``last.ckpt``, in any hook later than the one that saved it."""
+        if self._is_aside:
+            for logger in trainer.loggers:
+                logger.save()
+            if self._branch is not None:  # before last.ckpt, from which on it would not be made again
+                with open(self.aside, "rb") as source:
+                    write_atomically(self._branch, lambda file: shutil.copyfileobj(source, file))
+            os.replace(self.aside, self.last)
+        self._branch, self._is_aside = None, False
+        if self._leaves:
+            self._leave(trainer)
+
+    on_train_batch_start = on_train_epoch_start = on_train_end = _publish
+
+    def on_validation_batch_end(self, trainer: Trainer, *args: object) -> None:
+        # Processes may have different numbers of batches here; an epoch of one batch has no checkpoint before its last.
+        at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        has_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
+        if trainer.world_size == 1 and self._signum and (has_saved or trainer.state.fn != TrainerFn.FITTING):
+            self._leave(trainer)
+
+    def on_test_batch_end(self, trainer: Trainer, *args: object) -> None:
+        if trainer.world_size == 1 and self._signum:
+            self._leave(trainer)  # the end of training is saved
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
+        if stage == "test" and trainer.world_size == 1 and self._signum:  # while pictures were drawn
+            self._leave(trainer)
+
+    def _listen(self) -> None:
+        names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
+        for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signum != getattr(signal, "SIGHUP", None) or signal.getsignal(signum) != signal.SIG_IGN:  # under nohup
+                self._previous.setdefault(signum, signal.signal(signum, self._received))
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum:
+            os._exit(128 + signum)
+        self._signum = signum
+
+    def _is_asked_to_leave(self, trainer: Trainer) -> bool:
+        """Whether any process has received a signal; all processes ask at the same place."""
+        return bool(trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False))
+
+    def _leave(self, trainer: Trainer) -> None:
+        self._leaves = False
+        is_slurms = self.requeues and self._signum == getattr(signal, "SIGUSR1", None)
+        requeue = trainer.strategy.reduce_boolean_decision(is_slurms, all=False)
+        if trainer.is_global_zero:
+            print(f"\nInterrupted. {self.advice}", flush=True)
+            if requeue:
+                env = os.environ
+                task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]
+                subprocess.run(["scontrol", "requeue", "_".join(task) or env["SLURM_JOB_ID"]], check=True)
+        raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
+
+
+def may_save_now(trainer: Trainer, batch_idx: int) -> bool:
+    """In ``on_train_batch_end``: whether an optimizer step was just made, and another step of this epoch follows next.
+
+    Not between an epoch's last batch and its end, nor before a validation inside the epoch: Lightning would leave the
+    validation out after a resume. Not inside a step of several batches, whose gradients are in no checkpoint.
+    """
+    ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
+    every = getattr(trainer, "val_check_batch", None)
+    index = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
+    validates = trainer.enable_validation and isinstance(every, int) and (index + 1) % every == 0
+    return not ends_epoch and not validates and (batch_idx + 1) % trainer.accumulate_grad_batches == 0

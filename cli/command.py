@@ -1,0 +1,124 @@
+"""How a command runs and ends: one line for a user's mistake, a traceback for a bug."""
+
+import ctypes
+import errno
+import gc
+import io
+import logging
+import os
+import signal
+import sys
+import threading
+import traceback
+import warnings
+from collections.abc import Callable
+from typing import NoReturn
+
+import torch
+from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+from callbacks.finite_loss import NonFiniteLoss
+
+gc.enable()  # the imports are done
+LIGHTNING = ("pytorch_lightning", "lightning_fabric")
+
+
+class UsageError(Exception):
+    """What the user asked for cannot be done; the message is one line that says why and, where known, what to do."""
+
+
+def main(run: Callable[[], None]) -> NoReturn:
+    """Runs a command; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback.
+
+    Ctrl-C ends it with 130, SIGTERM with 143 and SIGHUP with 129, wherever SaveLast does not listen.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # lines are live in a pipe or a file too, and a letter that the terminal lacks ends no run
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    for name in ("SIGTERM", "SIGHUP"):
+        signum = getattr(signal, name, None)
+        if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:  # under nohup
+            signal.signal(signum, lambda received, _: sys.exit(128 + received))
+    # What TensorBoard's thread reports, such as a full disk, this thread reports too, in one line.
+    threading.excepthook = lambda args: (
+        None if type(args.thread).__module__.startswith("tensorboard") else threading.__excepthook__(args)
+    )
+    gc.freeze()  # what is imported stays; looking through it when Python ends would take another second
+    quiet()
+    keep_freed_memory()
+    try:
+        run()
+    except BrokenPipeError:  # whoever read the output has gone, as in "| head"
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the exit would fail to flush
+        sys.exit(1)
+    except Exception as error:
+        if not is_users(error):
+            raise
+        print_once(f"error: {' '.join(str(error).split())}")
+        sys.exit(1 if isinstance(error, NonFiniteLoss) else 2)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except SystemExit as ended:
+        # Lightning catches Ctrl-C, and exits with 1.
+        sys.exit(130 if isinstance(ended.__context__, KeyboardInterrupt) else ended.code)
+    sys.exit(0)
+
+
+def is_users(error: Exception) -> bool:
+    """Whether the error is about what the user asked for: flags, files, memory. All others are bugs.
+
+    What Lightning itself raises, or one of its callbacks meets, is about the flags.
+    """
+    if isinstance(error, UsageError | MisconfigurationException | NonFiniteLoss | torch.OutOfMemoryError):
+        return True
+    if isinstance(error, OSError):
+        return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
+    modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
+    by_lightning = modules[-1].startswith(LIGHTNING) or any(m.startswith("pytorch_lightning.callbacks.") for m in modules)
+    return by_lightning or "can't allocate memory" in str(error)
+
+
+def print_once(line: str) -> None:
+    """On stderr, from the first process alone."""
+    if rank_zero_only.rank == 0:
+        print(line, file=sys.stderr)
+
+
+def keep_freed_memory() -> None:
+    """Has glibc keep freed memory for the next step.
+
+    By default it hands activations of some MB back to the system and asks for them again, tens of thousands of page
+    faults a step; keeping them makes a step of ResNet-20 up to 15 % shorter and the peak no larger.
+    """
+    if sys.platform == "linux":
+        mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other libcs lack it
+        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+
+
+def quiet() -> None:
+    """Silences advice of Lightning's that a user of these commands cannot follow."""
+    for message in (
+        ".*does not have many workers.*",
+        ".*smaller than the logging interval.*",
+        ".*Checkpoint directory .* exists and is not empty.*",
+        ".*GPU available but not used.*",
+        ".*isinstance.treespec, LeafSpec.*",
+        ".*sync_dist=True.*",
+        ".*Total length of `list` across ranks is zero.*",  # nothing is validated
+        ".*torch.jit.trace.* is deprecated.*",
+        ".*strategy is deprecated.*",
+        ".*all_gather is deprecated.*",
+        ".*NaN values found in confusion matrix.*",
+        ".*overridden `transfer_batch_to_device`.*",
+    ):
+        warnings.filterwarnings("ignore", message)
+    for name in (
+        "pytorch_lightning.utilities.rank_zero",
+        "pytorch_lightning.trainer.connectors.checkpoint_connector",
+        "lightning_fabric.utilities.seed",
+    ):
+        logging.getLogger(name).setLevel(logging.WARNING)

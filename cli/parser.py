@@ -1,0 +1,116 @@
+"""The command line: a parser of jsonargparse's, the flags that both training scripts share, objects from settings."""
+
+import inspect
+import os
+import re
+import sys
+from argparse import Action
+from collections.abc import Callable, Mapping
+from decimal import Decimal
+from typing import Any, NoReturn, TypeVar, get_args, get_origin
+
+import torch
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse.typing import NonNegativeInt, PositiveInt, register_type
+from pytorch_lightning import Trainer
+
+from cli.command import UsageError
+
+T = TypeVar("T")
+LIMITS = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
+
+register_type(torch.device)  # an argument of Lightning's callbacks that config.yaml could not hold otherwise
+
+
+class Parser(ArgumentParser):
+    """A parser whose errors are one line; its flags take counts such as 1e4, and values that begin with a minus."""
+
+    def __init__(self, description: str | None) -> None:
+        super().__init__(description=description, allow_abbrev=False)
+
+    def _parse_optional(self, arg_string: str) -> Any:
+        # argparse would take -x**2 and -1e-3 for flags
+        return None if re.match(r"-(?!-|h$)", arg_string) else super()._parse_optional(arg_string)
+
+    def _get_values(self, action: Action, arg_strings: list[str]) -> Any:
+        types = types_in(getattr(action, "_typehint", None))
+        if Mapping in map(get_origin, types):
+            arg_strings = [re.sub(r":(?=\S)", ": ", arg) for arg in arg_strings]  # {5:0.01} is no pair in YAML
+        if any(isinstance(kind, type) and issubclass(kind, int) and kind is not bool for kind in types):
+            arg_strings = [plain_count(arg) for arg in arg_strings]
+        return super()._get_values(action, arg_strings)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UsageError(message)
+
+
+def types_in(hint: object) -> set[object]:
+    """A type, and the types that it is a union or a list of."""
+    return {hint}.union(*map(types_in, get_args(hint)))
+
+
+def plain_count(text: str) -> str:
+    """1e4 and 1.5e3 as Python writes a whole number; any other text as it is."""
+    value = Decimal(text) if re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) else None
+    return str(int(value)) if value is not None and value == int(value) else text
+
+
+def training_parser(description: str | None) -> Parser:
+    """A parser with ``--config``, ``--print_config`` and the flags that both training scripts have."""
+    limit_imports()
+    parser = Parser(description)
+    add = parser.add_argument
+    add("--config", action="config", help="a YAML file of settings, such as a run's config.yaml")
+    add("--seed", type=NonNegativeInt, default=0, help="makes the run reproducible")
+    add("--run_dir", type=str | None, help="where everything of the run goes; default runs/.../<time>")
+    add("--ckpt_path", type=str | None, help="checkpoint to resume; 'last': the latest valid one of --run_dir")
+    add(
+        "--save_every_n_steps",
+        type=PositiveInt | None,
+        help="save a checkpoint every N steps inside an epoch too, default every 5 minutes; "
+        "fit.py: every N epochs, but 1,000 times at most, default every minute",
+    )
+    return parser
+
+
+def add_trainer_flags(parser: Parser, **defaults: object) -> None:
+    """Every argument of Lightning's Trainer under its own name, with ``defaults`` instead of Lightning's."""
+    parser.add_class_arguments(Trainer, skip=set(LIMITS))
+    for name in LIMITS:
+        # By Lightning's own Union[int, float], whose order Python may turn round, "1" would be 1.0, which is all.
+        default = inspect.signature(Trainer).parameters[name].default
+        text = "only so many batches, or with a decimal point (0.5) that part of them"
+        parser.add_argument(f"--{name}", type=int | float | None, default=default, help=text)
+    parser.set_defaults(defaults)
+
+
+def arguments(function: Callable[..., object], cfg: Mapping[str, Any] | Namespace) -> dict[str, Any]:
+    """Of the settings those that are arguments of this function or class."""
+    return {name: cfg[name] for name in inspect.signature(function).parameters if name in cfg}
+
+
+def build(kind: Callable[..., T], cfg: Namespace, **given: object) -> T:
+    """An object of this class from the settings that are its arguments, and from what is ``given``.
+
+    Raises:
+        UsageError: the class refuses them, or a package that it needs is missing.
+    """
+    try:
+        return kind(**arguments(kind, cfg) | given)
+    except (ImportError, TypeError, ValueError) as error:
+        raise UsageError(str(error)) from error
+
+
+def default_data_root() -> str:
+    """Where CIFAR-10 is, unless a flag says so."""
+    return os.environ.get("CIFAR10_ROOT") or "data"
+
+
+def limit_imports() -> None:
+    """A config file may name classes of Lightning and callbacks/, and of packages that the command line names too.
+
+    Naming a class imports its module, which runs it.
+    """
+    named = {name for arg in sys.argv[1:] for name in re.findall(r"[a-z_]\w*(?=\.[a-z_])", arg, re.IGNORECASE)}
+    known = {"pytorch_lightning", "lightning_fabric", "callbacks", "builtins.len", "builtins.print"}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*known | named - {"jsonargparse"}])

@@ -1,0 +1,259 @@
+"""Run: the folder of a run, its settings, and the checkpoint that it is resumed from."""
+
+import errno
+import json
+import os
+import shutil
+import zipfile
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import torch
+import yaml
+from filelock import FileLock, Timeout
+from jsonargparse import Namespace
+from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning.utilities import rank_zero_only
+
+from analysis.files import write_atomically
+from analysis.provenance import quoted
+from cli.command import UsageError, print_once
+from cli.parser import Parser
+
+# The settings that may differ when a run is resumed: its length, where things are, how it is shown, and the machine.
+MAY_DIFFER = set(
+    "ckpt_path epochs max_epochs max_steps max_time min_epochs min_steps data_root download default_root_dir "
+    "save_every_n_steps logger callbacks profiler plugins log_every_n_steps enable_progress_bar enable_model_summary limit_test_batches "
+    "accelerator strategy devices num_nodes benchmark detect_anomaly".split()
+)
+# Those that may differ, too, in another run that begins with its checkpoint.
+MAY_DIFFER_IN_A_BRANCH = MAY_DIFFER | {"milestones", "milestone_unit"}
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What the commands look at before Lightning loads a checkpoint.
+
+    ``settings`` are those of the run that saved it. ``next_step`` is the first step that the loggers will see: those of
+    a curve fit count epochs, a classifier's count batches. ``is_cut``: the run had ended inside an epoch.
+    """
+
+    path: Path
+    settings: dict[str, Any]
+    next_step: int
+    is_cut: bool
+
+    @classmethod
+    def read(cls, path: Path) -> "Checkpoint":
+        """Raises UsageError where there is no valid checkpoint of this program. Runs no code in the file."""
+        if not path.is_file():
+            raise UsageError(f"there is no checkpoint {path}: give another --ckpt_path, or leave it out to start anew")
+        try:
+            with zipfile.ZipFile(path) as archive:
+                if broken := archive.testzip():
+                    raise ValueError(f"the checksum of {broken} is wrong")
+            content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
+            settings = next(state["settings"] for state in content["callbacks"].values() if "settings" in state)
+            loop = content["loops"]["fit_loop"]
+            epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
+            has_ended = epochs["processed"] == epochs["started"]
+            is_cut = has_ended and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
+            step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
+            return cls(path, settings, step, is_cut)
+        except Exception as error:  # a file can be broken in any way
+            raise UsageError(f"{path} is not a valid checkpoint of this program ({type(error).__name__})") from None
+
+    @classmethod
+    def latest(cls, folder: Path) -> "Checkpoint":
+        """The latest valid checkpoint of ``folder``; of two of the same step ``last.ckpt``.
+
+        Says so when that is not ``last.ckpt``. Raises UsageError where there is none.
+        """
+        last, valid = folder / "last.ckpt", list[Checkpoint]()
+        for path in sorted(folder.glob("*.ckpt")):
+            try:
+                valid.append(cls.read(path))
+            except UsageError as error:
+                print_once(f"Skipped: {error}")
+        if not valid:
+            return cls.read(last)
+        latest = max(valid, key=lambda checkpoint: (checkpoint.next_step, checkpoint.path == last))
+        if latest.path != last:
+            print_once(f"Resuming from {latest.path}, the latest valid checkpoint")
+        return latest
+
+
+class Run:
+    """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
+
+    A context: where nothing has been trained in it, a folder that was new is removed again.
+
+    Raises:
+        UsageError: the folder holds a run that is not being resumed, another process has it, there is no such
+            checkpoint, or the checkpoint's run had settings that may not differ.
+    """
+
+    def __init__(self, parser: Parser, cfg: Namespace, folder: Path) -> None:
+        self.folder, self.settings = folder, plain_settings(parser, cfg)
+        self.is_new = not folder.exists() or not any(folder.iterdir())
+        self.has_started = False
+        checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
+        self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
+        if checkpoint:
+            origin = str(checkpoint.path.resolve()) if self.is_branch else checkpoint.settings["ckpt_path"]
+            self.settings["ckpt_path"] = origin  # the checkpoint of another run with which this one began
+            self._check_settings(checkpoint)
+            if checkpoint.is_cut:
+                print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
+        claim(folder)
+
+    def _is_own(self, checkpoint: Checkpoint) -> bool:
+        return self.folder.resolve() in checkpoint.path.resolve().parents
+
+    def _checkpoint_to_resume(self, ckpt_path: str | None) -> Checkpoint | None:
+        """What ``--ckpt_path`` names; for "last" the latest of the folder, or what the run there began with.
+
+        A job that SLURM has put back into the queue resumes by the command line that it was started with.
+        """
+        folder, config = self.folder / "checkpoints", self.folder / "config.yaml"
+        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and config.exists():
+            ckpt_path = "last"
+        if ckpt_path == "last":
+            # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
+            if config.exists() and not any(folder.glob("*.ckpt")) and not (self.folder / "summary.json").exists():
+                origin = yaml.safe_load(config.read_text(encoding="utf-8"))["ckpt_path"]
+                return Checkpoint.read(Path(origin)) if origin else None
+            return Checkpoint.latest(folder)
+        checkpoint = Checkpoint.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
+        holds_runs = config.exists() or any(self.folder.glob("seed*/config.yaml"))
+        is_resumed = checkpoint is not None and self._is_own(checkpoint)
+        if holds_runs and not is_resumed and rank_zero_only.rank == 0:  # for another process it may be this very run
+            raise UsageError(
+                f"{self.folder} holds a run already: choose another --run_dir, or resume it: --ckpt_path last"
+            )
+        return checkpoint
+
+    def _check_settings(self, checkpoint: Checkpoint) -> None:
+        before, now = checkpoint.settings, self.settings
+        if before.keys() != now.keys():
+            raise UsageError(f"{checkpoint.path} is of another command, or of another version of it")
+        may_differ = MAY_DIFFER_IN_A_BRANCH if self.is_branch else MAY_DIFFER
+        changes = [
+            f"--{name} {as_typed(before[name])}, not {as_typed(value)}"
+            for name, value in now.items()
+            if before[name] != value and name not in may_differ
+        ]
+        if changes:
+            raise UsageError(f"{checkpoint.path} was trained with {'; '.join(changes)}: resume it with that")
+
+    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In ``on_train_start``: writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
+        self.has_started = True
+        if not trainer.is_global_zero:
+            return
+        half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # by a killed process
+        for path in (self.folder / "summary.json", *half_written):
+            path.unlink(missing_ok=True)
+        write_settings(self.folder, self.settings)
+
+    def how_to_resume(self) -> str:
+        return f"To resume: repeat the command with --run_dir {quoted(self.folder)} --ckpt_path last"
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error and self.is_new and not self.has_started and rank_zero_only.rank == 0:
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):
+                self.folder.parent.rmdir()  # where there is nothing else in it
+
+
+def run_folder(cfg: Namespace, default: str) -> Path:
+    """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
+
+    Processes that Lightning starts for other devices find it in their environment.
+
+    Raises:
+        UsageError: none is named where torchrun or SLURM have started several processes, or to resume its last
+            checkpoint.
+    """
+    asked = cfg.run_dir
+    if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
+        asked = os.environ.get("LITLAB_RUN_DIR")
+    if asked is not None:
+        return Path(asked).expanduser()
+    if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
+        raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
+    if cfg.ckpt_path == "last":
+        raise UsageError(f"--ckpt_path last is the last of which run? Name its folder: --run_dir {default}/...")
+    first = Path(default) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    folder, number = first, 1
+    while True:
+        try:
+            folder.mkdir(parents=True)  # who makes it has it, on any disk
+        except FileExistsError:
+            number += 1
+            folder = first.with_name(f"{first.name}_{number}")
+        else:
+            os.environ["LITLAB_RUN_DIR"] = str(folder)
+            return folder
+
+
+def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
+    """All settings of a run as plain values, without where the run is and what it resumes."""
+    settings: dict[str, Any] = yaml.safe_load(parser.dump(cfg, skip_none=False))
+    del settings["run_dir"]
+    return settings | {"ckpt_path": None}
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Writes config.yaml."""
+    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
+
+
+def as_typed(value: object) -> str:
+    """A setting as it is written behind its flag."""
+    if isinstance(value, list):
+        return " ".join(map(as_typed, value))
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def where_to_look(folder: Path) -> str:
+    """The last line of a training script."""
+    shown = "all runs: tensorboard --logdir runs"
+    if folder.parts[:1] != ("runs",):
+        shown = f"TensorBoard: tensorboard --logdir {quoted(folder)}"
+    return f"Figures and summary.json are in {folder}; {shown}"
+
+
+_claims: list[FileLock] = []  # held until the process ends, or is killed
+
+
+@rank_zero_only
+def claim(folder: Path) -> None:
+    """Makes the folder and locks it until this process ends; on a disk without locks, says so and goes without.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", is_singleton=True)  # that this process has it already does no harm
+    try:
+        lock.acquire(timeout=0)
+        _claims.append(lock)
+    except Timeout:
+        raise UsageError(f"{folder} is in use by another process: wait for it, or choose another --run_dir") from None
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        print_once(f"{folder} is on a disk without file locks: start no second process on it")
