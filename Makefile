@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all lint format setup lock clean
+.PHONY: help demo test test-all bench lint format setup lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -40,6 +40,9 @@ test-all: $(STAMP) ## run all tests: kills, millions of inputs, compilers, brows
 
 # Two processes, a file each at a time. One thread each: OpenMP's threads wait for each other at the price of the rest.
 TEST_FLAGS = -n 2 --dist loadfile --no-loadscope-reorder
+
+bench: $(STAMP) ## time both experiments against plain PyTorch loops (one of them: make bench ARGS=fit)
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: $(STAMP) ## check style and types
 	$(BIN)/ruff check .

@@ -1,6 +1,7 @@
-"""scripts/bench.py prints one JSON object whose ratios follow from its seconds."""
+"""benchmarks/: the table's ratios follow from its values, and the baselines train the networks of the project."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -8,49 +9,37 @@ from pathlib import Path
 import pytest
 import torch
 
-from scripts.hardware import has_native_bfloat16
+from lit_models import ResNet20
 
-BENCH = Path(__file__).parents[1] / "scripts" / "bench.py"
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+
+
+def output_of(script: str, *flags: str) -> str:
+    done = subprocess.run([sys.executable, BENCHMARKS / script, *flags], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_baseline_of_fit_learns_the_curve() -> None:
+    assert json.loads(output_of("plain_fit.py", "--epochs", "500"))["true_mse"] < 3  # f itself has a variance of 57.8
+
+
+def test_the_baseline_of_cifar_is_the_same_network() -> None:
+    ours, baseline = ResNet20().eval(), runpy.run_path(str(BENCHMARKS / "plain_cifar.py"))["resnet20"]().eval()
+    baseline.load_state_dict(dict(zip(baseline.state_dict(), ours.state_dict().values(), strict=True)))
+    images = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(baseline(images), ours(images))
 
 
 @pytest.mark.slow
-def test_bench_fit(tmp_path: Path) -> None:
-    plain = tmp_path / "plain.py"
-    plain.write_text("""import sys; print('{"seconds": %f}' % (int(sys.argv[2]) / 1000))""")  # 1 ms an epoch
-    command = [sys.executable, str(BENCH), "fit", "--plain", str(plain), "--repeats", "1", "--epochs", "50"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    seconds = result["seconds"]
-    assert (seconds["plain_1000"]["train"], seconds["plain_50"]["train"]) == (1, 0.05)
-    assert result["train_speedup_1000"] == pytest.approx(1 / seconds["fit_1000"]["train"])
-    assert result["grid_time_over_one_plain_run"] == pytest.approx(seconds["grid_4x8_50"]["train"] / 0.05)
-
-
-@pytest.mark.slow
-def test_bench_cifar(tmp_path: Path, cifar10_root: Path) -> None:
-    plain = tmp_path / "plain.py"
-    plain.write_text(
-        """import sys; print('{"images_per_second": %f}' % (100 + int(sys.argv[-1])))"""
-    )  # 102 with workers
-    command = [sys.executable, str(BENCH), "cifar", "--plain", str(plain), "--repeats", "1", "--steps", "4"]
-    # Without this flag cifar.py would be compiled too, and once more from an empty cache: half a minute each.
-    command += ["--data_root", str(cifar10_root.resolve()), "--compile", "false"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
-    assert result["compiled"] is False
-    plains = result["plain_images_per_second"]
-    assert (plains["plain_0_workers"], plains["plain_2_workers"]) == (100, 102)
-    assert ("bf16-mixed" in result["precisions"]) == has_native_bfloat16(torch.device("cpu"))
-    for measured in result["precisions"].values():
-        speeds = measured["images_per_second"]
-        assert measured["trainer_over_better_plain"] == pytest.approx(speeds["trainer"] / 102)
-        assert measured["trainer_over_bare_compiled"] == pytest.approx(
-            speeds["trainer_in_turn"] / speeds["bare_compiled"]
-        )
-        assert 0 < measured["trainer_fraction_of_peak"] < 1
-    # 40.55 million multiply-adds forward, and twice that backward but for the images' own gradient (0.44 million):
-    # 2 * (3 * 40.55 - 0.44) = 242.4 million operations
-    assert result["flops_per_image"] == pytest.approx(242.4e6, rel=1e-3)
-    assert all(len(values) == 5 and min(values) > 0 for values in result["fast_over_epochs"].values())
+def test_bench(cifar10_root: Path) -> None:
+    tiny = "--repeats 1 --epochs 50 --steps 7 --fast_steps 3".split()
+    fit = json.loads(output_of("bench.py", "fit", *tiny, "--json"))
+    assert [row["times_as_fast"] for row in fit["rows"]] == [row["baseline"] / row["litlab"] for row in fit["rows"]]
+    table = output_of("bench.py", "cifar", *tiny, "--data_root", str(cifar10_root)).splitlines()
+    assert "torch" in table[0]
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table[4:]]
+    _, plain, ours, speedup, time = next(row for row in rows if "lab, 32-true: throughput" in row[0])
+    plain_speed, our_speed = (float(cell.removesuffix(" images/s").replace(",", "")) for cell in (plain, ours))
+    assert float(speedup) == pytest.approx(our_speed / plain_speed, abs=0.02)
+    assert float(time) == pytest.approx(plain_speed / our_speed, abs=0.02)

@@ -1,0 +1,188 @@
+"""Times the commands of both experiments against baselines, loops in plain PyTorch, and prints a table in Markdown.
+
+    python benchmarks/bench.py [fit|cifar|all] [--repeats 3] [--data_root DIR] [--json]
+
+In each round every command runs once, in a process of its own, after the baseline that it is compared with. The table
+has medians over the rounds; "times as fast" is the median of the rounds' ratios. Nothing else should run on the machine.
+On two cores a round takes some two minutes for each experiment.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+HERE = Path(__file__).parent
+LAB_STEPS = 3_910  # ten epochs: 81.6 % test accuracy by recipe lab
+FAST_STEPS = 840  # at least as much by recipe fast
+
+
+class Comparison(NamedTuple):
+    """One measurement of a round: seconds ("s"), where less is faster, or "images/s", or what has no baseline."""
+
+    measure: str
+    unit: str
+    baseline: float | None
+    ours: float | None
+
+    @property
+    def speedup(self) -> float | None:
+        if self.baseline is None or self.ours is None:
+            return None
+        return self.baseline / self.ours if self.unit == "s" else self.ours / self.baseline
+
+
+def timed(script: Path, *flags: str) -> tuple[float, str]:
+    """Wall-clock seconds of a whole process, and its standard output."""
+    print(script.name, *flags, file=sys.stderr)
+    start = time.perf_counter()
+    process = subprocess.run([sys.executable, str(script), *flags], capture_output=True, text=True, check=False)
+    if process.returncode:
+        sys.exit(f"{script.name} {' '.join(flags)} failed:\n{process.stderr}")
+    return time.perf_counter() - start, process.stdout
+
+
+def baseline(script: str, *flags: str) -> dict[str, Any]:
+    """The last JSON line of a baseline, with the seconds of its process as "process"."""
+    seconds, output = timed(HERE / script, *flags)
+    return {**json.loads(output.splitlines()[-1]), "process": seconds}
+
+
+def ours(script: str, *flags: str) -> dict[str, Any]:
+    """The summary.json of a command with all its outputs, with the seconds of its process as "process"."""
+    with tempfile.TemporaryDirectory() as folder:
+        seconds, _ = timed(HERE.parent / "scripts" / script, "--run_dir", f"{folder}/run", *flags)
+        summary = json.loads(Path(folder, "run", "summary.json").read_text(encoding="utf-8"))
+    return {**summary, "process": seconds}
+
+
+def fit_round(args: argparse.Namespace) -> list[Comparison]:
+    short, long = ["--epochs", "1000"], ["--epochs", str(args.epochs)]
+    plain_short, fit_short = baseline("plain_fit.py", *short), ours("fit.py", *short)
+    plain_long, fit_long = baseline("plain_fit.py", *long), ours("fit.py", *long)
+    grid = ours("fit.py", *long, "--lr", "1", "0.1", "0.01", "0.001", "--num_seeds", "8")
+    name = f"fit, {args.epochs:,} epochs: training"
+    train_short, train_long, train_grid = (run["seconds"]["train"] for run in (fit_short, fit_long, grid))
+    return [
+        Comparison("fit, 1,000 epochs: training", "s", plain_short["seconds"], train_short),
+        Comparison("fit, 1,000 epochs: whole command", "s", plain_short["process"], fit_short["process"]),
+        Comparison(name, "s", plain_long["seconds"], train_long),
+        Comparison(f"{name}, 32 runs against one of the baseline", "s", plain_long["seconds"], train_grid),
+    ]
+
+
+def cifar_round(args: argparse.Namespace) -> list[Comparison]:
+    device = "cuda" if args.accelerator == "gpu" else "cpu"
+    flags = ["--data_root", args.data_root, "--steps", str(args.steps), "--device", device, "--workers"]
+    plain = max(baseline("plain_cifar.py", *flags, workers)["images_per_second"] for workers in ("0", "2"))
+
+    flags = ["--data_root", args.data_root, "--accelerator", args.accelerator]
+    length = ["--max_epochs", "3", "--max_steps", str(args.fast_steps)]
+    fast = ours("cifar.py", *flags, "--recipe", "fast", *length)
+    # The steps that --fast_steps leaves out would take as long as the others.
+    fast_seconds = fast["process"] + fast["seconds"]["train"] * (FAST_STEPS / args.fast_steps - 1)
+
+    flags += ["--compile", args.compile, "--max_epochs", "1", "--limit_train_batches", str(args.steps)]
+    flags += ["--limit_val_batches", "0", "--limit_test_batches", "0"]
+    # Recipe fast has chosen bf16-mixed where the device computes in bfloat16.
+    precisions = dict.fromkeys(["32-true", fast["settings"]["precision"]])
+    labs = {precision: ours("cifar.py", *flags, "--precision", precision) for precision in precisions}
+    throughputs = [
+        Comparison(f"cifar, lab, {precision}: throughput", "images/s", plain, lab["images_per_second"])
+        for precision, lab in labs.items()
+    ]
+    name = f"cifar: {FAST_STEPS} steps of recipe fast against {LAB_STEPS:,} of lab (81.6 %)"
+    return [
+        *throughputs,
+        Comparison(name, "s", LAB_STEPS * 128 / plain, fast_seconds),
+        Comparison("cifar, recipe fast: test accuracy", "%", None, 100 * fast["test_acc"]),
+        Comparison("cifar, recipe fast: peak memory", "MB", None, fast["peak_memory_mb"]),
+        Comparison("cifar, lab, 32-true: peak memory", "MB", None, labs["32-true"]["peak_memory_mb"]),
+        Comparison("cifar, lab, 32-true: time to first step", "s", None, labs["32-true"]["seconds"]["to_first_step"]),
+    ]
+
+
+def row_of(rounds: Sequence[Comparison]) -> dict[str, Any]:
+    """{"measure", "unit", "baseline", "litlab", "times_as_fast"}: one measurement's medians, None where it has none."""
+
+    def median(values: Iterable[float | None]) -> float | None:
+        numbers = [value for value in values if value is not None]
+        return statistics.median(numbers) if numbers else None
+
+    return {
+        "measure": rounds[0].measure,
+        "unit": rounds[0].unit,
+        "baseline": median(each.baseline for each in rounds),
+        "litlab": median(each.ours for each in rounds),
+        "times_as_fast": median(each.speedup for each in rounds),
+    }
+
+
+def machine(accelerator: str) -> dict[str, Any]:
+    """{"processor", "instructions", "threads", "torch"} and, for "gpu", {"gpu"}."""
+    info = Path("/proc/cpuinfo")  # Linux
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
+    has = torch.cpu.get_capabilities()
+    bfloat16 = [name for name in ("avx512_bf16", "amx_bf16") if has.get(name)]
+    return {
+        "processor": names[0] if names else platform.processor(),
+        "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *bfloat16]),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        **({"gpu": torch.cuda.get_device_name()} if accelerator == "gpu" else {}),
+    }
+
+
+def table(result: dict[str, Any]) -> str:
+    """Markdown of what ``--json`` prints."""
+
+    def cell(value: float | None, unit: str = "") -> str:
+        return "" if value is None else f"{value:,.{0 if value >= 100 else 2}f} {unit}".strip()
+
+    where = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    lines = [f"Medians over {result['rounds']} rounds; {where}", ""]
+    lines += ["| | baseline | litlab | times as fast | of its time |", "| --- | --- | --- | --- | --- |"]
+    for row in result["rows"]:
+        values = [cell(row[name], row["unit"]) for name in ("baseline", "litlab")]
+        speedup = row["times_as_fast"]
+        ratios = [cell(speedup), cell(speedup and 1 / speedup)]
+        lines.append("| " + " | ".join([row["measure"], *values, *ratios]) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("what", nargs="?", choices=["fit", "cifar", "all"], default="all")
+    add("--repeats", type=int, default=3, help="rounds")
+    add("--data_root", default=os.environ.get("CIFAR10_ROOT") or "data", help="where CIFAR-10 is")
+    add("--epochs", type=int, default=50_000, help="of the long runs of fit")
+    add("--steps", type=int, default=40, help="of the runs whose throughput is measured, the first five not timed")
+    add("--fast_steps", type=int, default=FAST_STEPS, help="of recipe fast; of fewer the rest is extrapolated")
+    add("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where cifar and its baseline run")
+    add("--compile", default="auto", help="of lab; auto: not for so few steps, which a whole run may repay")
+    add("--json", action="store_true", help="print JSON instead of the table")
+    args = parser.parse_args()
+    if args.what != "fit" and not Path(args.data_root, "cifar-10-batches-py").is_dir():
+        parser.error(f"CIFAR-10 is not in {args.data_root}: give --data_root, or fetch it with scripts/cifar.py")
+
+    kinds = {"fit": [fit_round], "cifar": [cifar_round], "all": [fit_round, cifar_round]}[args.what]
+    rounds = [[comparison for kind in kinds for comparison in kind(args)] for _ in range(args.repeats)]
+    rows = [row_of(same) for same in zip(*rounds, strict=True)]
+    result = {"machine": machine(args.accelerator), "rounds": args.repeats, "rows": rows}
+    print(json.dumps(result, indent=2) if args.json else table(result))
+
+
+if __name__ == "__main__":
+    main()
