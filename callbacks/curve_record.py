@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curve_figures import curves_figure, errors_figure
-from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
+from analysis.curves import METRICS, Fit, Growth, early_stopping, more_training, spread_over_seeds
+from analysis.figures import errors_figure, fits_figure
 from analysis.provenance import command_line
 from analysis.statistics import medians
 from datamodules import CurveDataModule
@@ -130,7 +130,7 @@ class CurveRecord(Callback):
                 rows.append({"lr": lr, "seed": seed, "epochs": e, **values})
         return rows
 
-    def growth(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
+    def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
         """The content of curves.json: how the fitted curves grow, on some 100 points, with four digits.
 
         A list each of "x" and "truth" (f there), "points" (x and y of the first seed's training points), and "fits",
@@ -142,7 +142,7 @@ class CurveRecord(Callback):
         def digits(values: Any) -> list[float]:
             return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
 
-        fits = []
+        fits: list[Fit] = []
         for epochs, curves in sorted(self.curves.items()):
             each = curves[:, thin].numpy().reshape(len(model.lrs), S, -1)
             errors = medians(self.measured[epochs]["true_mse"].view(len(model.lrs), S).numpy())
@@ -151,26 +151,17 @@ class CurveRecord(Callback):
                 low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
                 row = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
                 lists = {name: digits(values) for name, values in row.items()}
-                fits.append({"lr": lr, "epochs": epochs, "true_mse": float(error), **lists})
+                fits.append(Fit(lr=lr, epochs=epochs, true_mse=float(error), **lists))  # type: ignore[typeddict-item]
         truth = digits(data.truth[thin])
-        lists = {"x": digits(np.linspace(data.x_min, data.x_max, len(truth))), "truth": truth}
-        return lists | {"points": {"x": digits(data.x[0]), "y": digits(data.y[0])}, "fits": fits}
+        x = digits(np.linspace(data.x_min, data.x_max, len(truth)))
+        return {"x": x, "truth": truth, "points": {"x": digits(data.x[0]), "y": digits(data.y[0])}, "fits": fits}
 
     def figures(self, model: FunctionRegressor, data: CurveDataModule, summary: Mapping[str, Any]) -> dict[str, Figure]:
         """{"curves", "errors"}: the fitted curves where asked for, and the errors over all measured epochs."""
         epochs, values = self.table(model)
         if not len(epochs):
             return {}
-        S, panels = len(model.seeds), []
-        for row in sorted(summary["over_seeds"], key=lambda row: row["epochs"]):
-            if (e := row["epochs"]) in self.curves:  # a resumed run may ask for more than was kept
-                first, error = model.lrs.index(row["lr"]) * S, row["true_mse"]["median"]
-                label = f"MSE against f {error:.3g}" if math.isfinite(error) else "diverged"
-                title = f"{e:,} epochs, learning rate {row['lr']:g}\n{'median ' if S > 1 else ''}{label}"
-                panels.append((title, self.curves[e][first : first + S].numpy()))
-        figures = {}
-        if panels:
-            points = (data.x[0].numpy(), data.y[0].numpy())
-            figures["curves"] = curves_figure(data.grid.numpy(), data.truth.numpy(), points, panels, data.function)
+        reported = [(row["lr"], row["epochs"]) for row in summary["over_seeds"]]
+        figures = {"curves": fits_figure(self.growth(model, data), reported, data.function)}
         rows = spread_over_seeds(model.lrs, epochs, values)
         return figures | {"errors": errors_figure(rows, data.noise_std**2)}

@@ -11,7 +11,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from analysis.drawing import pixels_of, save_png
+from analysis.figures import pixels_of, save_png
 from analysis.provenance import about
 
 

@@ -9,7 +9,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from analysis.classifier_figures import confident_errors_figure, confusion_figure, filters_figure
+from analysis.figures import confusion_figure, pictures_figure
 from callbacks.tensorboard_layout import publish_figure, tensorboard_writers
 
 NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # on a card of TensorBoard's there is room for few
@@ -64,12 +64,16 @@ class TestPictures(Callback):
         pixels = (images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy()
         titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
         if titles:
-            figure = confident_errors_figure(list(pixels), titles)
-            card = confident_errors_figure(list(pixels[:NUM_ERRORS_ON_CARD]), titles[:NUM_ERRORS_ON_CARD])
+            name = "most confident errors"
+            figure = pictures_figure(list(pixels), titles, name)
+            card = pictures_figure(list(pixels[:NUM_ERRORS_ON_CARD]), titles[:NUM_ERRORS_ON_CARD], name)
             publish_figure(figure, "confident_errors", self.run_dir, loggers, "test/confident_errors", step, card)
 
         filters: Tensor = pl_module.state_dict()["net.conv1.weight"].float().cpu()
-        figure = filters_figure(filters.permute(0, 2, 3, 1).numpy())
+        scaled = 0.5 + filters / (2 * filters.abs().max().clamp(min=1e-9))  # zero is grey
+        figure = pictures_figure(
+            list(scaled.permute(0, 2, 3, 1).numpy()), title="filters of the first layer", columns=8
+        )
         publish_figure(figure, "filters", self.run_dir, loggers, "train/filters", step)
         for writer in tensorboard_writers(loggers):
             writer.add_graph(pl_module.net, torch.zeros_like(images[:1], device=pl_module.device))

@@ -13,7 +13,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
-from analysis.classifier_figures import training_figure
+from analysis.figures import training_figure
 from analysis.files import write_json
 from callbacks import LRStep, OneCycle
 from callbacks.checkpointing import SaveLast

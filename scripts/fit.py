@@ -13,7 +13,8 @@ from jsonargparse import Namespace
 from pytorch_lightning import Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
-from analysis.curve_figures import curve_cards
+from analysis.curves import fit_text
+from analysis.figures import fit_cards
 from analysis.files import write_json
 from callbacks.checkpointing import SaveLast
 from callbacks.curve_record import CurveRecord
@@ -22,7 +23,6 @@ from callbacks.tensorboard_layout import TensorBoardLayout, publish_figure, show
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
-from scripts.rendering import fit_text
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run, where_to_look
 from scripts.trainer import build_trainer, check_callbacks, check_seeds, flag_errors
 
@@ -100,7 +100,7 @@ def write_results(
     for name, figure in record.figures(model, data, summary).items():
         loggers = trainer.loggers if name == "errors" else ()  # curves.png has many panels, a card shows few
         publish_figure(figure, name, run_dir, loggers, f"val/{name}", model.epochs_done)
-    show_pictures(curve_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
+    show_pictures(fit_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
     write_json(run_dir / "curves.json", growth, indent=None)
     write_json(run_dir / "summary.json", summary)
     return summary

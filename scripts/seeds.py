@@ -10,8 +10,7 @@ from typing import Any
 from jsonargparse import Namespace
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
-from analysis.classifier_figures import training_figure
-from analysis.drawing import pixels_of, save_png
+from analysis.figures import pixels_of, save_png, training_figure
 from analysis.files import read_json, write_json
 from scripts.run_dir import changed_settings
 
