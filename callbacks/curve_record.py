@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curves import METRICS, early_stopping, more_training, spread_over_seeds
+from analysis.curves import METRICS, Fit, Growth, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
 from callbacks.record import Record
 from datamodules import CurveDataModule
@@ -125,7 +125,7 @@ class CurveRecord(Record):
                 rows.append({"lr": lr, "seed": seed, "epochs": e, **values})
         return rows
 
-    def growth(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
+    def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
         """The content of curves.json: how the fitted curves grow, on 201 points, with four digits.
 
         A list each of "x" and "truth" (f there), "points" (x and y of the first seed's training points), and "fits",

@@ -10,7 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from analysis.figures import confident_errors_figure, confusion_figure, filters_figure, pixels_of, save_png
+from analysis.figures import confusion_figure, pictures_figure, pixels_of, save_png
 from callbacks.tensorboard_layout import show_pictures, tensorboard_writers
 
 NUM_ERRORS, NUM_ERRORS_ON_CARD = 20, 10  # a card of TensorBoard's has room for few
@@ -58,8 +58,11 @@ class TestPictures(Callback):
         self._publish(trainer, confusion_figure(matrix, self._facts["classes"]), "confusion", "test/confusion")
         self._publish_errors(trainer)
         weights = next(p for p in pl_module.net.parameters() if p.ndim == 4)
-        filters = weights.detach().float().cpu().permute(0, 2, 3, 1)
-        self._publish(trainer, filters_figure(filters.numpy()), "filters", "train/filters")
+        filters = weights.detach().float().cpu().permute(0, 2, 3, 1).numpy()
+        scaled = 0.5 + filters / (2 * abs(filters).max() or 1)  # zero is grey
+        self._publish(
+            trainer, pictures_figure(list(scaled), title="filters of the first layer", columns=8), "filters", "train/filters"
+        )
         for writer in tensorboard_writers(trainer.loggers):
             image = torch.zeros(1, 3, 32, 32, device=pl_module.device, dtype=pl_module.dtype)
             writer.add_graph(pl_module.net, image)
@@ -75,10 +78,11 @@ class TestPictures(Callback):
         mean, std = (torch.tensor(self._facts[name])[:, None, None] for name in ("mean", "std"))
         pixels = list((images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy())
         titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
-        card = confident_errors_figure(pixels[:NUM_ERRORS_ON_CARD], titles[:NUM_ERRORS_ON_CARD])
-        self._publish(
-            trainer, confident_errors_figure(pixels, titles), "confident_errors", "test/confident_errors", card
+        figure, card = (
+            pictures_figure(pixels[:most], titles[:most], "most confident errors")
+            for most in (NUM_ERRORS, NUM_ERRORS_ON_CARD)
         )
+        self._publish(trainer, figure, "confident_errors", "test/confident_errors", card)
 
     def _publish(self, trainer: Trainer, figure: Figure, name: str, tag: str, card: Figure | None = None) -> None:
         """Writes the figure as a PNG file, and shows it, or ``card`` in its place, in TensorBoard."""

@@ -19,14 +19,13 @@ from torchmetrics.functional.classification import (
     multiclass_confusion_matrix,
 )
 
-from analysis.classifier_figures import confusion_figure
-from analysis.drawing import pixels_of, save_png
+from analysis.figures import confusion_figure, pixels_of, save_png
 from analysis.files import standard_json
+from analysis.statistics import table
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import read_images
 from scripts.cli import Parser, default_data_root, main
 from scripts.networks import SHIPPED, PictureClassifier, load, read_all
-from scripts.rendering import table
 
 
 def run() -> None:

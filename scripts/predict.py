@@ -11,20 +11,30 @@ import sys
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TypedDict
 
+import numpy as np
 import torch
 from jsonargparse import Namespace
+from matplotlib.figure import Figure
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 from torch import Tensor
 
-from analysis.classifier_figures import Prediction, contact_sheet
-from analysis.drawing import pixels_of, save_png
+from analysis.figures import pictures_figure, pixels_of, save_png
 from analysis.files import standard_json, write_atomically
 from lit_models import FunctionRegressor
 from scripts.cli import Parser, main
 from scripts.networks import SHIPPED, PictureClassifier, load, printable, read_all
 
-BEST = 3
+BEST, MOST_SHOWN = 3, 100
+
+
+class Prediction(TypedDict):
+    """The best classes of a picture file and their probabilities, best first."""
+
+    file: str
+    classes: list[str]
+    probabilities: list[float]
 
 
 def run() -> None:
@@ -89,6 +99,17 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
             best = zip(prediction["classes"], prediction["probabilities"], strict=True)
             print(f"{prediction['file']:<{width}}  {'  '.join(f'{name:>10} {p:6.1%}' for name, p in best)}")
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
+
+
+def contact_sheet(pictures: Sequence[np.ndarray], predictions: Sequence[Prediction]) -> Figure:
+    """The first 100 (H, W, 3) pictures, each under its file's name and best classes."""
+    titles = []
+    for prediction in predictions[:MOST_SHOWN]:
+        name = Path(prediction["file"]).name
+        best = zip(prediction["classes"], prediction["probabilities"], strict=True)
+        lines = [name if len(name) <= 16 else "..." + name[-13:], *(f"{label} {p:.0%}" for label, p in best)]
+        titles.append("\n".join(lines))
+    return pictures_figure(pictures[:MOST_SHOWN], titles)
 
 
 def predict_pictures(network: PictureClassifier, pictures: Mapping[Path, Tensor]) -> list[Prediction]:

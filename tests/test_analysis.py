@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from matplotlib.figure import Figure
-
-from analysis.charts import lines_chart, number_axis, waterfall_chart
 from analysis.classifier_figures import (
     confident_errors_figure,
     confusion_figure,
@@ -31,6 +28,9 @@ from analysis.classifier_measurements import (
 from analysis.curve_figures import curves_figure, errors_figure
 from analysis.curve_findings import METRICS, early_stopping, more_training, spread_over_seeds
 from analysis.drawing import BLUE, ORANGE, pixels_of, save_png, use_log_scale
+from matplotlib.figure import Figure
+
+from analysis.charts import lines_chart, number_axis, waterfall_chart
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.provenance import about, command_line
 from analysis.statistics import mean_ci, median_ci, medians, number, quartiles

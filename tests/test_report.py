@@ -16,19 +16,6 @@ from typing import Any
 import launch
 import numpy as np
 import pytest
-from PIL import Image, ImageSequence
-from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
-from selenium.webdriver.common.action_chains import ActionChains
-from selenium.webdriver.common.by import By
-from selenium.webdriver.common.keys import Keys
-from selenium.webdriver.remote.webelement import WebElement
-from selenium.webdriver.support.ui import WebDriverWait
-from test_analysis import DROPPED, LINES, PARTS, STAYED, rows
-
-from analysis import classifier_measurements
-from analysis.charts import lines_chart
 from analysis.classifier_findings import GAP, gap, lr_drop, renewed, valley
 from analysis.classifier_measurements import measured, network
 from analysis.curve_animation import fit_animation
@@ -44,10 +31,23 @@ from analysis.report_sections import (
     make_sections,
     number_ids,
 )
+from PIL import Image, ImageSequence
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from scripts.rendering import environment, fit_text, sentences
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.ui import WebDriverWait
+from test_analysis import DROPPED, LINES, PARTS, STAYED, rows
+
+from analysis import classifier_measurements
+from analysis.charts import lines_chart
 from analysis.runs import Run, is_branch
 from analysis.statistics import mean_ci, number
 from scripts import report
-from scripts.rendering import environment, fit_text, sentences
 from scripts.report import animate, read, read_all
 
 ROOT = Path(__file__).parents[1]
