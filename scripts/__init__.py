@@ -7,6 +7,6 @@ from pathlib import Path
 
 START = time.perf_counter()
 if Path(sys.argv[0]).resolve().parent == Path(__file__).resolve().parent:  # a command, not a program that imports one
-    gc.disable()  # until scripts.cli is imported: through imports it would only look, for almost a second
+    gc.disable()  # until scripts.commandline is imported: through imports it would only look, for almost a second
     # Ctrl-C while they last, some seconds, has no traceback.
     sys.excepthook = lambda kind, *error: None if kind is KeyboardInterrupt else sys.__excepthook__(kind, *error)

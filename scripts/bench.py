@@ -28,7 +28,7 @@ from callbacks.classifier_record import now as finished
 from callbacks.classifier_record import peak_memory_mb
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
-from scripts.cli import default_data_root, keep_freed_memory
+from scripts.commandline import default_data_root, keep_freed_memory
 from scripts.hardware import gains_by_compilation, has_native_bfloat16
 
 SCRIPTS = Path(__file__).parent

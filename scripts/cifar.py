@@ -27,7 +27,7 @@ from callbacks.weight_trajectory import WeightTrajectory
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cifar_checks import check_resume, check_run, compiles
-from scripts.cli import (
+from scripts.commandline import (
     Parser,
     add_trainer_flags,
     arguments,

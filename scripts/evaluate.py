@@ -24,7 +24,7 @@ from analysis.drawing import pixels_of, save_png
 from analysis.files import standard_json
 from datamodules import CIFAR10DataModule
 from datamodules.cifar10 import read_images
-from scripts.cli import Parser, default_data_root, main
+from scripts.commandline import Parser, default_data_root, main
 from scripts.networks import SHIPPED, PictureClassifier, load, read_all
 from scripts.rendering import table
 

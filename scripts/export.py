@@ -14,7 +14,7 @@ from safetensors.torch import save
 
 from analysis.files import read_json, write_atomically
 from datamodules import CIFAR10DataModule
-from scripts.cli import Parser, main
+from scripts.commandline import Parser, main
 from scripts.evaluate import measure
 from scripts.networks import PictureClassifier, load
 

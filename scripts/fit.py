@@ -21,7 +21,7 @@ from callbacks.progress import TrajectoryBar
 from callbacks.tensorboard_layout import TensorBoardLayout, publish_figure, show_pictures
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
-from scripts.cli import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
+from scripts.commandline import Parser, add_trainer_flags, arguments, main, make_parser, usage_errors
 from scripts.rendering import fit_text
 from scripts.run_dir import Checkpoint, checkpoint_to_resume, plain_settings, run_directory, start_run, where_to_look
 from scripts.trainer import build_trainer, check_callbacks, check_seeds, flag_errors

@@ -21,7 +21,7 @@ from analysis.classifier_figures import Prediction, contact_sheet
 from analysis.drawing import pixels_of, save_png
 from analysis.files import standard_json, write_atomically
 from lit_models import FunctionRegressor
-from scripts.cli import Parser, main
+from scripts.commandline import Parser, main
 from scripts.networks import SHIPPED, PictureClassifier, load, printable, read_all
 
 BEST = 3

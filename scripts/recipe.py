@@ -13,7 +13,7 @@ import yaml
 from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.runs import LENGTH
-from scripts.cli import plain_count
+from scripts.commandline import plain_count
 from scripts.hardware import has_native_bfloat16
 
 FOLDER = Path(__file__).parent / "recipes"

@@ -21,7 +21,7 @@ from analysis.provenance import about
 from analysis.report_sections import growths, make_sections
 from analysis.runs import Run
 from datamodules import CIFAR10DataModule
-from scripts.cli import Parser, default_data_root, main
+from scripts.commandline import Parser, default_data_root, main
 from scripts.rendering import environment
 
 SCRIPTS = Path(__file__).parent

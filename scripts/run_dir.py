@@ -23,7 +23,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException as 
 from analysis.files import write_atomically
 from analysis.provenance import quoted
 from analysis.runs import LENGTH
-from scripts.cli import Parser, is_rank_zero, usage_errors
+from scripts.commandline import Parser, is_rank_zero, usage_errors
 
 # what may change in the middle of a run without making another run of it
 MAY_CHANGE = LENGTH | {"epochs", "data_root", "download", "save_every_n_steps", "enable_progress_bar"}

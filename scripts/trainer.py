@@ -21,7 +21,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException as 
 
 from analysis.files import write_atomically
 from callbacks.checkpointing import AtomicCheckpointIO, SaveLast, SaveOnInterrupt, steps_done
-from scripts.cli import Parser, arguments, is_rank_zero, usage_errors
+from scripts.commandline import Parser, arguments, is_rank_zero, usage_errors
 from scripts.run_dir import Checkpoint, claim
 
 LIGHTNING = ("pytorch_lightning", "lightning_fabric")
