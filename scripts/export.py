@@ -1,6 +1,6 @@
 """Writes the network of a finished run of cifar.py as a safetensors file, whose metadata say how it was made."""
 
-import scripts  # noqa: F401  (first: all other imports are faster)
+import cli  # noqa: F401  (first: all other imports are faster)
 
 # isort: split
 import json
@@ -9,29 +9,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 from safetensors.torch import save
 
+from analysis.evaluation import measure
 from analysis.files import read_json, write_atomically
+from cli.command import UsageError, main
+from cli.parser import Parser
+from cli.weights import PictureClassifier, load
 from datamodules import CIFAR10DataModule
-from scripts.cli import Parser, main
-from scripts.evaluate import measure
-from scripts.networks import PictureClassifier, load
 
 
 def run() -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(__doc__)
     parser.add_argument("--run_dir", required=True, type=str, help="the run's folder")
     parser.add_argument("--out", required=True, type=str, help="the file to write, such as mine.safetensors")
     parser.add_argument("--data_root", type=str | None, help="where CIFAR-10 is, if no longer where the run had it")
     cfg = parser.parse_args()
-    run_dir = Path(cfg.run_dir).expanduser()
-    checkpoint, results = run_dir / "checkpoints" / "last.ckpt", run_dir / "summary.json"
-    if not (checkpoint.is_file() and results.is_file()):
-        raise UsageError(f"there is no finished run of one seed in {cfg.run_dir}: give another --run_dir")
     if Path(cfg.out).suffix != ".safetensors":
         raise UsageError(f"--out {cfg.out!r} must end in .safetensors")
-    network, summary = load(checkpoint), read_json(results)
+    run_dir = Path(cfg.run_dir).expanduser()
+    summary = read_json(run_dir / "summary.json")
+    network = load(run_dir / "checkpoints" / "last.ckpt")
     if not isinstance(network, PictureClassifier):
         raise UsageError(f"{cfg.run_dir} is a run of fit.py: export.py takes those of cifar.py")
     data = CIFAR10DataModule(cfg.data_root or summary["settings"]["data_root"], dataset=summary["data"])
@@ -49,7 +47,7 @@ def run() -> None:
 
 
 def command(summary: Mapping[str, Any]) -> str:
-    """The run's, without where its files lay; a checkpoint of another run, with which it began, stays."""
+    """The run's command without the places of its files; another run's checkpoint is kept."""
     places = ("--data_root", "--run_dir") if summary["origin"] else ("--data_root", "--run_dir", "--ckpt_path")
     words = shlex.split(summary["command"])[2:]
     kept = [word for i, word in enumerate(words) if not word.startswith(places) and words[i - 1] not in places]
@@ -57,4 +55,4 @@ def command(summary: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    main(run, files="--run_dir, --out, --data_root")
+    main(run)

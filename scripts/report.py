@@ -1,6 +1,6 @@
 """The questions of both experiments, answered from runs: one self-contained, interactive report.html."""
 
-import scripts  # noqa: F401  (first: all other imports are faster)
+import cli  # noqa: F401  (first: all other imports are faster)
 
 # isort: split
 import shlex
@@ -12,7 +12,6 @@ from pathlib import Path
 import torch
 import vl_convert
 from jsonargparse import Namespace
-from pytorch_lightning.utilities.exceptions import MisconfigurationException as UsageError
 
 from analysis.curves import Growth
 from analysis.figures import fit_animation
@@ -20,15 +19,16 @@ from analysis.files import read_json, write_atomically
 from analysis.provenance import about
 from analysis.report import make_sections, render
 from analysis.runs import Run
+from cli.command import UsageError, main
+from cli.parser import Parser, default_data_root
 from datamodules import CIFAR10DataModule
-from scripts.cli import Parser, default_data_root, main
 
 VEGA_LITE = "6.1"  # 6.4 shows "undefined" for names in the tooltip of the nearest point (vega-lite pull request 9707)
 LABS_FUNCTION = "(x+1)**2 + sin(x**2+1) - log(x**2+1)"
 
 
 def run() -> None:
-    parser = Parser(description=__doc__)
+    parser = Parser(__doc__)
     add = parser.add_argument
     text = "finished runs, or folders of them; without any, the runs that are missing are made"
     add("run_dirs", nargs="*", type=str, help=text)
@@ -152,4 +152,4 @@ def classifier_commands(cfg: Namespace, folder: Path) -> dict[str, list[str]]:
 
 
 if __name__ == "__main__":
-    main(run, files="--out, --animation, --runs, --data_root")
+    main(run)
