@@ -1,7 +1,7 @@
 """Networks and images of finished runs, from which the report measures what the runs have not recorded."""
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from analysis.files import read_json, write_json
 from analysis.runs import Run
 from datamodules import CIFAR10DataModule
-from datamodules.augmentation import crop_and_flip, normalize
+from datamodules.augmentation import Augmentation
 from datamodules.batches import TrainBatches
 from datamodules.cifar10 import TRAIN_SUBSET
 from lit_models import ResNet20
@@ -29,12 +29,11 @@ class Data:
     validation: Images
     settings: Mapping[str, Any]
 
-    def batches(self, part: Images) -> Iterator[Images]:
+    def batches(self, part: Images) -> TrainBatches:
         """An epoch as in training: (N, 3, 32, 32) float inputs of the network, shuffled and augmented, and labels."""
-        batches = TrainBatches(*part, self.settings["batch_size"], seed=0, max_shift=self.settings["max_shift"])
-        reflect = self.settings.get("padding_mode") == "reflect"
-        for images, labels, shift, flip in batches:
-            yield normalize(crop_and_flip(images, shift, flip, reflect)), labels
+        settings = self.settings
+        augmentation = Augmentation(settings["max_shift"], settings.get("padding_mode") == "reflect")
+        return TrainBatches(*part, settings["batch_size"], seed=0, augmentation=augmentation)
 
 
 Measure = Callable[[Sequence[ResNet20], Data], dict[str, Any]]

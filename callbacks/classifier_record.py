@@ -175,8 +175,8 @@ def peak_memory_mb(device: torch.device) -> float | None:
     status = Path("/proc/self/status")  # Linux; ru_maxrss there includes the process that started this one
     if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
         return int(peak[1]) * 1024 / 1e6
-    if sys.platform != "darwin":
+    if sys.platform == "win32":
         return None
     import resource  # not on Windows
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS

@@ -3,36 +3,40 @@
 from typing import Any
 
 import torch
-from pytorch_lightning import Callback, LightningModule, Trainer
-from torchmetrics import MetricCollection
+from pytorch_lightning import Callback, Trainer
+from torch import Tensor
+
+from lit_models import ResNet20Classifier
 
 
 class EpochAverages(Callback):
     """Keeps in checkpoints what ``train_metrics`` of the LightningModule have summed up, in all processes."""
 
-    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_save_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]
+    ) -> None:
         """Adds {"loss": {"value": (processes, ...), ...}, ...}: each process has counted its own images."""
-        metrics: MetricCollection = pl_module.train_metrics
         checkpoint["epoch_averages"] = {
             name: {
                 state: pl_module.all_gather(value) if trainer.world_size > 1 else value[None]
                 for state, value in metric.metric_state.items()
+                if isinstance(value, Tensor)
             }
-            for name, metric in metrics.items(keep_base=True)
+            for name, metric in pl_module.train_metrics.items(keep_base=True)
         }
 
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+    def on_load_checkpoint(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]
+    ) -> None:
         """Each process takes its own sums again, or the first one all of them if the number of processes differs."""
-        metrics: MetricCollection = pl_module.train_metrics
         for name, states in checkpoint.get("epoch_averages", {}).items():
             for state, sums in states.items():
                 if len(sums) == trainer.world_size:
                     own = sums[trainer.global_rank]
                 else:
                     own = sums.sum(0) if trainer.global_rank == 0 else torch.zeros_like(sums[0])
-                setattr(metrics[name], state, own.to(pl_module.device))
+                setattr(pl_module.train_metrics[name], state, own.to(pl_module.device))
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: ResNet20Classifier) -> None:  # type: ignore[override]
         # A checkpoint of an epoch's end holds that epoch's sums; Lightning leaves this hook out in mid-epoch.
-        metrics: MetricCollection = pl_module.train_metrics
-        metrics.reset()
+        pl_module.train_metrics.reset()

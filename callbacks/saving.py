@@ -139,7 +139,7 @@ class SaveLast(Checkpoint):
         self._is_aside = trainer.is_global_zero
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
 
-    def _publish(self, trainer: Trainer, *args: object) -> None:
+    def _publish(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         """Turns what was saved aside into ``last.ckpt``, in any hook later than the one that saved it."""
         if self._is_aside:
             for logger in trainer.loggers:

@@ -7,7 +7,7 @@ import torch
 from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from analysis.figures import confusion_figure, pictures_figure, pixels_of, save_png
@@ -57,15 +57,18 @@ class TestPictures(Callback):
             return
         self._publish(trainer, confusion_figure(matrix, self._facts["classes"]), "confusion", "test/confusion")
         self._publish_errors(trainer)
-        weights = next(p for p in pl_module.net.parameters() if p.ndim == 4)
+        net: nn.Module = pl_module.net  # type: ignore[assignment]
+        weights = next(p for p in net.parameters() if p.ndim == 4)
         filters = weights.detach().float().cpu().permute(0, 2, 3, 1).numpy()
         scaled = 0.5 + filters / (2 * abs(filters).max() or 1)  # zero is grey
         self._publish(
-            trainer, pictures_figure(list(scaled), title="filters of the first layer", columns=8), "filters", "train/filters"
+            trainer,
+            pictures_figure(list(scaled), title="filters of the first layer", columns=8),
+            "filters",
+            "train/filters",
         )
         for writer in tensorboard_writers(trainer.loggers):
-            image = torch.zeros(1, 3, 32, 32, device=pl_module.device, dtype=pl_module.dtype)
-            writer.add_graph(pl_module.net, image)
+            writer.add_graph(net, torch.zeros_like(weights[:1, :, :1, :1]).expand(1, 3, 32, 32))
             writer.flush()
 
     def _publish_errors(self, trainer: Trainer) -> None:

@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NoReturn
+from typing import NoReturn, TextIO
 
 import torch
 from pytorch_lightning.utilities import rank_zero_only
@@ -76,14 +76,21 @@ def is_users(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    by_lightning = modules[-1].startswith(LIGHTNING) or any(m.startswith("pytorch_lightning.callbacks.") for m in modules)
+    by_lightning = modules[-1].startswith(LIGHTNING) or any(
+        m.startswith("pytorch_lightning.callbacks.") for m in modules
+    )
     return by_lightning or "can't allocate memory" in str(error)
 
 
-def print_once(line: str) -> None:
-    """On stderr, from the first process alone."""
-    if rank_zero_only.rank == 0:
-        print(line, file=sys.stderr)
+def is_rank_zero() -> bool:
+    """Whether this is the process that prints and writes; the others of a run are silent."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def print_once(line: str, file: TextIO | None = None) -> None:
+    """On stderr, or ``file``, from the first process alone."""
+    if is_rank_zero():
+        print(line, file=file or sys.stderr)
 
 
 def keep_freed_memory() -> None:

@@ -22,7 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from analysis.files import write_atomically
 from analysis.provenance import quoted
-from cli.command import UsageError, print_once
+from cli.command import UsageError, is_rank_zero, print_once
 from cli.parser import Parser
 
 # The settings that may differ when a run is resumed: its length, where things are, how it is shown, and the machine.
@@ -113,6 +113,10 @@ class Run:
                 print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
         claim(folder)
 
+    @property
+    def ckpt_path(self) -> Path | None:
+        return self.checkpoint.path if self.checkpoint else None
+
     def _is_own(self, checkpoint: Checkpoint) -> bool:
         return self.folder.resolve() in checkpoint.path.resolve().parents
 
@@ -133,7 +137,7 @@ class Run:
         checkpoint = Checkpoint.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
         holds_runs = config.exists() or any(self.folder.glob("seed*/config.yaml"))
         is_resumed = checkpoint is not None and self._is_own(checkpoint)
-        if holds_runs and not is_resumed and rank_zero_only.rank == 0:  # for another process it may be this very run
+        if holds_runs and not is_resumed and is_rank_zero():  # for another process it may be this very run
             raise UsageError(
                 f"{self.folder} holds a run already: choose another --run_dir, or resume it: --ckpt_path last"
             )
@@ -171,7 +175,7 @@ class Run:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error and self.is_new and not self.has_started and rank_zero_only.rank == 0:
+        if error and self.is_new and not self.has_started and is_rank_zero():
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):
                 self.folder.parent.rmdir()  # where there is nothing else in it

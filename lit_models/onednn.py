@@ -32,9 +32,7 @@ def can_train_in_mkldnn(net: nn.Module) -> bool:
 
 
 def has_hooks(layer: nn.Module) -> bool:
-    return bool(
-        layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks
-    )
+    return bool(layer._forward_pre_hooks or layer._forward_hooks or layer._backward_pre_hooks or layer._backward_hooks)
 
 
 def mkldnn_logits(net: ResNet20, images: Tensor) -> Tensor:

@@ -75,8 +75,8 @@ def run() -> None:
     for summary in summaries:
         if summary["test_acc"] is not None:
             result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
-            print_once(f"Seed {summary['seed']}: {result}")
-    print_once(where_to_look(folder))
+            print_once(f"Seed {summary['seed']}: {result}", sys.stdout)
+    print_once(where_to_look(folder), sys.stdout)
 
 
 def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[str, Any]:
@@ -98,8 +98,8 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
         callbacks += [record, StopOnNonFiniteLoss(), TensorBoardLayout(CHARTS, this.settings), TestPictures(folder)]
         trainer = build_trainer(parser, cfg, this, [*callbacks, saving], TQDMProgressBar(refresh_rate=10))
         where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
-        print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
-        trainer.fit(model, data, ckpt_path=this.checkpoint and this.checkpoint.path, weights_only=True)
+        print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
+        trainer.fit(model, data, ckpt_path=this.ckpt_path, weights_only=True)
         if not cfg.fast_dev_run:
             if record.ended_unmeasured(trainer):
                 trainer.validate(model, data, verbose=False)

@@ -35,7 +35,9 @@ CHARTS = {"median error": ["train/loss", "val/loss"]}
 def fit_parser() -> Parser:
     parser = training_parser(__doc__)
     add = parser.add_argument
-    text = "epoch counts, every one reported (default 1000, or --max_epochs); auto: the one of lowest MSE against f, up "
+    text = (
+        "epoch counts, every one reported (default 1000, or --max_epochs); auto: the one of lowest MSE against f, up "
+    )
     add("--epochs", type=PositiveInt | Literal["auto"], nargs="+", help=text + "to the largest given, or 50,000")
     add("--lr", type=PositiveFloat, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
     add("--num_seeds", type=PositiveInt, default=1, help="repetitions: seed, seed+1, ...")
@@ -75,7 +77,7 @@ def run() -> None:
         trainer = build_trainer(parser, cfg, this, callbacks, TrajectoryBar(), **instead)
         read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
         print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
-        trainer.fit(model, data, ckpt_path=this.checkpoint and this.checkpoint.path, weights_only=True)
+        trainer.fit(model, data, ckpt_path=this.ckpt_path, weights_only=True)
         print(fit_text(write_results(record, model, data, trainer, this)) + noise_hint(data))
         print(where_to_look(this.folder))
 
