@@ -3,14 +3,15 @@
     python benchmarks/bench.py [fit|cifar|all] [--repeats 3] [--data_root DIR] [--json]
 
 In each round every command runs once, in a process of its own, after the baseline that it is compared with. The table
-has medians over the rounds; "times as fast" is the median of the rounds' ratios. Nothing else should run on the machine.
-On two cores a round takes some two minutes for each experiment.
+has medians over the rounds; "times as fast" is the median of the rounds' ratios. Nothing else should run on the
+machine. On two cores a round takes some two minutes for each experiment.
 """
 
 import argparse
 import json
 import os
 import platform
+import re
 import statistics
 import subprocess
 import sys
@@ -28,7 +29,7 @@ FAST_STEPS = 840  # at least as much by recipe fast
 
 
 class Comparison(NamedTuple):
-    """One measurement of a round: seconds ("s"), where less is faster, or "images/s", or what has no baseline."""
+    """One measurement of a round, in seconds ("s") or "images/s"; other units have no baseline."""
 
     measure: str
     unit: str
@@ -87,8 +88,7 @@ def cifar_round(args: argparse.Namespace) -> list[Comparison]:
     plain = max(baseline("plain_cifar.py", *flags, workers)["images_per_second"] for workers in ("0", "2"))
 
     flags = ["--data_root", args.data_root, "--accelerator", args.accelerator]
-    length = ["--max_epochs", "3", "--max_steps", str(args.fast_steps)]
-    fast = ours("cifar.py", *flags, "--recipe", "fast", *length)
+    fast = ours("cifar.py", *flags, "--recipe", "fast", "--max_epochs", "3", "--max_steps", str(args.fast_steps))
     # The steps that --fast_steps leaves out would take as long as the others.
     fast_seconds = fast["process"] + fast["seconds"]["train"] * (FAST_STEPS / args.fast_steps - 1)
 
@@ -113,7 +113,7 @@ def cifar_round(args: argparse.Namespace) -> list[Comparison]:
 
 
 def row_of(rounds: Sequence[Comparison]) -> dict[str, Any]:
-    """{"measure", "unit", "baseline", "litlab", "times_as_fast"}: one measurement's medians, None where it has none."""
+    """One measurement's {"measure", "unit", "baseline", "litlab", "times_as_fast"}: medians, or None."""
 
     def median(values: Iterable[float | None]) -> float | None:
         numbers = [value for value in values if value is not None]
@@ -129,18 +129,16 @@ def row_of(rounds: Sequence[Comparison]) -> dict[str, Any]:
 
 
 def machine(accelerator: str) -> dict[str, Any]:
-    """{"processor", "instructions", "threads", "torch"} and, for "gpu", {"gpu"}."""
+    """{"processor", "instructions", "threads", "torch"} and, for accelerator "gpu", {"GPU"}."""
     info = Path("/proc/cpuinfo")  # Linux
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    has = torch.cpu.get_capabilities()
-    bfloat16 = [name for name in ("avx512_bf16", "amx_bf16") if has.get(name)]
+    name = re.search(r"model name\s*: (.*)", info.read_text()) if info.exists() else None
+    bfloat16 = [kind for kind in ("avx512_bf16", "amx_bf16") if torch.cpu.get_capabilities().get(kind)]
     return {
-        "processor": names[0] if names else platform.processor(),
+        "processor": name[1] if name else platform.processor(),
         "instructions": " ".join([torch.backends.cpu.get_cpu_capability(), *bfloat16]),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
-        **({"gpu": torch.cuda.get_device_name()} if accelerator == "gpu" else {}),
+        **({"GPU": torch.cuda.get_device_name()} if accelerator == "gpu" else {}),
     }
 
 
@@ -154,8 +152,8 @@ def table(result: dict[str, Any]) -> str:
     lines = [f"Medians over {result['rounds']} rounds; {where}", ""]
     lines += ["| | baseline | litlab | times as fast | of its time |", "| --- | --- | --- | --- | --- |"]
     for row in result["rows"]:
-        values = [cell(row[name], row["unit"]) for name in ("baseline", "litlab")]
         speedup = row["times_as_fast"]
+        values = [cell(row["baseline"], row["unit"]), cell(row["litlab"], row["unit"])]
         ratios = [cell(speedup), cell(speedup and 1 / speedup)]
         lines.append("| " + " | ".join([row["measure"], *values, *ratios]) + " |")
     return "\n".join(lines)
@@ -167,11 +165,11 @@ def main() -> None:
     add("what", nargs="?", choices=["fit", "cifar", "all"], default="all")
     add("--repeats", type=int, default=3, help="rounds")
     add("--data_root", default=os.environ.get("CIFAR10_ROOT") or "data", help="where CIFAR-10 is")
-    add("--epochs", type=int, default=50_000, help="of the long runs of fit")
-    add("--steps", type=int, default=40, help="of the runs whose throughput is measured, the first five not timed")
-    add("--fast_steps", type=int, default=FAST_STEPS, help="of recipe fast; of fewer the rest is extrapolated")
+    add("--epochs", type=int, default=50_000, help="epochs of the long runs of fit")
+    add("--steps", type=int, default=40, help="steps of the throughput runs; the first five are not timed")
+    add("--fast_steps", type=int, default=FAST_STEPS, help="steps of recipe fast; extrapolated to 840")
     add("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where cifar and its baseline run")
-    add("--compile", default="auto", help="of lab; auto: not for so few steps, which a whole run may repay")
+    add("--compile", default="auto", help="of recipe lab; auto never compiles runs as short as these")
     add("--json", action="store_true", help="print JSON instead of the table")
     args = parser.parse_args()
     if args.what != "fit" and not Path(args.data_root, "cifar-10-batches-py").is_dir():

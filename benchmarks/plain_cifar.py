@@ -55,8 +55,8 @@ def loader(args: argparse.Namespace, train: bool) -> DataLoader:
 
 def train(model: nn.Module, batches: DataLoader, optimizer: torch.optim.Optimizer, limit: int | None) -> list[float]:
     """Trains for ``limit`` steps or an epoch; returns the seconds of each step, the wait for its batch included."""
-    device = next(model.parameters()).device
     model.train()
+    device = next(model.parameters()).device
     total_loss, correct, seconds = 0.0, 0.0, []
     start = time.perf_counter()
     for images, labels in islice(batches, limit):
