@@ -13,7 +13,7 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-from callbacks.record import Record
+from callbacks.record import RecordCallback
 from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
@@ -22,7 +22,7 @@ MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
 COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "seconds")
 
 
-class ClassifierRecord(Record):
+class ClassifierRecord(RecordCallback):
     """Records each epoch, prints a line for it, and knows the content of summary.json.
 
     ``settings`` have ``recipe``, ``data``, ``seed``, ``val_size``. What it reads has been logged by the LightningModule

@@ -12,20 +12,20 @@ from torch import Tensor
 
 from analysis.curves import METRICS, Fit, Growth, Points, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
-from callbacks.record import Record
+from callbacks.record import RecordCallback
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 
 THIN = 5  # of the 1,001 points of a curve every fifth is kept
 
 
-class CurveRecord(Record):
+class CurveRecord(RecordCallback):
     """Records the measurements of a FunctionRegressor.
 
     Args:
         asked: the epoch counts to report.
         auto: report the epoch count with the lowest MSE against f too, and what a validation sample would have chosen.
-        settings, is_branch, start: as in Record.
+        settings, is_branch, start: as in RecordCallback.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""Record: what the records of both experiments share: a run's settings, its origin, its seconds."""
+"""RecordCallback: what the records of both experiments share: a run's settings, its origin, its seconds."""
 
 import time
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from pytorch_lightning import Callback
 from analysis.provenance import command_line
 
 
-class Record(Callback):
+class RecordCallback(Callback):
     """Collects what a run reached, over resumes too, and puts it together for summary.json.
 
     Args:

@@ -106,8 +106,8 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
             trainer.test(model, data, verbose=False)
         summary = record.summary(model, trainer.strategy.root_device)
         if trainer.is_global_zero:
-            if pixels := draw_training([summary], folder):
-                show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
+            if record.epochs:
+                show_pictures([(trainer.global_step, draw_training([summary], folder))], "val/training", trainer.loggers)
             write_json(folder / "summary.json", summary)
     return summary
 
@@ -155,7 +155,8 @@ def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> dict[str, 
 def write_summary_of_all(summaries: Sequence[dict[str, Any]], top: Path, settings: Mapping[str, Any]) -> None:
     """The settings, the figure, and summary.json: each seed's results, their means and standard deviations."""
     write_settings(top, settings)
-    draw_training(summaries, top)
+    if all(summary["epochs"] for summary in summaries):
+        draw_training(summaries, top)
     spread: dict[str, float | None] = {}
     for name in ("test_acc", "test_loss"):
         values = [summary[name] for summary in summaries if summary[name] is not None]
@@ -171,10 +172,8 @@ def write_summary_of_all(summaries: Sequence[dict[str, Any]], top: Path, setting
     write_json(top / "summary.json", content)
 
 
-def draw_training(summaries: Sequence[dict[str, Any]], folder: Path) -> np.ndarray | None:
-    """Writes training.png; returns its pixels, or None where no epoch was trained."""
-    if not all(summary["epochs"] for summary in summaries):
-        return None
+def draw_training(summaries: Sequence[dict[str, Any]], folder: Path) -> np.ndarray:
+    """Writes training.png; returns its pixels."""
     epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))
     pixels = pixels_of(training_figure(epochs, tested, summaries[0]["measured_on"]))
     save_png(pixels, folder / "training.png")
