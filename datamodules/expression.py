@@ -62,15 +62,16 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
 
 
 def finite_values(expression: str, x: Tensor) -> Tensor:
-    """As ``evaluate``, of a one-dimensional ``x``; ValueError also where a value is not finite or above LARGEST."""
-    values = evaluate(expression, x)
-    outside = x[~(values.abs() <= LARGEST)]
+    """As ``evaluate``; ValueError also where, at an element of ``x``, f is not finite or its size is above LARGEST."""
+    rounded = x.round(decimals=9).clamp(x.min(), x.max())  # an even grid may hold 1e-16 in place of 0, the pole of 1/x
+    places = torch.cat([x, rounded])
+    outside = places[~(evaluate(expression, places).abs() <= LARGEST)]
     if len(outside):
         raise ValueError(
-            f"the function {shown(expression)} is not finite, or exceeds {LARGEST:g}, at x = {outside[0]:.6g}: choose "
-            "another interval (--x_min, --x_max), or give it a value there, as in sin(x)/x if x != 0 else 1 (or sinc)"
+            f"the function {shown(expression)} is not finite or exceeds {LARGEST:g} at x = {outside.min() + 0.0:.6g}; "
+            "choose another interval (--x_min, --x_max) or a value there, as in sin(x)/x if x != 0 else 1, a sinc"
         )
-    return values
+    return evaluate(expression, x)
 
 
 def shown(text: str) -> str:
