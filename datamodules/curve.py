@@ -8,7 +8,8 @@ from pytorch_lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.expression import check_finite, evaluate
+from datamodules.expression import finite_values
+from datamodules.spelling import standard
 
 GRID_POINTS = 1001
 LAB_HALF_WIDTH, LAB_STD = 5.0, 8.0  # of x, and of y = f(x) + noise, in the lab's exercise
@@ -23,8 +24,9 @@ class CurveDataModule(LightningDataModule):
     ``seeds[s]`` alone. Testing is as validation; prediction is of the evenly spaced x.
 
     Args:
-        function: f(x) in Python's syntax, as in "2*x**2 + sin(x)" or "x if x > 0 else 0"; all of the language:
-            datamodules.expression.evaluate.
+        function: f(x) in Python's syntax, as in "2*x**2 + sin(x)" or "x if x > 0 else 0", or in the usual other ways to
+            write it, as in "2x^2"; ``self.function`` is in Python's. The whole language is that of
+            datamodules.expression.evaluate, the other ways those of datamodules.spelling.standard.
         x_min: x is drawn uniformly from x_min ...
         x_max: ... to x_max.
         num_samples: training points (for each seed).
@@ -32,7 +34,7 @@ class CurveDataModule(LightningDataModule):
         seeds: one seed a sample.
 
     Raises:
-        ValueError: the function is not in the language, or not finite on the interval; the interval is empty or not
+        ValueError: the function cannot be read, or is not finite on the interval; the interval is empty or not
             finite; or there is no point to learn from.
     """
 
@@ -47,6 +49,7 @@ class CurveDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         x_min, x_max, noise_std, seeds = float(x_min), float(x_max), float(noise_std), [int(seed) for seed in seeds]
+        function = standard(function)
         self.save_hyperparameters()  # checkpoints hold them, as plain values: what they were trained on
         self.function, self.x_min, self.x_max, self.noise_std = function, x_min, x_max, noise_std
         if not -1e150 < x_min < x_max < 1e150:
@@ -58,8 +61,7 @@ class CurveDataModule(LightningDataModule):
             raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
         if not 0 <= noise_std < 1e150:
             raise ValueError(f"noise_std is {noise_std:g}; it must be 0 or more, and finite")
-        check_finite(function, x_min, x_max)
-        self.truth = evaluate(function, self.grid)
+        self.truth = finite_values(function, self.grid)
 
         self.x, self.y, self.held_out_x, self.held_out_y = (
             torch.empty(len(seeds), num_samples).double() for _ in range(4)
@@ -70,7 +72,7 @@ class CurveDataModule(LightningDataModule):
                 uniform = torch.rand(num_samples, generator=generator, dtype=torch.float64)
                 noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
                 xs[s] = x_min + (x_max - x_min) * uniform
-                ys[s] = evaluate(function, xs[s]) + noise_std * noise
+                ys[s] = finite_values(function, xs[s]) + noise_std * noise
 
     @property
     def scale(self) -> dict[str, Any]:

@@ -99,6 +99,6 @@ def test_two_at_once(url, tmp_path: Path) -> None:
 
 
 def test_a_data_root_that_is_a_file_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").write_text("mine")
+    (tmp_path / "file").touch()
     with pytest.raises(MisconfigurationException, match="cannot put CIFAR-10 into .*file"):
         download_cifar10(tmp_path / "file", [], MD5)

@@ -411,7 +411,7 @@ MISTAKES = {
     "unknown flag": (["--no_such_flag", "1"], "no_such_flag"),
     "wrong type": (["--num_samples", "many"], "--num_samples is many: give a whole number"),
     "bad expression": (["--function", "x +* 2"], "x +* 2"),
-    "caret": (["--function", "x^2"], "write 'x**2'"),
+    "two readings": (["--function", "1/2x"], "1/(2*x)"),
     "pole": (["--function", "1/x"], "x = 0"),
     "empty interval": (["--x_min", "2", "--x_max", "1"], "x_min"),
     "no epochs": (["--epochs", "0"], "epochs"),
