@@ -41,7 +41,7 @@ def number_axis(values: Sequence[float], title: str, log: bool = False) -> dict[
     """Axis and scale that these values fill."""
     step = 1 if all(isinstance(value, int) for value in values) else alt.Undefined  # no ticks between two epochs
     scale = alt.Scale(nice=False, type="log") if log else alt.Scale(nice=False, zero=False)
-    return {"title": title, "scale": scale, "axis": alt.Axis(format="~g", tickCount=6, tickMinStep=step)}
+    return {"title": title, "scale": scale, "axis": alt.Axis(format=",.7~g", tickCount=6, tickMinStep=step)}
 
 
 def color(name: str, colors: Mapping[str, str]) -> alt.Color:

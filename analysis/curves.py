@@ -9,12 +9,6 @@ import numpy as np
 from analysis.statistics import Quartiles, median_ci, medians, number, quartiles, table
 
 METRICS = ("train_mse", "true_mse", "true_max_abs_error", "r2")
-HEADERS = ("lr", "epochs", "train mse", "mse against f", "max error", "r2")  # of METRICS
-
-
-class Points(TypedDict):
-    x: list[float]
-    y: list[float]
 
 
 class Fit(TypedDict):
@@ -29,11 +23,11 @@ class Fit(TypedDict):
 
 
 class Growth(TypedDict):
-    """The content of curves.json: the grid, f on it, the first seed's training points, and the fits of all epochs."""
+    """The content of curves.json: the grid, f on it, "x" and "y" of the first seed's training points, and all fits."""
 
     x: list[float]
     truth: list[float]
-    points: Points
+    points: dict[str, list[float]]
     fits: list[Fit]
 
 
@@ -151,27 +145,20 @@ def early_stopping_text(choice: Mapping[str, Any]) -> str:
 
 def fit_text(summary: Mapping[str, Any]) -> str:
     """A curve fit's results for the terminal, from the content of summary.json: a table, a sentence a learning rate."""
-    num_seeds, num_lrs = summary["settings"]["num_seeds"], len(set(summary["settings"]["lr"]))
-    suffix = "" if num_seeds == 1 else " [quartiles]" if num_seeds >= 4 else " [range]"
-    header = [*HEADERS[:2], *(name + suffix for name in HEADERS[2:])]
-    lines = [table([header, *(cells(row, num_seeds) for row in summary["over_seeds"])])]
-    networks = num_lrs * num_seeds
-    lines += [f"Trained {networks} network{'s' * (networks > 1)} in {summary['seconds']['train']:.1f} s"]
+    num_seeds, networks = summary["settings"]["num_seeds"], len({(r["lr"], r["seed"]) for r in summary["results"]})
+    quartile_names = ["[quartiles]"] if num_seeds > 1 else []
+    rows = [["lr", "epochs", "train mse", "mse against f", *quartile_names, "max error", "r2"]]
+    for row in summary["over_seeds"]:
+        # A constant function has no R², however well it is fitted.
+        missing = "diverged" if math.isinf(error_of(row)) else "-"
+        train, true, largest, r2 = (number(row[name]["median"], missing, 4) for name in METRICS)
+        spread = f"[{number(row['true_mse']['q25'])}, {number(row['true_mse']['q75'])}]"
+        rows.append([f"{row['lr']:g}", f"{row['epochs']:,}", train, true, *[spread] * (num_seeds > 1), largest, r2])
+    lines = [table(rows), f"Trained {networks} network{'s' * (networks > 1)} in {summary['seconds']['train']:.1f} s"]
     if summary["not_measured"]:
-        lines += [f"Not measured: {', '.join(f'{epochs:,}' for epochs in summary['not_measured'])} epochs"]
+        lines.append(f"Not measured: {', '.join(f'{epochs:,}' for epochs in summary['not_measured'])} epochs")
     if "auto" in summary:
         lines += map(early_stopping_text, summary["auto"])
     elif len(summary["results"]) > 1:
         lines += map(more_training_text, summary["more_training"])
     return "\n".join(lines)
-
-
-def cells(row: Mapping[str, Any], num_seeds: int) -> list[str]:
-    """A row of the table: an entry of the summary's "over_seeds"."""
-    # A constant function has no R², however well it is fitted.
-    missing = "diverged" if math.isinf(error_of(row)) else "-"
-    texts = []
-    for median, *edges in ([row[name][q] for q in ("median", "q25", "q75")] for name in METRICS):
-        spread = "" if num_seeds == 1 else f" [{', '.join(map(number, edges))}]"
-        texts.append(f"{median:.4g}{spread}" if number(median) != "diverged" else missing)
-    return [f"{row['lr']:g}", f"{row['epochs']:,}", *texts]

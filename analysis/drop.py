@@ -28,24 +28,6 @@ Points = dict[str, list[tuple[str, float, float]]]  # {chart: (line, x, y) each}
 
 ALONG = (-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25)  # 0: the weights before the drop, 1: those one epoch later
 ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: after it
-NAMES = {  # the numbers in the report's table
-    "change": "change of accuracy in the epoch of the drop [pp]",
-    "change_without": "the same epoch without the drop [pp]",
-    "effect": "effect at once [pp]",
-    "renewed_effect": "effect at once, running averages renewed [pp]",
-    "final_effect": "effect at the end [pp]",
-    "residual_sd": "accuracy around its linear trend after the drop, residual SD [pp]",
-    "residual_sd_without": "the same without the drop [pp]",
-    "path": "path of the weights in an epoch before the drop",
-    "path_after": "path in an epoch after the drop",
-    "straightness": "distance between the ends of the path, before the drop [% of the path]",
-    "straightness_after": "the same after the drop [% of the path]",
-    "noise": "gradient-noise fraction before the drop [%]",
-    "loss_change": "change of the training loss in the epoch of the drop [nats]",
-    "loss_change_without": "the same epoch without the drop [nats]",
-    "crossing": "single steps at the learning rate before the drop that cross a valley [%]",
-    "crossing_after": "single steps at the learning rate after the drop that do [%]",
-}
 
 
 def drop_numbers(rows: Rows, without: Rows = ()) -> dict[str, float]:

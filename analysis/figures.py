@@ -31,7 +31,7 @@ COLOR_OF = {  # the same in all figures
     "without the drop": ORANGE,
 }
 CARDS = 10  # TensorBoard shows no more of one tag, but a random choice
-DURATION, LAST_DURATION = 140, 4000  # of a frame of the animation, in milliseconds
+FRAME, LAST_FRAME = 140, 4000  # milliseconds of the animation
 
 
 def pixels_of(figure: Figure) -> np.ndarray:
@@ -118,6 +118,16 @@ def fits_figure(growth: Growth, reported: Iterable[tuple[float, int]], function:
     return figure
 
 
+def growing(figure: Figure, axes: Axes, growth: Growth, counts: Iterable[int]) -> Iterator[int]:
+    """Draws the fits of all learning rates after so many epochs, one epoch count after the other."""
+    for epochs in counts:
+        draw_fits(axes, growth, color_of_lr(growth["fits"]), epochs)
+        if not figure.legends:
+            add_legend(figure)
+        yield epochs
+        figure.set_layout_engine("none")  # nothing moves after the first picture
+
+
 def fit_cards(growth: Growth, reported_epochs: Sequence[int]) -> Iterator[tuple[int, np.ndarray]]:
     """How the fitted curves grow: pictures to be read at the width of a card of TensorBoard's.
 
@@ -131,13 +141,8 @@ def fit_cards(growth: Growth, reported_epochs: Sequence[int]) -> Iterator[tuple[
     shown = np.intersect1d(kept, reported_epochs)
     others = np.linspace(0, len(kept) - 1, max(2, CARDS - len(shown)))  # kept are about ten a decade
     figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
-    axes, colors = figure.subplots(), color_of_lr(growth["fits"])
-    for epochs in np.union1d(shown, kept[others.astype(int)]).tolist():
-        draw_fits(axes, growth, colors, epochs)
-        if not figure.legends:
-            add_legend(figure)
+    for epochs in growing(figure, figure.subplots(), growth, np.union1d(shown, kept[others.astype(int)]).tolist()):
         yield epochs, pixels_of(figure)
-        figure.set_layout_engine("none")  # nothing moves after the first picture
 
 
 def fit_animation(growth: Growth) -> bytes:
@@ -145,35 +150,26 @@ def fit_animation(growth: Growth) -> bytes:
 
     ``growth`` is the content of a curve fit's curves.json.
     """
-    frames = [Image.fromarray(pixels) for pixels in animation_frames(growth)]
-    # One palette for all: what is the same as in the frame before is equal to the bit, and takes no space.
-    palette = frames[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    durations = [DURATION] * len(rest) + [LAST_DURATION]
-    gif = io.BytesIO()
-    first.save(gif, "gif", save_all=True, append_images=rest, duration=durations, loop=0)
-    return gif.getvalue()
-
-
-def animation_frames(growth: Growth) -> Iterator[np.ndarray]:
-    """(400, 720, 3) uint8 for each epoch count."""
-    counts, colors = sorted({fit["epochs"] for fit in growth["fits"]}), color_of_lr(growth["fits"])
+    counts = sorted({fit["epochs"] for fit in growth["fits"]})
     figure = Figure(figsize=(7.2, 4), dpi=100, layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(3, 2))
     lines = []
-    for lr, color in colors.items():
+    for lr, color in color_of_lr(growth["fits"]).items():
         errors = [fit["true_mse"] or math.nan for fit in growth["fits"] if fit["lr"] == lr]  # None where it diverged
         lines.append((errors, *right.plot(counts, errors, color=color)))
     use_log_scale(right)
     finish(right, "MSE against the noise-free f", "epochs")
-    for i, epochs in enumerate(counts, start=1):
-        draw_fits(left, growth, colors, epochs)
+    frames = []
+    for i, _ in enumerate(growing(figure, left, growth, counts), start=1):
         for errors, line in lines:
             line.set_data(counts[:i], errors[:i])
-        if not figure.legends:
-            add_legend(figure)
-        yield pixels_of(figure)
-        figure.set_layout_engine("none")
+        frames.append(Image.fromarray(pixels_of(figure)))
+    # One palette for all: what is the same as in the frame before is equal to the bit, and takes no space.
+    palette = frames[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
+    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
+    gif = io.BytesIO()
+    first.save(gif, "gif", save_all=True, append_images=rest, duration=[*[FRAME] * len(rest), LAST_FRAME], loop=0)
+    return gif.getvalue()
 
 
 def errors_figure(rows: Sequence[Mapping[str, Any]], noise_variance: float | None = None) -> Figure:

@@ -22,7 +22,7 @@ Images = tuple[Tensor, Tensor]  # (N, 32, 32, 3) uint8, (N,) int64 labels
 
 @dataclass(frozen=True)
 class Data:
-    """A run's training images, their subset and the validation images, as far as each epoch was measured on these."""
+    """What a run was trained on, the fixed subset of it, and what each epoch was measured on."""
 
     train: Images
     subset: Images
@@ -90,12 +90,6 @@ def data_of(run: Run, data_root: str) -> Data | None:
         return None
     data.setup()
     train, validation = data.train_dataloader(), data.val_dataloader()[0]
-    is_cut = settings.get("limit_val_batches") is not None
-    most = run.summary["val_batches"] * settings["batch_size"] if is_cut else len(train.labels)
-    subset = min(most, TRAIN_SUBSET)
-    return Data(
-        (train.images, train.labels),
-        (train.images[:subset], train.labels[:subset]),
-        (validation.images[:most], validation.labels[:most]),
-        settings,
-    )
+    images, labels = train.images, train.labels
+    subset = images[:TRAIN_SUBSET], labels[:TRAIN_SUBSET]
+    return Data((images, labels), subset, (validation.images, validation.labels), settings)

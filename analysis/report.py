@@ -2,7 +2,6 @@
 
 import itertools
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,14 +12,14 @@ import jinja2
 
 from analysis.charts import fits_chart, lines_chart, waterfall_chart
 from analysis.curves import Growth, early_stopping_text, error_of, lowest_rows, more_training_text
-from analysis.drop import EFFECT_STEPS, NAMES, drop_numbers, measured_drop
+from analysis.drop import EFFECT_STEPS, drop_numbers, measured_drop
 from analysis.files import read_json
 from analysis.gap import STEPS, gap_numbers
-from analysis.runs import Run, distinct, drops_once, epoch_of_drop, groups, lr_changes
+from analysis.runs import Rows, Run, distinct, drops_once, epoch_of_drop, groups, lr_changes
 from analysis.statistics import number, over_runs, spread
 
-EPOCH, MSE = "epoch (counted from 0)", "MSE against the noise-free f [y²]"
-LINES = {"train": "train (epoch average)", "probe": "training subset, eval mode"}
+EPOCH = "epoch (counted from 0)"
+MSE = {"train_mse": "training MSE on the noisy points [y²]", "true_mse": "MSE against the noise-free f [y²]"}
 
 
 @dataclass(frozen=True)
@@ -63,63 +62,76 @@ def curve_sections(run: Run) -> list[Section]:
     lowest = lowest_rows(rows)
     best = min(lowest.values(), key=error_of)
     last = [row for row in rows if row["lr"] == best["lr"]][-1]
-    counts = {row["epochs"] for row in rows}
+    at = min((row["epochs"] for row in rows), key=lambda epochs: (epochs != 1000, -epochs))  # 1,000, or the most
+    here = [row for row in rows if row["epochs"] == at]
+    fits_well = [row for row in rows if error_of(row) <= 1.5 * error_of(best) < math.inf]
     facts = {
-        "run": run,
+        "subject": f"f(x) = {run.summary['function']}",
+        "summary": run.summary,
         "best": best,
         "lowest": lowest,
-        "at": 1000 if 1000 in counts else max(counts),
+        "here": here,
+        "best_here": min(here, key=error_of),
+        "reached": {row["lr"]: row["epochs"] for row in reversed(fits_well)},  # first epoch count that fits well
         "overfits": error_of(last, "train_mse") < error_of(best, "train_mse"),
-        "reached": {r["lr"]: r["epochs"] for r in reversed(rows) if error_of(r) <= 1.5 * error_of(best) < math.inf},
     }
     growth: Growth = read_json(run.path / "curves.json")
-    charts = {
-        "fits": fits_chart(growth) if any(fit["fit"] for fit in growth["fits"]) else None,
-        "train_mse": mse_chart(run, "epochs", "training MSE on the noisy points [y²]", "train_mse"),
-        "true_mse": mse_chart(run, "epochs", MSE),
-    }
+    true_mse = mse_chart(rows, "epochs", "true_mse")
+    fits = fits_chart(growth) if any(fit["fit"] for fit in growth["fits"]) else None
+    charts = {"fits": fits, "train_mse": mse_chart(rows, "epochs", "train_mse"), "true_mse": true_mse}
     sections = [Section("epochs", facts, charts)]
     if len(lowest) > 1:
-        sections.append(Section("lr", facts, {"true_mse": mse_chart(run, "lr", MSE)}))
+        sections.append(Section("lr", facts, {"true_mse": mse_chart(here, "lr", "true_mse")}))
     if auto:
-        marks = {choice["held_out_epochs"]: "early stopping" for choice in auto if choice["lr"] == best["lr"]}
-        sections.append(Section("settings", facts, {"true_mse": mse_chart(run, "epochs", MSE, marks=marks)}))
+        sections.append(Section("settings", facts, {"true_mse": true_mse}))
     return sections
 
 
-def mse_chart(
-    run: Run, x: str, y: str, metric: str = "true_mse", marks: Mapping[float, str] | None = None
-) -> alt.LayerChart | None:
-    """Medians and quartiles over the seeds: over the epochs for each learning rate, or the other way round.
+def mse_chart(rows: Rows, x: str, metric: str) -> alt.LayerChart | None:
+    """Medians and quartiles over the seeds: over the "epochs" for each learning rate, or over "lr" at one epoch count.
 
     What diverged or is 0 has no logarithm and is left out; None where no line is left.
     """
-    line, title = ("learning rate {lr:g}", "epochs") if x == "epochs" else ("{epochs:,} epochs", "learning rate")
     points = [
-        {"line": line.format(**row), "x": row[x], "y": row[metric]["median"]}
-        | ({"low": row[metric]["q25"] or None, "high": row[metric]["q75"]} if run.num_seeds >= 4 else {})
-        for row in run.summary["over_seeds"]
+        {
+            "line": f"learning rate {row['lr']:g}" if x == "epochs" else f"{row['epochs']:,} epochs",
+            "x": row[x],
+            "y": row[metric]["median"],
+            "low": row[metric]["q25"] or None,
+            "high": row[metric]["q75"],
+        }
+        for row in rows
         if row[metric]["median"]
     ]
-    is_line = len({point["x"] for point in points}) > 1
-    return lines_chart(points, title, y, log=True, marks=marks) if is_line else None
+    if len({point["x"] for point in points}) < 2:
+        return None
+    return lines_chart(points, "epochs" if x == "epochs" else "learning rate", MSE[metric], log=True)
 
 
 def training_section(runs: Sequence[Run]) -> Section:
-    """2: accuracy and loss over the epochs, means over runs that differ by their seeds only."""
+    """2: accuracy and loss over the epochs, for runs that differ by their seeds only."""
     summary, charts = runs[0].summary, {}
-    # A time limit ends runs of the same settings in different epochs.
-    epochs = list(zip(*(run.summary["epochs"] for run in runs), strict=False))
+    lines = {"train": "train (epoch average)", "probe": "training subset, eval mode", "val": summary["measured_on"]}
     for kind, title, scale in (("acc", "accuracy [%]", 100), ("loss", "cross-entropy loss [nats]", 1)):
-        points = []
-        for (name, line), rows in itertools.product({**LINES, "val": summary["measured_on"]}.items(), epochs):
-            values = [row.get(f"{name}_{kind}") for row in rows]
-            if None not in values:
-                mean, sd = scale * statistics.mean(values), scale * statistics.pstdev(values)
-                points.append({"line": line, "x": rows[0]["epoch"], "y": mean, "low": mean - sd, "high": mean + sd})
+        points = [
+            p for name, line in lines.items() for run in runs for p in epoch_points(run, line, f"{name}_{kind}", scale)
+        ]
         charts[kind] = lines_chart(points, EPOCH, title, marks=lr_marks(summary))
     test = over_runs([{"acc": 100 * run.summary["test_acc"]} for run in runs if run.summary["test_acc"] is not None])
-    return Section("training", {"runs": runs, "summary": summary, "epochs": epochs, "test": test}, charts)
+    # A time limit ends runs of the same settings in different epochs.
+    epochs = list(zip(*(run.summary["epochs"] for run in runs), strict=False))
+    facts = {"subject": recipe(summary), "runs": runs, "summary": summary, "epochs": epochs, "test": test}
+    return Section("training", facts, charts)
+
+
+def recipe(summary: Mapping[str, Any]) -> str:
+    return f"recipe {summary['recipe']} on {'CIFAR-10' if summary['data'] == 'cifar10' else 'SYNTHETIC images'}"
+
+
+def epoch_points(run: Run, line: str, name: str, scale: float = 100) -> list[dict[str, Any]]:
+    """A line of a chart over the epochs in which this was measured."""
+    rows = [row for row in run.summary["epochs"] if row.get(name) is not None]
+    return [{"line": line, "run": run.path.name, "x": row["epoch"], "y": scale * row[name]} for row in rows]
 
 
 def lr_marks(summary: Mapping[str, Any]) -> dict[float, str]:
@@ -129,33 +141,36 @@ def lr_marks(summary: Mapping[str, Any]) -> dict[float, str]:
 
 def drop_section(pairs: Sequence[tuple[Run, Run | None]], data_root: str) -> Section:
     """2: what did the drop do? ``pairs``: runs, each with the one that continued it without its drop."""
-    runs, summary = [run for run, _ in pairs], pairs[0][0].summary
+    runs, summary, at = (
+        [run for run, _ in pairs],
+        pairs[0][0].summary,
+        epoch_of_drop(pairs[0][0].summary["epochs"]) or 0,
+    )
     numbers: list[dict[str, float]] = []
     points: dict[str, list[dict[str, Any]]] = {"drop": [], "along": [], "across": []}
     for run, other in pairs:
         measured, losses = measured_drop(run, other, data_root)
-        parts = {"with the drop": run.summary["epochs"], "without the drop": other.summary["epochs"] if other else []}
-        numbers.append(drop_numbers(*parts.values()) | measured)
-        accuracies = [(name, row["epoch"], 100 * row["val_acc"]) for name, rows in parts.items() for row in rows]
-        for chart, each in {"drop": accuracies, **losses}.items():
-            points[chart] += [{"line": line, "run": run.path.name, "x": x, "y": y} for line, x, y in each]
+        numbers.append(drop_numbers(run.summary["epochs"], other.summary["epochs"] if other else ()) | measured)
+        points["drop"] += epoch_points(other, "without the drop", "val_acc") if other else []
+        points["drop"] += epoch_points(run, "with the drop", "val_acc")
+        for name, each in losses.items():
+            points[name] += [{"line": line, "run": run.path.name, "x": x, "y": y} for line, x, y in each]
     mean = over_runs(numbers)
-    accuracy, loss, ends = f"{summary['measured_on']} accuracy [%]", "training loss [nats]", {0.0: "", 1.0: ""}
-    charts = {"drop": lines_chart(points["drop"], EPOCH, accuracy, marks=lr_marks(summary))}
+    charts = {
+        "drop": lines_chart(points["drop"], EPOCH, f"{summary['measured_on']} accuracy [%]", marks=lr_marks(summary))
+    }
     if "renewed_effect" in mean:
-        steps = {name: mean[number].mean for name, number in EFFECT_STEPS.items()}
+        steps = {title: mean[name].mean for title, name in EFFECT_STEPS.items()}
         charts["effect"] = waterfall_chart(steps, "with the drop")
     for name, way in (
-        ("along", "from before the drop (0) to one epoch later (1)"),
-        ("across", "a single step, 0 to 1"),
+        ("along", "before the drop: 0, one epoch later: 1"),
+        ("across", "before the step: 0, after it: 1"),
     ):
         if points[name]:
-            charts[name] = lines_chart(points[name], way, loss, marks=ends)
-    at = epoch_of_drop(summary["epochs"]) or 0
-    facts = {"runs": runs, "numbers": numbers, "mean": mean, "summary": summary, "names": NAMES}
-    facts |= {"lrs": [summary["epochs"][i]["lr"] for i in (at - 1, at)]}
-    facts |= {"random": 100 / math.sqrt(summary["train_batches"])}
-    return Section("drop", facts, charts)
+            charts[name] = lines_chart(points[name], way, "training loss [nats]", marks={0: "", 1: ""})
+    lrs, random = [summary["epochs"][i]["lr"] for i in (at - 1, at)], 100 / math.sqrt(summary["train_batches"])
+    facts = {"runs": runs, "numbers": numbers, "mean": mean, "summary": summary, "lrs": lrs, "random": random}
+    return Section("drop", {**facts, "subject": recipe(summary)}, charts)
 
 
 def gap_section(runs: Sequence[Run], data_root: str) -> Section:
@@ -165,4 +180,5 @@ def gap_section(runs: Sequence[Run], data_root: str) -> Section:
     changes = over_runs([{b: one[b] - one[a] for a, b in itertools.pairwise(mean)} for one in numbers])
     chart = waterfall_chart({STEPS[name]: mean[name].mean for name in mean}, "test accuracy")
     facts = {"runs": runs, "numbers": numbers, "mean": mean, "changes": changes, "names": STEPS}
+    facts["subject"] = recipe(runs[0].summary)
     return Section("gap", facts, {"gap": chart})

@@ -25,11 +25,6 @@ class Run:
     def is_curve(self) -> bool:
         return "over_seeds" in self.summary
 
-    @property
-    def num_seeds(self) -> int:
-        """Of a curve fit."""
-        return len({result["seed"] for result in self.summary["results"]})
-
     def settings(self, but: Collection[str] = ()) -> str:
         """The settings as JSON, without the neutral ones and those with these names: equal where two runs agree."""
         return comparable(self.summary["settings"], but)
@@ -48,7 +43,7 @@ def distinct(runs: Iterable[Run]) -> list[Run]:
     """The runs without those that repeat another one: a command given twice is not two seeds."""
     first: dict[tuple[object, ...], Run] = {}
     for run in runs:
-        first.setdefault((run.is_curve, run.settings(), run.origin(), run.is_curve and run.num_seeds), run)
+        first.setdefault((run.settings(), run.origin(), len(run.summary.get("results", []))), run)
     return list(first.values())
 
 

@@ -110,9 +110,9 @@ def spread(values: Iterable[float | None], scale: float = 1) -> str:
     return f"{statistics.mean(measured):.{digits}f}{deviation}" if measured else "-"
 
 
-def number(value: float | None, missing: str = "diverged") -> str:
-    """Three digits of a number; ``missing`` for None, nan and infinity."""
-    return missing if value is None or not math.isfinite(value) else f"{value:.3g}"
+def number(value: float | None, missing: str = "diverged", digits: int = 3) -> str:
+    """These digits of a number; ``missing`` for None, nan and infinity."""
+    return missing if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
 
 
 def table(rows: Sequence[Sequence[str]]) -> str:
