@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curves import METRICS, Fit, Growth, Points, early_stopping, more_training, spread_over_seeds
+from analysis.curves import METRICS, Fit, Growth, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
 from callbacks.record import RecordCallback
 from datamodules import CurveDataModule
@@ -146,5 +146,5 @@ class CurveRecord(RecordCallback):
                 fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
                 lists = {name: digits(values) for name, values in fit.items()}
                 fits.append(Fit(lr=lr, epochs=epochs, true_mse=float(error), **lists))  # type: ignore[typeddict-item]
-        points: Points = {"x": digits(data.x[0]), "y": digits(data.y[0])}
+        points = {"x": digits(data.x[0]), "y": digits(data.y[0])}
         return {"x": digits(data.grid[::THIN]), "truth": digits(data.truth[::THIN]), "points": points, "fits": fits}

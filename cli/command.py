@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import NoReturn, TextIO
 
 import torch
+from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -76,10 +77,8 @@ def is_users(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
-    by_lightning = modules[-1].startswith(LIGHTNING) or any(
-        m.startswith("pytorch_lightning.callbacks.") for m in modules
-    )
-    return by_lightning or "can't allocate memory" in str(error)
+    by_callback = any(name.startswith("pytorch_lightning.callbacks.") for name in modules)
+    return by_callback or modules[-1].startswith(LIGHTNING) or "can't allocate memory" in str(error)
 
 
 def is_rank_zero() -> bool:
@@ -107,25 +106,10 @@ def keep_freed_memory() -> None:
 
 
 def quiet() -> None:
-    """Silences advice of Lightning's that a user of these commands cannot follow."""
-    for message in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*Checkpoint directory .* exists and is not empty.*",
-        ".*GPU available but not used.*",
-        ".*isinstance.treespec, LeafSpec.*",
-        ".*sync_dist=True.*",
-        ".*Total length of `list` across ranks is zero.*",  # nothing is validated
-        ".*torch.jit.trace.* is deprecated.*",
-        ".*strategy is deprecated.*",
-        ".*all_gather is deprecated.*",
-        ".*NaN values found in confusion matrix.*",
-        ".*overridden `transfer_batch_to_device`.*",
-    ):
-        warnings.filterwarnings("ignore", message)
-    for name in (
-        "pytorch_lightning.utilities.rank_zero",
-        "pytorch_lightning.trainer.connectors.checkpoint_connector",
-        "lightning_fabric.utilities.seed",
-    ):
+    """Silences advice that a user of these commands cannot follow."""
+    for kind in (PossibleUserWarning, FutureWarning, DeprecationWarning):
+        warnings.simplefilter("ignore", kind)
+    for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", "torch.jit.trace"):
+        warnings.filterwarnings("ignore", f".*{message}")
+    for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

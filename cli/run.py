@@ -1,6 +1,5 @@
 """Run: the folder of a run, its settings, and the checkpoint that it is resumed from."""
 
-import errno
 import json
 import os
 import shutil
@@ -18,7 +17,6 @@ import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
 from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.utilities import rank_zero_only
 
 from analysis.files import write_atomically
 from analysis.provenance import quoted
@@ -27,13 +25,12 @@ from cli.parser import Parser
 
 # The settings that may differ when a run is resumed: its length, where things are, how it is shown, and the machine.
 MAY_DIFFER = set(
-    "ckpt_path epochs max_epochs max_steps max_time min_epochs min_steps data_root download default_root_dir "
-    "save_every_n_steps logger callbacks profiler plugins log_every_n_steps enable_progress_bar enable_model_summary limit_test_batches "
-    "accelerator strategy devices num_nodes benchmark detect_anomaly".split()
+    "ckpt_path epochs max_epochs max_steps max_time min_epochs min_steps data_root download default_root_dir logger "
+    "callbacks profiler plugins log_every_n_steps save_every_n_steps enable_progress_bar enable_model_summary "
+    "limit_test_batches accelerator strategy devices num_nodes benchmark detect_anomaly".split()
 )
-# Those that may differ, too, in another run that begins with its checkpoint.
+# And those that may differ in another run that begins with its checkpoint.
 MAY_DIFFER_IN_A_BRANCH = MAY_DIFFER | {"milestones", "milestone_unit"}
-NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP}
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,11 @@ class Checkpoint:
                     raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
             settings = next(state["settings"] for state in content["callbacks"].values() if "settings" in state)
+            step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
             loop = content["loops"]["fit_loop"]
             epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
             has_ended = epochs["processed"] == epochs["started"]
             is_cut = has_ended and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
-            step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
             return cls(path, settings, step, is_cut)
         except Exception as error:  # a file can be broken in any way
             raise UsageError(f"{path} is not a valid checkpoint of this program ({type(error).__name__})") from None
@@ -111,7 +108,8 @@ class Run:
             self._check_settings(checkpoint)
             if checkpoint.is_cut:
                 print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
-        claim(folder)
+        if is_rank_zero():
+            self._lock = locked(folder)
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -159,12 +157,11 @@ class Run:
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In ``on_train_start``: writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
         self.has_started = True
-        if not trainer.is_global_zero:
-            return
-        half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # by a killed process
-        for path in (self.folder / "summary.json", *half_written):
-            path.unlink(missing_ok=True)
-        write_settings(self.folder, self.settings)
+        if trainer.is_global_zero:
+            half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
+            for path in (self.folder / "summary.json", *half_written):
+                path.unlink(missing_ok=True)
+            write_settings(self.folder, self.settings)
 
     def how_to_resume(self) -> str:
         return f"To resume: repeat the command with --run_dir {quoted(self.folder)} --ckpt_path last"
@@ -212,6 +209,26 @@ def run_folder(cfg: Namespace, default: str) -> Path:
             return folder
 
 
+def locked(folder: Path) -> FileLock | None:
+    """Makes the folder and locks it for as long as the lock lives; None on a disk without locks, which a line says.
+
+    Raises:
+        UsageError: another process has it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        lock.acquire()
+        return lock
+    except Timeout:
+        raise UsageError(f"{folder} is in use by another process: wait for it, or choose another --run_dir") from None
+    except (NotImplementedError, OSError) as error:
+        if isinstance(error, PermissionError):
+            raise
+        print_once(f"{folder} is on a disk without file locks: start no second process on it")
+        return None
+
+
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
     """All settings of a run as plain values, without where the run is and what it resumes."""
     settings: dict[str, Any] = yaml.safe_load(parser.dump(cfg, skip_none=False))
@@ -238,26 +255,3 @@ def where_to_look(folder: Path) -> str:
     if folder.parts[:1] != ("runs",):
         shown = f"TensorBoard: tensorboard --logdir {quoted(folder)}"
     return f"Figures and summary.json are in {folder}; {shown}"
-
-
-_claims: list[FileLock] = []  # held until the process ends, or is killed
-
-
-@rank_zero_only
-def claim(folder: Path) -> None:
-    """Makes the folder and locks it until this process ends; on a disk without locks, says so and goes without.
-
-    Raises:
-        UsageError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", is_singleton=True)  # that this process has it already does no harm
-    try:
-        lock.acquire(timeout=0)
-        _claims.append(lock)
-    except Timeout:
-        raise UsageError(f"{folder} is in use by another process: wait for it, or choose another --run_dir") from None
-    except (OSError, NotImplementedError) as error:
-        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
-            raise
-        print_once(f"{folder} is on a disk without file locks: start no second process on it")

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
-from pytorch_lightning import Callback
+from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks import TQDMProgressBar
 from pytorch_lightning.utilities import rank_zero_only
 
@@ -81,6 +81,7 @@ def run() -> None:
 
 def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[str, Any]:
     """One run, as Lightning has it: data, model, callbacks, Trainer, fit, test; returns its summary."""
+    seed_everything(cfg.seed, workers=True)
     with Run(parser, cfg, folder) as this:
         data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
         model = build(ResNet20Classifier, cfg, compile=compiles(cfg, data.num_train - data.val_size))
@@ -107,7 +108,9 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
         summary = record.summary(model, trainer.strategy.root_device)
         if trainer.is_global_zero:
             if record.epochs:
-                show_pictures([(trainer.global_step, draw_training([summary], folder))], "val/training", trainer.loggers)
+                show_pictures(
+                    [(trainer.global_step, draw_training([summary], folder))], "val/training", trainer.loggers
+                )
             write_json(folder / "summary.json", summary)
     return summary
 

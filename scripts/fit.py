@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from pytorch_lightning import Trainer
+from pytorch_lightning import Trainer, seed_everything
 
 from analysis.curves import fit_text, spread_over_seeds
 from analysis.figures import errors_figure, fit_cards, fits_figure, pixels_of, save_png
@@ -54,6 +54,7 @@ def run() -> None:
     check(cfg)
     asked, last = epoch_counts(cfg)
     lrs, seeds = list(dict.fromkeys(cfg.lr)), list(range(cfg.seed, cfg.seed + cfg.num_seeds))
+    seed_everything(cfg.seed, workers=True)
     data = build(CurveDataModule, cfg, seeds=seeds)
     measure_at = measured_epochs(asked, last, cfg.save_every_n_steps)
     model = build(FunctionRegressor, cfg, lrs=lrs, seeds=seeds, measure_at=measure_at, **data.scale)
