@@ -21,11 +21,11 @@ OPERATORS: dict[type, Callable[..., Tensor]] = {
     **{ast.Eq: operator.eq, ast.NotEq: operator.ne},
 }
 # Functions of one argument. The table below adds the others, with the least and the most arguments of each.
-OF_ONE = (
+UNARY = (
     "sin cos tan asin acos atan sinh cosh tanh exp log log2 log10 sqrt abs sign floor ceil relu sigmoid sinc".split()
 )
 FUNCTIONS: dict[str, tuple[Callable[..., Tensor], int, float]] = {
-    **{name: (getattr(torch, name), 1, 1) for name in OF_ONE},
+    **{name: (getattr(torch, name), 1, 1) for name in UNARY},
     **dict.fromkeys(("min", "minimum"), (lambda *args: reduce(torch.minimum, args), 2, math.inf)),
     **dict.fromkeys(("max", "maximum"), (lambda *args: reduce(torch.maximum, args), 2, math.inf)),
     "heaviside": (lambda a, *at_zero: torch.heaviside(a, *(at_zero or [a.new_tensor(0.5)])), 1, 2),

@@ -42,42 +42,33 @@ def standard(text: str) -> str:
     with suppress(ValueError):
         evaluate(expression, no_points)
         return expression
+    matches = TOKEN.finditer(expression.translate(CHARACTERS))
+    tokens = [_Token(match["space"], match[str(match.lastgroup)], str(match.lastgroup)) for match in matches]
     try:
-        rewritten = _read(_tokens(expression))
+        rewritten = _read(tokens[::-1])
     except (ValueError, RecursionError):
         raise ValueError(f"the function {shown(expression)} {UNCLEAR}") from None
     evaluate(rewritten, no_points)
     return rewritten
 
 
-def _tokens(expression: str) -> list[_Token]:
-    """The next token is the last of the list."""
-    tokens = []
-    for match in TOKEN.finditer(expression.translate(CHARACTERS)):
-        token = _Token(match["space"], match[str(match.lastgroup)], str(match.lastgroup))
-        if token.kind == "superscript":
-            tokens.append(_Token(token.space, "**", "operator"))
-            token = _Token("", token.text.translate(SUPERSCRIPTS), token.kind)
-        tokens.append(token)
-    return tokens[::-1]
-
-
 def _read(tokens: list[_Token], closing: str = "") -> str:
-    """Takes the tokens before the closing parenthesis or bar, or all, and returns them rewritten.
-
-    Raises:
-        ValueError: they can be read in two ways, or a bar has no partner.
-    """
+    """Takes the tokens, last one first, up to the closing parenthesis or bar, which is left, and rewrites them."""
     text = ""
     left = ""  # the kind of the operand that the text ends with, see _operand; empty behind an operator
     is_divisor = is_exponent = False  # whether that operand is one
     # A bar behind an operator opens another pair.
     while tokens and not (closing and (tokens[-1].text == ")" or (tokens[-1].text == closing and left))):
         token = tokens.pop()
-        if token.kind in ("operator", "other"):
+        if token.kind == "superscript":
+            if left in UNCLEAR_BEHIND:
+                raise ValueError
+            text += f"{token.space}**{token.text.translate(SUPERSCRIPTS)}"
+            left = token.kind
+        elif token.kind in ("operator", "other"):
             if token.text in UNCLEAR_BEHIND.get(left, ()):
                 raise ValueError
-            if left and not (tokens and tokens[-1].kind == "superscript"):  # without left the operator is a sign
+            if left:  # else it is a sign
                 is_divisor = token.text in ("/", "//", "%") or (token.text == "**" and is_divisor)
                 is_exponent = token.text == "**"
             text += token.space + token.text
@@ -96,10 +87,7 @@ def _read(tokens: list[_Token], closing: str = "") -> str:
 
 
 def _operand(token: _Token, tokens: list[_Token]) -> tuple[str, str]:
-    """The operand that begins with the token, rewritten, and its kind.
-
-    The kind is the token's, or bars (``|x|``), root (``√(x+1)``, ``ln|x|``) or bare (``sin x``).
-    """
+    """The operand that begins with the token, rewritten, and its kind: also bars, root (√(x), ln|x|), bare (sin x)."""
     if token.kind == "parenthesis":
         text = _read(tokens, ")")
         return f"({text}" + (f"{tokens.pop().space})" if tokens else ""), token.kind  # Python reports a missing one

@@ -51,8 +51,8 @@ STANDARD += parts("""
     x**2 + 2*sin(x) + cos(x-1) - 5   (x+1)**2 + sin(x**2+1) - log(x**2+1)   3   3e2   1_000.5e-1 * x   pi + e + π
     1 + 2 * x - 3 / 4   -x**2   (-x)**2   2**-x   2**3**2   +x - -x   π + .5 - 5.   7 % 3 + -x // 0.25
     minimum(x, 0.5)   max(x, -x, 0.1)   heaviside(x, 1)   where(x >= 0, x**0.5, 0)   2*(x > 0) - (x < 0)
-    -0.5 < x < 0.5   x < -0.5 or not x <= 0 and x != 1   x if x > 0 else -x if x > -1 else 2
-    log(x) if x > 0 else 0   1/x if x != 0 else 0
+    -0.5 < x < 0.5   x < -0.5 or not x <= 0 and x != 1   x if x > 0 else -x if x > -1 else 2   log(x) if x > 0 else 0
+    1/x if x != 0 else 0
 """)
 
 
@@ -66,10 +66,10 @@ SPELLINGS = parts("""
     2x^2 - |x| + sin x -> 2*x**2 - abs(x) + sin(x)   -x^2 -> -x**2   2^-x -> 2**-x   2^x^2 -> 2**x**2
     x^(2)x -> x**(2)*x   2(x+1) -> 2*(x+1)   x (x+1) -> x*(x+1)   (x+1)(x-1) -> (x+1)*(x-1)
     sin(2x)cos(3x) -> sin(2*x)*cos(3*x)   x²x -> x**2*x   2x/3 -> 2*x/3   2·x − 3×x ÷ 4 -> 2*x - 3*x / 4
-    x² + x³ + x⁻¹ + 2³ -> x**2 + x**3 + x**-1 + 2**3   2πx -> 2*π*x   2pi x -> 2*pi*x
-    3e^x -> 3*e**x   1e3x + 2e -> 1e3*x + 2*e   x e^-x -> x*e**-x   e(x+1) -> e*(x+1)
-    x^2 sin(x) -> x**2*sin(x)   e^-x cos 3x -> e**-x*cos(3*x)   sin 2x cos x + 1 -> sin(2*x)*cos(x) + 1
-    sin 2πx -> sin(2*π*x)   1/sin x -> 1/sin(x)   ln(x) + arctan(x) -> log(x) + atan(x)   arcsin x -> asin(x)
+    x² + x³ + x⁻¹ + 2³ -> x**2 + x**3 + x**-1 + 2**3   2πx -> 2*π*x   2pi x -> 2*pi*x   3e^x -> 3*e**x
+    1e3x + 2e -> 1e3*x + 2*e   x e^-x -> x*e**-x   e(x+1) -> e*(x+1)   x^2 sin(x) -> x**2*sin(x)
+    e^-x cos 3x -> e**-x*cos(3*x)   sin 2x cos x + 1 -> sin(2*x)*cos(x) + 1   sin 2πx -> sin(2*π*x)
+    1/sin x -> 1/sin(x)   ln(x) + arctan(x) -> log(x) + atan(x)   arcsin x -> asin(x)
     √x + 2√(x+1) -> sqrt(x) + 2*sqrt(x+1)   √(x+1)/2 -> sqrt(x+1)/2   √|x| -> sqrt(abs(x))   ln|x| -> log(abs(x))
     |x|² -> abs(x)**2   2||x|-1| -> 2*abs(abs(x)-1)   |x - |x|| -> abs(x - abs(x))   |x|-|2x| -> abs(x)-abs(2*x)
     |sin x| -> abs(sin(x))   np.sin(x) + numpy.pi -> sin(x) + pi   2math.exp(x) -> 2*exp(x)   torch.relu(x) -> relu(x)
@@ -90,10 +90,10 @@ def test_the_data_module_names_the_function_that_it_computes() -> None:
 
 
 UNCLEAR = parts("""
-    1/2x   1/x²x   1/-2x   x/2 sin(x)   1/(2)x   2x % 3x   e^2x   e^-2x   x^2x   x^2(x+1)   e^x²x   x²^3   e^sin x cos x
-    sin x^2   sin x²   sin x(x+1)   sin x x   sin 2*x   sin x/2   sin   sin²x   sin^2(x)   sin cos x   sin -x
-    √2x   √x²   √(x+1)²   √(x+1)(x-1)   ln|x|²   |x|x   |x|x|x|   |2|x|-1|   (|x)+x|   |x   x||   (x<0) | (x>1) | (x==3)
-    2 3   x²2   x 2
+    1/2x   1/x²x   1/-2x   x/2 sin(x)   1/(2)x   2x % 3x   e^2x   e^-2x   x^2x   x^2(x+1)   e^x²x   x²^3
+    e^sin x cos x   sin x^2   sin x²   sin x(x+1)   sin x x   sin 2*x   sin x/2   sin   sin²x   sin^2(x)   sin cos x
+    sin -x   √2x   √x²   √(x+1)²   √(x+1)(x-1)   ln|x|²   |x|x   |x|x|x|   |2|x|-1|   (|x)+x|   (|x))   |x   x||
+    (x<0) | (x>1) | (x==3)   x<0 | x>1 | -x>5   1/x^2 sin(x)   e^2sin(x)   2 3   x²2   x 2
 """)
 
 
@@ -104,7 +104,7 @@ def test_what_can_be_read_in_two_ways_gets_one_line_that_asks_for_parentheses(te
 
 
 REFUSED = {"": "at its end", "x\nx": "at", "\0": "null", "\ud800": "surrogate", "9" * 900: "too large"}
-REFUSED |= {"x+" * 50_000 + "x": "100001 characters", "(" * 490 + "x" + ")" * 490: ""}
+REFUSED |= {"x+" * 9999 + "x": "19999 characters", "(" * 490 + "x" + ")" * 490: ""}
 OTHERS = parts("""
     x + -> at its end   x +* 2 -> at '[*] 2'   sin(2x -> never closed   2x) -> unmatched   x; x -> at '; x'
     x = 1 -> at '= 1'   x if x > 0 -> else   sin(x, x) -> from 1 to 1   x and 1 -> condition   t^2 -> 't' is none of
@@ -140,7 +140,6 @@ WORDS = "x x 2 .5 1e9 pi π e + - * / ^ ** ( ) , | ² ⁻¹ √ < if else not si
 @given(st.text(max_size=40) | st.lists(st.sampled_from([*WORDS, " ", " ", "\n"]), max_size=9).map("".join))
 @example("x" * 100_000)
 @example("|" * 999 + "x" + "|" * 999)
-@example("-" * 1000)
 def test_any_text_is_refused_in_one_line_or_means_what_its_standard_form_means(text: str) -> None:
     try:
         expression = standard(text)
