@@ -23,11 +23,7 @@ COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "secon
 
 
 class ClassifierRecord(RecordCallback):
-    """Records each epoch, prints a line for it, and knows the content of summary.json.
-
-    ``settings`` have ``recipe``, ``data``, ``seed``, ``val_size``. What it reads has been logged by the LightningModule
-    and by callbacks before it.
-    """
+    """Records each epoch, as far as callbacks before it have logged it, and prints a line for it."""
 
     def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
         super().__init__(settings, is_branch, start)
@@ -92,7 +88,7 @@ class ClassifierRecord(RecordCallback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         measured = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(EVALUATED)}
         if trainer.state.fn == TrainerFn.VALIDATING:  # after a training run that ended inside an epoch
-            self.epochs[-1] |= {name.replace("/", "_"): value for name, value in measured.items()}
+            self.epochs[-1] |= keys(measured)
         else:
             self._measuring += now(pl_module.device) - self._start_of_validation
             self._validated = measured
@@ -110,10 +106,10 @@ class ClassifierRecord(RecordCallback):
         row = {
             "epoch": trainer.current_epoch,
             "lr": self._lr,
-            **{name.replace("/", "_"): metrics.get(name) for name in MEASURED},
+            **keys({name: metrics.get(name) for name in MEASURED}),
             "seconds": end - self._start_of_epoch,
             "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
-            **{name.replace("/", "_"): value for name, value in metrics.items() if name.startswith("probe/")},
+            **keys({name: value for name, value in metrics.items() if name.startswith("probe/")}),
             **{n.removeprefix("trajectory/"): v for n, v in metrics.items() if n.startswith("trajectory/")},
         }
         self.epochs.append(row)
@@ -154,6 +150,11 @@ class ClassifierRecord(RecordCallback):
             "peak_memory_mb": peak_memory_mb(device),
             **self.common(),
         }
+
+
+def keys(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
+    """Metrics by their names in summary.json, such as val_acc for val/acc."""
+    return {name.replace("/", "_"): value for name, value in metrics.items()}
 
 
 def cell(name: str, value: float | None) -> str:

@@ -23,24 +23,20 @@ class StopOnNonFiniteLoss(Callback):
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: object, batch_idx: int
     ) -> None:
         loss: Tensor = outputs["loss"].detach()
-        if self._first is None:
-            self._first = torch.full((), -1, device=loss.device)
+        first = torch.full((), -1, device=loss.device) if self._first is None else self._first
         # It stays on the device: to look at each loss would make the host wait for each step.
-        self._first = torch.where(loss.isfinite() | (self._first >= 0), self._first, trainer.global_step - 1)
+        self._first = torch.where(loss.isfinite() | (first >= 0), first, trainer.global_step - 1)
         if (loss.device.type == "cpu" and trainer.world_size == 1) or (batch_idx + 1) % BATCHES_BETWEEN_LOOKS == 0:
             self._look(trainer)
 
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._look(trainer)
-
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # The step after a finite loss may have thrown the weights away.
-        self._look(trainer, all(bool(weights.isfinite().all()) for weights in pl_module.parameters()))
+        are_finite = all(bool(weights.isfinite().all()) for weights in pl_module.parameters())
+        self._look(trainer, -1 if are_finite else trainer.global_step - 1)
 
-    def _look(self, trainer: Trainer, weights_are_finite: bool = True) -> None:
+    def _look(self, trainer: Trainer, step_of_weights: int = -1) -> None:
         first = -1 if self._first is None else int(self._first.item())
-        if first < 0 and not weights_are_finite:
-            first = trainer.global_step
+        first = first if first >= 0 else step_of_weights
         if trainer.strategy.reduce_boolean_decision(first >= 0, all=False):
             where = f"step {first}" if first >= 0 else "one of the last steps"
             raise NonFiniteLoss(

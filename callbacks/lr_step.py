@@ -15,8 +15,7 @@ class LRStep(Callback):
 
     Args:
         milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.
-        unit: "step" counts milestones in optimizer steps, as He et al. 2015 do: {32_000: 0.01, 48_000: 0.001}; the
-            steps of several optimizers together, as Lightning counts them.
+        unit: "step" counts milestones in optimizer steps, as He et al. 2015 do: {32_000: 0.01, 48_000: 0.001}.
 
     Raises:
         ValueError: a milestone that is no whole number from 0, a learning rate that is negative or not finite, or
@@ -40,18 +39,15 @@ class LRStep(Callback):
         if not trainer.lr_scheduler_configs:  # whose rate it would be
             for group, lr in zip(param_groups(trainer), self._own, strict=False):  # finetuning adds groups later
                 group["lr"] = lr
-        self._set(trainer)
+        self.on_train_epoch_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._set(trainer)  # before what looks at an epoch's rate then, such as a LearningRateMonitor
-
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
-        self._set(trainer)
-
-    def _set(self, trainer: Trainer) -> None:
         lr = step_rate(self.milestones, trainer.current_epoch if self.unit == "epoch" else trainer.global_step)
         if lr is not None:
             set_rate(trainer, lr)
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: object, batch_idx: int) -> None:
+        self.on_train_epoch_start(trainer, pl_module)
 
 
 def step_rate(milestones: Mapping[int, float], now: int) -> float | None:

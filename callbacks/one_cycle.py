@@ -12,9 +12,8 @@ from callbacks.lr_step import set_rate
 class OneCycle(Callback):
     """Sets the learning rate of every parameter group before each step (Smith and Topin 2017, arXiv 1708.07120).
 
-    Straight lines, and no cycle of the momentum, other than ``torch.optim.lr_scheduler.OneCycleLR``. The rate is a
-    function of the step and of the length of the training run alone, so it is right after any resume. The length is in
-    checkpoints: another one would be another schedule, and is refused. A LearningRateMonitor is listed behind it.
+    The rate is a function of the step and of the length of the training run alone, so it is right after any resume. The
+    length is in checkpoints: another one would be another schedule. A LearningRateMonitor is listed behind it.
 
     Args:
         lr: the peak learning rate.
@@ -28,9 +27,7 @@ class OneCycle(Callback):
 
     def __init__(self, lr: float, warmup_fraction: float) -> None:
         if not (0 < lr < math.inf and 0 < warmup_fraction < 1):
-            raise ValueError(
-                f"one cycle needs a positive lr and a warmup_fraction between 0 and 1, not {lr} and {warmup_fraction}"
-            )
+            raise ValueError(f"lr {lr} is not positive, or warmup_fraction {warmup_fraction} not between 0 and 1")
         self.lr, self.warmup_fraction = float(lr), float(warmup_fraction)
         self.num_steps = 0  # of the whole run; known when training starts
 
@@ -47,13 +44,11 @@ class OneCycle(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         num_steps = trainer.estimated_stepping_batches
         if not 0 < num_steps < math.inf:
-            raise MisconfigurationException(
-                "one cycle of the learning rate needs an end: give --max_epochs, or --max_steps for data without length"
-            )
+            raise MisconfigurationException("one cycle of the learning rate needs an end: give max_epochs or max_steps")
         if self.num_steps not in (0, num_steps):
             raise MisconfigurationException(
                 f"the checkpoint is of a run of {self.num_steps:,} steps, not {num_steps:,}, and so of another cycle: "
-                "resume it with the --max_epochs, --batch_size and limits that it began with, or start anew"
+                "resume it with the length that it began with, or start anew"
             )
         self.num_steps = int(num_steps)
 

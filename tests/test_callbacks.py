@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 import torch
+from callbacks.checkpointing import AtomicCheckpointIO, SaveLast
 from matplotlib.figure import Figure
 from pytorch_lightning import Callback, LightningDataModule, LightningModule, Trainer
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LRStep, OneCycle, test_pictures
-from callbacks.checkpointing import AtomicCheckpointIO, SaveLast
 from callbacks.weight_trajectory import WeightTrajectory
 
 # LRStep

@@ -15,10 +15,10 @@ from pathlib import Path
 import launch
 import pytest
 import torch
+from scripts.recipe import recipe_defaults
 
 from callbacks import LRStep
 from datamodules import CIFAR10DataModule
-from scripts.recipe import recipe_defaults
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 BATCHES = ("--batch_size", "32", "--limit_train_batches", "12", "--limit_val_batches", "8", "--limit_test_batches", "0")

@@ -8,10 +8,10 @@ import launch
 import pytest
 import torch
 import yaml
+from scripts.recipe import FOLDER, NAMES, at_length, on_device, recipe_defaults
 
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-from scripts.recipe import FOLDER, NAMES, at_length, on_device, recipe_defaults
 
 CIFAR = str(Path(__file__).parents[1] / "scripts" / "cifar.py")
 

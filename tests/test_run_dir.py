@@ -17,10 +17,10 @@ import pytest
 import torch
 from filelock import FileLock
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
-from scripts.report import run_child
 from scripts.run_dir import _claims, claim, event_files_of_results, new_folder, run_directory, where_to_look
 from scripts.trainer import MetricsRows, read_rows
+
+from scripts.report import run_child
 
 ROOT = Path(__file__).parents[1]
 CIFAR = (

@@ -13,7 +13,6 @@ import pytorch_lightning.callbacks
 import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-
 from scripts.trainer import check_callbacks, flag_errors
 
 ROOT = Path(__file__).parents[1]
