@@ -26,8 +26,7 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of the run.
 
-    ``bar`` is shown where the output is a terminal. ``instead`` are arguments of the Trainer that take the place of
-    their flags.
+    ``bar`` is shown where the output is a terminal. ``instead`` takes the place of flags.
 
     Raises:
         UsageError: for flags that do not go together, or name what is not installed.
@@ -70,14 +69,9 @@ def listed(value: Any) -> list[Any]:
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows from before ``first_step``.
+    """Lightning's metrics.csv, but the rows of ``history`` from before ``first_step`` are kept.
 
     Lightning's own logger begins anew in a folder that has been used.
-
-    Args:
-        folder: where metrics.csv is.
-        first_step: the first step that is logged anew.
-        history: the metrics.csv whose earlier rows are kept, this run's own or the one that it began with.
     """
 
     def __init__(self, folder: Path, first_step: int, history: Path) -> None:
