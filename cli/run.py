@@ -66,7 +66,7 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> "Checkpoint":
-        """``last.ckpt``, or if it is damaged the newest valid one, which a line says. UsageError where there is none."""
+        """``last.ckpt``, or if it is damaged the newest valid one. UsageError where there is none."""
         others = set(folder.glob("*.ckpt")) - {folder / "last.ckpt"}
         for path in [folder / "last.ckpt", *sorted(others, key=os.path.getmtime, reverse=True)]:
             try:
