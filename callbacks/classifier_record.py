@@ -14,7 +14,7 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from callbacks.record import RecordCallback
-from callbacks.tensorboard_layout import tensorboard_writers
+from callbacks.tensorboard_texts import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 EVALUATED = ("val/", "probe/")
