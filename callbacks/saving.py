@@ -27,15 +27,12 @@ BATCHES_BETWEEN_LOOKS = 50  # at a clock on which all processes have to agree
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, each whole or absent, and read without running any code in them."""
+    """Lightning's checkpoints, each whole or absent."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         whole = io.BytesIO()  # torch.save would report a full disk by a RuntimeError of its own
         torch.save(checkpoint, whole)
         write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
-
-    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
-        return super().load_checkpoint(path, *args, **{**options, "weights_only": True})
 
 
 class SaveLast(Checkpoint):

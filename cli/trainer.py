@@ -101,10 +101,9 @@ class MetricsRows(ExperimentWriter):
 
 
 def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")  # a damaged row is no reason to stop
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
-    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
-    return [row for row in rows if int(row["step"]) < first_step]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+    return [{name: value for name, value in row.items() if value} for row in rows]

@@ -21,7 +21,7 @@ from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.saving import SaveLast
-from callbacks.tensorboard_layout import TensorBoardLayout, show_pictures
+from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
@@ -33,13 +33,6 @@ from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-
-CHARTS = {
-    "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
-    "loss": ["train/loss", "val/loss", "probe/loss", "test/loss"],
-    "learning rate": ["lr"],
-    "images per second": ["train/images_per_second"],
-}
 
 
 def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
@@ -115,7 +108,7 @@ def make_callbacks(cfg: Namespace, this: Run, record: ClassifierRecord) -> list[
         requeues=cfg.run_dir is not None,
     )
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    shown = [TensorBoardLayout(CHARTS, this.settings), TestPictures(this.folder)]
+    shown = [TensorBoardTexts(this.settings), TestPictures(this.folder)]
     return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown, saving]
 
 
