@@ -90,6 +90,7 @@ class Run:
         self.folder, self.settings = folder, plain_settings(parser, cfg)
         self.is_new = not folder.exists() or not any(folder.iterdir())
         self.has_started = False
+        self.named = Path(cfg.run_dir).expanduser() if cfg.run_dir else folder  # with several seeds the folder of all
         checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
         if checkpoint:
@@ -151,7 +152,7 @@ class Run:
             write_settings(self.folder, self.settings)
 
     def how_to_resume(self) -> str:
-        return f"To resume: repeat the command with --run_dir {quoted(self.folder)} --ckpt_path last"
+        return f"To resume: repeat the command with --run_dir {quoted(self.named)} --ckpt_path last"
 
     def __enter__(self) -> "Run":
         return self
