@@ -147,9 +147,9 @@ def noise_hint(data: CurveDataModule) -> str:
     deviation = data.truth.std(correction=0).item()
     if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
         return ""
-    less = float(f"{0.4 * deviation:.1g}")  # as in the lab, where it is 3 beside a deviation of 7.6
-    noise = f"The noise ({data.noise_std:g}) is larger than f's own standard deviation ({deviation:.2g})"
-    return f"\n{noise}: the points hardly show f; try --noise_std {less:g}"
+    return (
+        f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
+    )
 
 
 if __name__ == "__main__":
