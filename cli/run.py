@@ -91,7 +91,18 @@ class Run:
         self.is_new = not folder.exists() or not any(folder.iterdir())
         self.has_started = False
         self.named = Path(cfg.run_dir).expanduser() if cfg.run_dir else folder  # with several seeds the folder of all
-        checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
+        try:
+            self._prepare_to_resume(cfg.ckpt_path)
+        except UsageError:
+            with suppress(OSError):
+                folder.rmdir()  # where run_folder has made it
+                folder.parent.rmdir()
+            raise
+        if is_rank_zero():
+            self._lock = locked(folder)
+
+    def _prepare_to_resume(self, ckpt_path: str | None) -> None:
+        checkpoint = self.checkpoint = self._checkpoint_to_resume(ckpt_path)
         self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
         if checkpoint:
             origin = str(checkpoint.path.resolve()) if self.is_branch else checkpoint.settings["ckpt_path"]
@@ -99,8 +110,6 @@ class Run:
             self._check_settings(checkpoint)
             if checkpoint.is_cut:
                 print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
-        if is_rank_zero():
-            self._lock = locked(folder)
 
     @property
     def ckpt_path(self) -> Path | None:
