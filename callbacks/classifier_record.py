@@ -110,9 +110,9 @@ class ClassifierRecord(RecordCallback):
             self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
 
-    def ended_unmeasured(self, trainer: Trainer) -> bool:
+    def ended_unmeasured(self) -> bool:
         """Whether no validation has seen the last epoch's weights, though there is something to validate on."""
-        return bool(sum(trainer.num_val_batches) and self.epochs and self.epochs[-1]["val_acc"] is None)
+        return bool(self.batches["val_batches"] and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}

@@ -111,5 +111,6 @@ def quiet() -> None:
         warnings.simplefilter("ignore", kind)
     for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", "torch.jit.trace"):
         warnings.filterwarnings("ignore", f".*{message}")
+    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # nothing is validated
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

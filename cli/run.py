@@ -90,7 +90,19 @@ class Run:
         self.folder, self.settings = folder, plain_settings(parser, cfg)
         self.is_new = not folder.exists() or not any(folder.iterdir())
         self.has_started = False
-        checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
+        self.named = Path(cfg.run_dir).expanduser() if cfg.run_dir else folder  # with several seeds the folder of all
+        try:
+            self._prepare_to_resume(cfg.ckpt_path)
+        except UsageError:
+            with suppress(OSError):
+                folder.rmdir()  # where run_folder has made it
+                folder.parent.rmdir()
+            raise
+        if is_rank_zero():
+            self._lock = locked(folder)
+
+    def _prepare_to_resume(self, ckpt_path: str | None) -> None:
+        checkpoint = self.checkpoint = self._checkpoint_to_resume(ckpt_path)
         self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
         if checkpoint:
             origin = str(checkpoint.path.resolve()) if self.is_branch else checkpoint.settings["ckpt_path"]
@@ -98,8 +110,6 @@ class Run:
             self._check_settings(checkpoint)
             if checkpoint.is_cut:
                 print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
-        if is_rank_zero():
-            self._lock = locked(folder)
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -151,7 +161,7 @@ class Run:
             write_settings(self.folder, self.settings)
 
     def how_to_resume(self) -> str:
-        return f"To resume: repeat the command with --run_dir {quoted(self.folder)} --ckpt_path last"
+        return f"To resume: repeat the command with --run_dir {quoted(self.named)} --ckpt_path last"
 
     def __enter__(self) -> "Run":
         return self

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from analysis.figures import pixels_of, save_png, training_figure
 from analysis.files import read_json, write_json
+from analysis.runs import comparable
 from cli import START
 from cli.command import UsageError, is_rank_zero
 from cli.parser import Parser
@@ -51,7 +52,8 @@ def train_seeds(
 def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> Summary | None:
     path = folder / "summary.json"
     summary: Summary | None = read_json(path) if cfg.ckpt_path and path.exists() else None
-    return summary if summary and summary["settings"] == plain_settings(parser, cfg) else None
+    settings = comparable(plain_settings(parser, cfg))
+    return summary if summary and comparable(summary["settings"]) == settings else None
 
 
 def summary_of_all(summaries: list[Summary]) -> Summary:

@@ -58,7 +58,7 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
     if asked is False:
         return []
     first_step = run.checkpoint.next_step if run.checkpoint else 0
-    history = (run.checkpoint.path.parents[1] if run.checkpoint else run.folder) / "metrics.csv"
+    history = (run.checkpoint.path.resolve().parents[1] if run.checkpoint else run.folder) / "metrics.csv"
     board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=first_step)
     return [MetricsCSV(run.folder, first_step, history), board, *([] if asked is True else listed(asked))]
 

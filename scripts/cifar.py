@@ -86,7 +86,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
         print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
         trainer.fit(model, data, ckpt_path=this.ckpt_path, weights_only=True)
         if not cfg.fast_dev_run:
-            if record.ended_unmeasured(trainer):
+            if record.ended_unmeasured():
                 trainer.validate(model, data, verbose=False)
             trainer.test(model, data, verbose=False)
         summary = record.summary(model, trainer.strategy.root_device)
