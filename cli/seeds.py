@@ -34,7 +34,8 @@ def train_seeds(
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         folder = top / f"seed{seed}"
         ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
-        runs.append((Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path}), folder))
+        own = {"seed": seed, "num_seeds": 1, "run_dir": str(top), "ckpt_path": ckpt_path}
+        runs.append((Namespace({**cfg, **own}), folder))
     finished = [finished_summary(parser, *run) for run in runs]  # before any process has run one of them
     summaries: list[Summary] = []
     for run, summary in zip(runs, finished, strict=True):
