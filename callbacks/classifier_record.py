@@ -22,7 +22,7 @@ COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "secon
 class ClassifierRecord(RecordCallback):
     """Records each epoch, as far as callbacks before it have logged it, and prints a line for it."""
 
-    def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Any], is_branch: bool, start: float) -> None:
         super().__init__(settings, is_branch, start)
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
