@@ -40,15 +40,14 @@ class SaveLast(Checkpoint):
     that step is lost when validation is interrupted), and inside an epoch as often as asked.
 
     On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal; while
-    nothing is trained, at once, since the last step is saved. A second signal exits at once, too. In a SLURM job
-    SIGUSR1 (``--signal=USR1@90``) does the same and puts the job back into the queue, exit code 0.
+    nothing is trained, or by a second signal, at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same and
+    puts the job back into the queue, exit code 0.
 
     Args:
         folder: where the checkpoints go.
         every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
-        interval: seconds after which to save without ``every_n_steps``; then epochs' ends wait for it too, if
-            ``each_epoch`` is False.
-        each_epoch: save at the end of each epoch, not only where training is stopped.
+        interval: else save after so many seconds.
+        each_epoch: save at the end of each epoch too.
         branches: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before: a run resumed from there
             shows what happens without a milestone.
         advice: printed on a signal, how to resume.
