@@ -4,12 +4,11 @@ import itertools
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -79,8 +78,6 @@ class Checkpoint:
 class Run:
     """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
 
-    A context: where nothing has been trained in it, a folder that was new is removed again.
-
     Raises:
         UsageError: the folder holds a run that is not being resumed, another process has it, there is no such
             checkpoint, or the checkpoint's run had settings that may not differ.
@@ -88,21 +85,8 @@ class Run:
 
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path) -> None:
         self.folder, self.settings = folder, plain_settings(parser, cfg)
-        self.is_new = not folder.exists() or not any(folder.iterdir())
-        self.has_started = False
         self.named = Path(cfg.run_dir).expanduser() if cfg.run_dir else folder  # with several seeds the folder of all
-        try:
-            self._prepare_to_resume(cfg.ckpt_path)
-        except UsageError:
-            with suppress(OSError):
-                folder.rmdir()  # where run_folder has made it
-                folder.parent.rmdir()
-            raise
-        if is_rank_zero():
-            self._lock = locked(folder)
-
-    def _prepare_to_resume(self, ckpt_path: str | None) -> None:
-        checkpoint = self.checkpoint = self._checkpoint_to_resume(ckpt_path)
+        checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
         if checkpoint:
             origin = str(checkpoint.path.resolve()) if self.is_branch else checkpoint.settings["ckpt_path"]
@@ -110,6 +94,8 @@ class Run:
             self._check_settings(checkpoint)
             if checkpoint.is_cut:
                 print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
+        if is_rank_zero():
+            self._lock = locked(folder)
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -153,7 +139,6 @@ class Run:
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In ``on_train_start``: writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
-        self.has_started = True
         if trainer.is_global_zero:
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
@@ -163,16 +148,19 @@ class Run:
     def how_to_resume(self) -> str:
         return f"To resume: repeat the command with --run_dir {quoted(self.named)} --ckpt_path last"
 
-    def __enter__(self) -> "Run":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error and self.is_new and not self.has_started and is_rank_zero():
-            shutil.rmtree(self.folder, ignore_errors=True)
+@contextmanager
+def open_run(parser: Parser, cfg: Namespace, folder: Path) -> Iterator[Run]:
+    """A Run; where nothing has been trained in it, a folder that was new is removed again."""
+    is_new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield Run(parser, cfg, folder)
+    except BaseException:
+        if is_new and is_rank_zero() and not (folder / "config.yaml").exists():
+            shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
-                self.folder.parent.rmdir()  # where there is nothing else in it
+                folder.parent.rmdir()  # where there is nothing else in it
+        raise
 
 
 def run_folder(cfg: Namespace, default: str) -> Path:

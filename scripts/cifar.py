@@ -28,7 +28,7 @@ from cli.command import UsageError, main, print_once
 from cli.hardware import compiles
 from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
 from cli.recipe import NAMES, recipe_defaults
-from cli.run import Run, run_folder, where_to_look
+from cli.run import Run, open_run, run_folder, where_to_look
 from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
@@ -77,7 +77,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
     ``start`` is when it began, for the seconds in all.
     """
     seed_everything(cfg.seed, workers=True)
-    with Run(parser, cfg, folder) as this:
+    with open_run(parser, cfg, folder) as this:
         data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
         model = build(ResNet20Classifier, cfg, compile=compiles(cfg, data.num_train - data.val_size))
         record = ClassifierRecord(this.settings, this.is_branch, start)

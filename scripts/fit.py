@@ -21,7 +21,7 @@ from callbacks.saving import SaveLast
 from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from cli.command import UsageError, main
 from cli.parser import Parser, add_trainer_flags, build, training_parser
-from cli.run import Run, run_folder, where_to_look
+from cli.run import Run, open_run, run_folder, where_to_look
 from cli.trainer import build_trainer
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
@@ -59,7 +59,7 @@ def run() -> None:
     model = build(FunctionRegressor, cfg, lrs=lrs, seeds=seeds, measure_at=measure_at, **data.scale)
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
-    with Run(parser, cfg, run_folder(cfg, "runs/fit")) as this:
+    with open_run(parser, cfg, run_folder(cfg, "runs/fit")) as this:
         record = CurveRecord(asked, "auto" in (cfg.epochs or ()), this.settings, this.is_branch, START)
         saving = SaveLast(
             this.folder / "checkpoints",
@@ -147,9 +147,7 @@ def noise_hint(data: CurveDataModule) -> str:
     deviation = data.truth.std(correction=0).item()
     if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
         return ""
-    return (
-        f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
-    )
+    return f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
 
 
 if __name__ == "__main__":
