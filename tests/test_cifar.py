@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from launch import assert_refused, command, succeed
-from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary, untimed
+from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
 
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
