@@ -116,12 +116,14 @@ def test_each_seed_is_an_ordinary_run_and_finished_ones_are_skipped(tmp_path: Pa
 def test_the_papers_recipe_and_an_end_inside_an_epoch(tmp_path: Path) -> None:
     """The third step ends training in the second epoch, whose weights are measured all the same."""
     paper = [flag for flag in CIFAR if flag not in ("--max_epochs", "3")]
-    few = ("--recipe", "paper", "--limit_train_batches", "2", "--max_steps", "3", "--run_dir", "run")
+    few = "--recipe paper --limit_train_batches 2 --limit_val_batches 0.1 --max_steps 3 --run_dir run".split()
     succeed(tmp_path, *paper, *few)
     (group,) = checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"]
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, False)
     assert checkpoint(tmp_path / "run")["hyper_parameters"]["he_init"] is True
-    first, second = summary(tmp_path / "run")["epochs"]
+    content = summary(tmp_path / "run")
+    assert (content["train_batches"], content["val_batches"]) == (2, 12)  # a tenth of the test split's 125
+    first, second = content["epochs"]
     assert (first["lr"], second["lr"]) == (0.1, 0.01)  # the milestone 2 counts steps
     assert all(row[name] is not None for row in (first, second) for name in ("train_acc", "val_acc", "val_loss"))
     assert first["val_loss"] != second["val_loss"]
@@ -147,9 +149,9 @@ def test_the_fast_recipe(tmp_path: Path) -> None:
     assert (others["momentum"], others["nesterov"]) == (0.9, True)
 
 
-def test_batches_as_they_are_limited(tmp_path: Path) -> None:
-    """1 is one batch, 0.1 a tenth; of two epochs the second alone is validated, and both have the same images."""
-    flags = "--max_epochs 2 --overfit_batches 1 --limit_val_batches 0.1 --check_val_every_n_epoch 2".split()
+def test_a_batch_to_overfit_is_the_same_in_every_epoch(tmp_path: Path) -> None:
+    """Of two epochs the second alone is validated."""
+    flags = "--max_epochs 2 --overfit_batches 1 --check_val_every_n_epoch 2".split()
     labels = callback(tmp_path, "on_train_batch_end", "print('labels', *args[1][1].tolist())")
     output = succeed(tmp_path, *CIFAR, *flags, labels, "--run_dir", "run").stdout
     batches = [line for line in output.splitlines() if line.startswith("labels")]

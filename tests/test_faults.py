@@ -2,7 +2,6 @@
 
 import os
 import pickle
-import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -199,4 +198,3 @@ def test_a_config_runs_no_code_that_the_command_line_does_not_name(tmp_path: Pat
     (tmp_path / "own.yaml").write_text("callbacks: [{class_path: mine.Mine}]")
     succeed(tmp_path, *own, foreign)
     assert (tmp_path / "crater").exists()
-    shutil.rmtree(tmp_path / "run")
