@@ -92,4 +92,5 @@ def data_of(run: Run, data_root: str) -> Data | None:
     train, validation = data.train_dataloader(), data.val_dataloader()[0]
     images, labels = train.images, train.labels
     subset = images[:TRAIN_SUBSET], labels[:TRAIN_SUBSET]
-    return Data((images, labels), subset, (validation.images, validation.labels), settings)
+    most = run.summary["val_batches"] * settings["batch_size"]  # images that each epoch was measured on
+    return Data((images, labels), subset, (validation.images[:most], validation.labels[:most]), settings)

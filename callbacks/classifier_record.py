@@ -1,11 +1,9 @@
 """ClassifierRecord: what every epoch of a classifier's training reached: a line on the terminal, and the summary."""
 
-import re
 import statistics
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from callbacks.record import RecordCallback
-from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 EVALUATED = ("val/", "probe/")
@@ -33,41 +30,37 @@ class ClassifierRecord(RecordCallback):
         self.first_step: float | None = None
         self._validated: dict[str, float] = {}  # val/* and probe/* of the epoch's latest validation, if it had one
         self._has_header = False  # on the terminal, in this process
-        self._measuring = 0.0  # seconds of all validations, which are no training
-        self._start_of_epoch: float | None = None
-        self._earlier = 0.0  # seconds of this epoch before an interruption
+        self._seconds = 0.0  # of training in this epoch, up to ``_since``
+        self._since = time.perf_counter()
 
     def epochs_done(self) -> int:
         return len(self.epochs)
 
     def state_dict(self) -> dict[str, Any]:
-        inside = 0.0
-        if self._start_of_epoch is not None:
-            inside = time.perf_counter() - self._measuring - self._start_of_epoch
         state = {"epochs": self.epochs, "batches": self.batches, "validated": self._validated}
-        return {**super().state_dict(), **state, "seconds_of_this_epoch": inside}
+        seconds = self._seconds + time.perf_counter() - self._since
+        return {**super().state_dict(), **state, "seconds_of_this_epoch": seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
-        self._validated, self._earlier = dict(state["validated"]), state["seconds_of_this_epoch"]
+        self._validated, self._seconds = dict(state["validated"]), state["seconds_of_this_epoch"]
         super().load_state_dict(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module, self._earlier)  # resuming inside an epoch, Lightning leaves out the next hook
+        self._begin(pl_module)  # resuming inside an epoch, Lightning leaves out the next hook
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(trainer, pl_module)
-        self._validated = {}
+        self._validated, self._seconds = {}, 0.0
+        self._begin(pl_module)
 
-    def _begin(self, trainer: Trainer, pl_module: LightningModule, earlier: float = 0.0) -> None:
-        self._start_of_count = self._training_clock(pl_module)
-        self._start_of_epoch = self._start_of_count - earlier
-        self._lr = trainer.optimizers[0].param_groups[0]["lr"]
-        self._images = self._batches = 0
+    def _begin(self, pl_module: LightningModule) -> None:
+        self._since = now(pl_module.device)
+        self._images, self._batches, self._uncounted = 0, 0, self._seconds
 
-    def _training_clock(self, pl_module: LightningModule) -> float:
-        """Seconds; the difference of two readings in an epoch is training alone."""
-        return now(pl_module.device) - self._measuring
+    def _lap(self, pl_module: LightningModule) -> None:
+        """Adds the seconds of training since the last look at the clock."""
+        end = now(pl_module.device)
+        self._seconds, self._since = self._seconds + end - self._since, end
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]  # when an epoch ends, schedulers have set the next one's already
@@ -80,43 +73,37 @@ class ClassifierRecord(RecordCallback):
         self._batches += 1
         self._images += len(batch[1])
         if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._start_of_count, self._images = self._training_clock(pl_module), 0
+            self._lap(pl_module)
+            self._images, self._uncounted = 0, self._seconds
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._start_of_validation = now(pl_module.device)
+        self._lap(pl_module)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        measured = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(EVALUATED)}
+        self._since = now(pl_module.device)
+        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(EVALUATED)}
         if trainer.state.fn == TrainerFn.VALIDATING:  # after a training run that ended inside an epoch
-            self.epochs[-1] |= keys(measured)
+            self.epochs[-1] |= keys(metrics)
         else:
-            self._measuring += now(pl_module.device) - self._start_of_validation
-            self._validated = measured
+            self._validated = metrics
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        end = self._training_clock(pl_module)
-        assert self._start_of_epoch is not None
+        self._lap(pl_module)
         # Where this epoch had no validation, Lightning still holds the values of an earlier one.
         metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if not name.startswith(EVALUATED)}
         metrics |= self._validated
-        self.batches = {
-            "train_batches": int(trainer.num_training_batches),
-            "val_batches": int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0,
-        }
+        more = {n: v for n, v in metrics.items() if n.startswith(("probe/", "trajectory/"))}
         row = {
             "epoch": trainer.current_epoch,
             "lr": self._lr,
             **keys({name: metrics.get(name) for name in MEASURED}),
-            "seconds": end - self._start_of_epoch,
-            "images_per_second": self._images * trainer.world_size / (end - self._start_of_count),
-            **keys({name: value for name, value in metrics.items() if name.startswith("probe/")}),
-            **{n.removeprefix("trajectory/"): v for n, v in metrics.items() if n.startswith("trajectory/")},
+            "seconds": self._seconds,
+            "images_per_second": self._images * trainer.world_size / (self._seconds - self._uncounted),
+            **keys({name.removeprefix("trajectory/"): value for name, value in more.items()}),
         }
         self.epochs.append(row)
-        for writer in tensorboard_writers(trainer.loggers) if trainer.is_global_zero else ():
-            # not into metrics.csv, which a seed repeats bit for bit
-            writer.add_scalar("train/images_per_second", row["images_per_second"], trainer.global_step - 1)
-        self._start_of_epoch = None
+        val_batches = int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0
+        self.batches = {"train_batches": int(trainer.num_training_batches), "val_batches": val_batches}
         # Through Lightning, which writes above a running bar, and from the first process alone.
         if not self._has_header:
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
@@ -170,14 +157,11 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Memory of the GPU if training ran there, else resident memory of this process; None where nothing says it."""
+    """Memory of the GPU if training ran there, else resident memory of this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    status = Path("/proc/self/status")  # Linux; ru_maxrss there includes the process that started this one
-    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(peak[1]) * 1024 / 1e6
     if sys.platform == "win32":
         return None
-    import resource  # not on Windows
+    import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -22,10 +22,8 @@ THIN = 5  # of the 1,001 points of a curve every fifth is kept
 class CurveRecord(RecordCallback):
     """Records the measurements of a FunctionRegressor.
 
-    Args:
-        asked: the epoch counts to report.
-        auto: report the epoch count with the lowest MSE against f too, and what a validation sample would have chosen.
-        settings, is_branch, start: as in RecordCallback.
+    ``asked`` are the epoch counts to report; ``auto`` reports the one with the lowest MSE against f too, and what a
+    validation sample would have chosen. The others are as in RecordCallback.
     """
 
     def __init__(
@@ -37,24 +35,22 @@ class CurveRecord(RecordCallback):
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
         self._latest: dict[int, Tensor] = {}
-        self._earlier_train = 0.0  # seconds of training before a resume
+        self._train_seconds = 0.0  # without those of a training that is running since then
         self._train_start: float | None = None
-        self._train_end: float | None = None
 
     def epochs_done(self) -> int:
         return max(self.measured, default=0)
 
     def train_seconds(self) -> float:
-        if self._train_start is None:
-            return self._earlier_train
-        return self._earlier_train + (self._train_end or time.perf_counter()) - self._train_start
+        running = 0.0 if self._train_start is None else time.perf_counter() - self._train_start
+        return self._train_seconds + running
 
     def state_dict(self) -> dict[str, Any]:
         state = {"measured": self.measured, "curves": self.curves, "train_seconds": self.train_seconds()}
         return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.measured, self.curves, self._earlier_train = state["measured"], state["curves"], state["train_seconds"]
+        self.measured, self.curves, self._train_seconds = state["measured"], state["curves"], state["train_seconds"]
         super().load_state_dict(state)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -76,7 +72,7 @@ class CurveRecord(RecordCallback):
             self.curves[epochs] = curve
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._train_end = time.perf_counter()
+        self._train_seconds, self._train_start = self.train_seconds(), None
         self.curves |= self._latest  # which is reported where the training run ends early
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
@@ -100,7 +96,6 @@ class CurveRecord(RecordCallback):
         if reached != reported and len(epochs):  # stopped early
             reached = sorted({*reached, int(epochs[-1])})
         at = np.searchsorted(epochs, reached)
-        trajectories = enumerate(model.lrs if len(epochs) > 1 else [])
         return {
             "function": data.function,
             "x_min": data.x_min,
@@ -108,7 +103,10 @@ class CurveRecord(RecordCallback):
             "seed": model.seeds[0],
             "results": self._results(model, reached),
             "over_seeds": spread_over_seeds(model.lrs, epochs[at], {n: v[at] for n, v in values.items()}),
-            "more_training": [{"lr": lr, **more_training(epochs, values["true_mse"][:, i])} for i, lr in trajectories],
+            "more_training": [
+                {"lr": lr, **more_training(epochs, values["true_mse"][:, i])}
+                for i, lr in enumerate(model.lrs if len(epochs) > 1 else [])
+            ],
             **({"auto": auto} if auto else {}),
             "not_measured": [e for e in reported if e not in epochs],
             "seconds": {"train": self.train_seconds(), "total": self.total_seconds()},

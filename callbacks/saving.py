@@ -7,7 +7,6 @@ the disk, it becomes ``last.ckpt``.
 
 import io
 import os
-import shutil
 import signal
 import subprocess
 import time
@@ -28,31 +27,21 @@ BATCHES_BETWEEN_LOOKS = 50  # at a clock on which all processes have to agree
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, each whole or absent, and read without running any code in them."""
+    """Lightning's checkpoints, each whole or absent."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         whole = io.BytesIO()  # torch.save would report a full disk by a RuntimeError of its own
         torch.save(checkpoint, whole)
         write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **options: Any) -> dict[str, Any]:
-        return super().load_checkpoint(path, *args, **{**options, "weights_only": True})
-
-
-def steps_done(trainer: Trainer) -> int:
-    """Optimizer steps so far; of a curve fit its epochs, since its Trainer counts measurements."""
-    return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
-
 
 class SaveLast(Checkpoint):
     """Keeps ``last.ckpt`` in ``folder`` up to date: at the end of each epoch, before its last step (so that nothing but
     that step is lost when validation is interrupted), and inside an epoch as often as asked.
 
-    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal.
-    During a validation at an epoch's end the checkpoint stays the one from before the epoch's last step, since half a
-    validation cannot be resumed; a validation in the middle of an epoch is continued until the next step. A second
-    signal exits at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same and puts the job back into the
-    queue, exit code 0; Lightning's own handler would save in the middle of a step.
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal; while
+    nothing is trained, at once, since the last step is saved. A second signal exits at once, too. In a SLURM job
+    SIGUSR1 (``--signal=USR1@90``) does the same and puts the job back into the queue, exit code 0.
 
     Args:
         folder: where the checkpoints go.
@@ -98,15 +87,27 @@ class SaveLast(Checkpoint):
             loop["state_dict"].pop("combined_loader", None)  # where in the epoch its data were
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # which Lightning will add once more
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        self._listen()
-
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen()  # again: after setup Lightning puts a handler of its own in the place of SIGTERM's
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._listen()
+
+    def _listen(self, *args: object, **kwargs: object) -> None:
+        names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
+        for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
+            if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it for SIGHUP
+                self._previous.setdefault(signum, signal.signal(signum, self._received))
+
+    # Again after setup, since then Lightning puts a handler of its own in the place of SIGTERM's.
+    setup = on_validation_start = on_test_start = _listen
+
+    def _received(self, signum: int, frame: FrameType | None) -> None:
+        if self._signum:
+            os._exit(128 + signum)
+        self._signum = signum
+
+    def _is_asked_to_leave(self, trainer: Trainer) -> bool:
+        """Whether any process has received a signal; all processes ask at the same place."""
+        return bool(trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False))
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
@@ -145,8 +146,8 @@ class SaveLast(Checkpoint):
             for logger in trainer.loggers:
                 logger.save()
             if self._branch is not None:  # before last.ckpt, from which on it would not be made again
-                with open(self.aside, "rb") as source:
-                    write_atomically(self._branch, lambda file: shutil.copyfileobj(source, file))
+                content = self.aside.read_bytes()
+                write_atomically(self._branch, lambda file: file.write(content))
             os.replace(self.aside, self.last)
         self._branch, self._is_aside = None, False
         if self._leaves:
@@ -155,37 +156,26 @@ class SaveLast(Checkpoint):
     on_train_batch_start = on_train_epoch_start = on_train_end = _publish
 
     def on_validation_batch_end(self, trainer: Trainer, *args: object) -> None:
-        # Processes may have different numbers of batches here; an epoch of one batch has no checkpoint before its last.
+        # Inside an epoch the next step saves. An epoch of one step has no checkpoint from before its last step.
         at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        has_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
-        if trainer.world_size == 1 and self._signum and (has_saved or trainer.state.fn != TrainerFn.FITTING):
-            self._leave(trainer)
+        is_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
+        if is_saved or trainer.state.fn != TrainerFn.FITTING:
+            self._leave_alone(trainer)
 
     def on_test_batch_end(self, trainer: Trainer, *args: object) -> None:
-        if trainer.world_size == 1 and self._signum:
-            self._leave(trainer)  # the end of training is saved
+        self._leave_alone(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
-        if stage == "test" and trainer.world_size == 1 and self._signum:  # while pictures were drawn
+        if stage == "test":
+            self._leave_alone(trainer)
+
+    def _leave_alone(self, trainer: Trainer) -> None:
+        """Leaves where a signal has asked for it; not one of several processes, which differ in their batches here."""
+        if self._signum and trainer.world_size == 1:
             self._leave(trainer)
-
-    def _listen(self) -> None:
-        names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
-        for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
-            if signum != getattr(signal, "SIGHUP", None) or signal.getsignal(signum) != signal.SIG_IGN:  # under nohup
-                self._previous.setdefault(signum, signal.signal(signum, self._received))
-
-    def _received(self, signum: int, frame: FrameType | None) -> None:
-        if self._signum:
-            os._exit(128 + signum)
-        self._signum = signum
-
-    def _is_asked_to_leave(self, trainer: Trainer) -> bool:
-        """Whether any process has received a signal; all processes ask at the same place."""
-        return bool(trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False))
 
     def _leave(self, trainer: Trainer) -> None:
         self._leaves = False
@@ -198,6 +188,11 @@ class SaveLast(Checkpoint):
                 task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]
                 subprocess.run(["scontrol", "requeue", "_".join(task) or env["SLURM_JOB_ID"]], check=True)
         raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
+
+
+def steps_done(trainer: Trainer) -> int:
+    """Optimizer steps so far; of a curve fit its epochs, since its Trainer counts measurements."""
+    return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
 
 
 def may_save_now(trainer: Trainer, batch_idx: int) -> bool:

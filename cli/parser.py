@@ -84,19 +84,15 @@ def add_trainer_flags(parser: Parser, **defaults: object) -> None:
     parser.set_defaults(defaults)
 
 
-def arguments(function: Callable[..., object], cfg: Mapping[str, Any] | Namespace) -> dict[str, Any]:
-    """Of the settings those that are arguments of this function or class."""
-    return {name: cfg[name] for name in inspect.signature(function).parameters if name in cfg}
-
-
 def build(kind: Callable[..., T], cfg: Namespace, **given: object) -> T:
     """An object of this class from the settings that are its arguments, and from what is ``given``.
 
     Raises:
         UsageError: the class refuses them, or a package that it needs is missing.
     """
+    arguments = {name: cfg[name] for name in inspect.signature(kind).parameters if name in cfg}
     try:
-        return kind(**arguments(kind, cfg) | given)
+        return kind(**arguments | given)
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
 
@@ -109,7 +105,7 @@ def default_data_root() -> str:
 def limit_imports() -> None:
     """A config file may name classes of Lightning and callbacks/, and of packages that the command line names too.
 
-    Naming a class imports its module, which runs it.
+    To name a class is to import its module, which runs it.
     """
     named = {name for arg in sys.argv[1:] for name in re.findall(r"[a-z_]\w*(?=\.[a-z_])", arg, re.IGNORECASE)}
     known = {"pytorch_lightning", "lightning_fabric", "callbacks", "builtins.len", "builtins.print"}

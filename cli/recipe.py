@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import yaml
 
 from analysis.runs import LENGTH
@@ -23,8 +22,7 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     """The defaults of the recipe that a command line names, or its config files, or else of ``lab``.
 
-    A length that is asked for there takes the place of the recipe's. Values given ``by_epochs`` are interpolated at the
-    run's number of epochs, values given ``by_bfloat16`` chosen for the machine that trains.
+    A length that is asked for there takes the place of the recipe's.
 
     Raises:
         UsageError: the config file has another recipe than the command line.
@@ -43,27 +41,26 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     asked |= {name: value for name, value in flags.items() if value is not None}
     name = asked.get("recipe", "lab")
     if name not in NAMES:
-        return {}
+        return {}  # which the parser refuses
     defaults = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
-    epochs = asked.get("max_epochs") or defaults.get("max_epochs")
+    epochs = plain_count(str(asked.get("max_epochs") or defaults.get("max_epochs")))
     if any(asked.get(length) not in (None, -1, "-1", "null") for length in LENGTH):
         defaults = {flag: value for flag, value in defaults.items() if flag not in LENGTH}
-    device = device_of(asked.get("accelerator"))
-    return {"recipe": name} | {flag: at_length(on_device(value, device), epochs) for flag, value in defaults.items()}
+    has_bfloat16 = has_native_bfloat16(device_of(asked.get("accelerator")))
+    count = int(epochs) if epochs.isdecimal() and int(epochs) > 0 else None  # None: steps or time end the run
+    return {"recipe": name, **{flag: chosen(value, has_bfloat16, count) for flag, value in defaults.items()}}
 
 
-def on_device(value: Any, device: torch.device) -> Any:
-    """The value, or of {"by_bfloat16": {true: value, false: value}} the one for this device."""
-    by = value.get("by_bfloat16") if isinstance(value, dict) else None
-    return by[has_native_bfloat16(device)] if by else value
+def chosen(value: Any, has_bfloat16: bool, epochs: int | None) -> Any:
+    """The value for this machine and length.
 
-
-def at_length(value: Any, epochs: Any) -> Any:
-    """The value, or for {"by_epochs": {epochs: value, ...}} the one at so many epochs, on a line over log(epochs)."""
-    if not (isinstance(value, dict) and "by_epochs" in value):
+    {"by_bfloat16": {true: value, false: value}} depends on the machine, and {"by_epochs": {epochs: value, ...}} is
+    interpolated over log(epochs), constant outside; without a number of epochs it is the last.
+    """
+    if not isinstance(value, dict) or not {"by_bfloat16", "by_epochs"} & value.keys():
         return value
+    if "by_bfloat16" in value:
+        return value["by_bfloat16"][has_bfloat16]
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
-    count = plain_count(str(epochs))
-    at = int(count) if count.isdecimal() and int(count) > 0 else lengths[-1]  # a run that steps or time end
-    y = float(np.interp(math.log(at), np.log(lengths), values))
+    y = float(np.interp(math.log(epochs or lengths[-1]), np.log(lengths), values))
     return round(y) if all(isinstance(v, int) for v in values) else float(f"{y:.3g}")

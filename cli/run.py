@@ -1,6 +1,6 @@
 """Run: the folder of a run, its settings, and the checkpoint that it is resumed from."""
 
-import json
+import itertools
 import os
 import shutil
 import zipfile
@@ -49,8 +49,6 @@ class Checkpoint:
     @classmethod
     def read(cls, path: Path) -> "Checkpoint":
         """Raises UsageError where there is no valid checkpoint of this program. Runs no code in the file."""
-        if not path.is_file():
-            raise UsageError(f"there is no checkpoint {path}: give another --ckpt_path, or leave it out to start anew")
         try:
             with zipfile.ZipFile(path) as archive:
                 if broken := archive.testzip():
@@ -64,26 +62,18 @@ class Checkpoint:
             is_cut = has_ended and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
             return cls(path, settings, step, is_cut)
         except Exception as error:  # a file can be broken in any way
-            raise UsageError(f"{path} is not a valid checkpoint of this program ({type(error).__name__})") from None
+            raise UsageError(f"{path} is no valid checkpoint of this program ({type(error).__name__})") from None
 
     @classmethod
     def latest(cls, folder: Path) -> "Checkpoint":
-        """The latest valid checkpoint of ``folder``; of two of the same step ``last.ckpt``.
-
-        Says so when that is not ``last.ckpt``. Raises UsageError where there is none.
-        """
-        last, valid = folder / "last.ckpt", list[Checkpoint]()
-        for path in sorted(folder.glob("*.ckpt")):
+        """``last.ckpt``, or if it is damaged the newest valid one. UsageError where there is none."""
+        others = set(folder.glob("*.ckpt")) - {folder / "last.ckpt"}
+        for path in [folder / "last.ckpt", *sorted(others, key=os.path.getmtime, reverse=True)]:
             try:
-                valid.append(cls.read(path))
+                return cls.read(path)
             except UsageError as error:
                 print_once(f"Skipped: {error}")
-        if not valid:
-            return cls.read(last)
-        latest = max(valid, key=lambda checkpoint: (checkpoint.next_step, checkpoint.path == last))
-        if latest.path != last:
-            print_once(f"Resuming from {latest.path}, the latest valid checkpoint")
-        return latest
+        raise UsageError(f"there is no valid checkpoint in {folder}: leave out --ckpt_path to start anew")
 
 
 class Run:
@@ -146,13 +136,10 @@ class Run:
         if before.keys() != now.keys():
             raise UsageError(f"{checkpoint.path} is of another command, or of another version of it")
         may_differ = MAY_DIFFER_IN_A_BRANCH if self.is_branch else MAY_DIFFER
-        changes = [
-            f"--{name} {as_typed(before[name])}, not {as_typed(value)}"
-            for name, value in now.items()
-            if before[name] != value and name not in may_differ
-        ]
-        if changes:
-            raise UsageError(f"{checkpoint.path} was trained with {'; '.join(changes)}: resume it with that")
+        changed = [name for name in now if before[name] != now[name] and name not in may_differ]
+        if changed:
+            changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
+            raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
 
     def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """In ``on_train_start``: writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
@@ -181,36 +168,31 @@ class Run:
 def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
-    Processes that Lightning starts for other devices find it in their environment.
-
     Raises:
         UsageError: none is named where torchrun or SLURM have started several processes, or to resume its last
             checkpoint.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
-        asked = os.environ.get("LITLAB_RUN_DIR")
+        asked = os.environ.get("LITLAB_RUN_DIR")  # of the process that has started this one for another device
     if asked is not None:
         return Path(asked).expanduser()
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
     if cfg.ckpt_path == "last":
         raise UsageError(f"--ckpt_path last is the last of which run? Name its folder: --run_dir {default}/...")
-    first = Path(default) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    folder, number = first, 1
-    while True:
-        try:
+    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    for number in itertools.count(1):
+        folder = Path(default) / (time if number == 1 else f"{time}_{number}")
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)  # who makes it has it, on any disk
-        except FileExistsError:
-            number += 1
-            folder = first.with_name(f"{first.name}_{number}")
-        else:
             os.environ["LITLAB_RUN_DIR"] = str(folder)
-            return folder
+            break
+    return folder
 
 
-def locked(folder: Path) -> FileLock | None:
-    """Makes the folder and locks it for as long as the lock lives; None on a disk without locks, which a line says.
+def locked(folder: Path) -> FileLock:
+    """Makes the folder and locks it for as long as the lock lives; on a disk without locks says so and goes without.
 
     Raises:
         UsageError: another process has it.
@@ -219,14 +201,13 @@ def locked(folder: Path) -> FileLock | None:
     lock = FileLock(folder / ".lock", timeout=0)
     try:
         lock.acquire()
-        return lock
     except Timeout:
         raise UsageError(f"{folder} is in use by another process: wait for it, or choose another --run_dir") from None
     except (NotImplementedError, OSError) as error:
         if isinstance(error, PermissionError):
             raise
         print_once(f"{folder} is on a disk without file locks: start no second process on it")
-        return None
+    return lock
 
 
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
@@ -242,16 +223,6 @@ def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
 
 
-def as_typed(value: object) -> str:
-    """A setting as it is written behind its flag."""
-    if isinstance(value, list):
-        return " ".join(map(as_typed, value))
-    return value if isinstance(value, str) else json.dumps(value)
-
-
 def where_to_look(folder: Path) -> str:
     """The last line of a training script."""
-    shown = "all runs: tensorboard --logdir runs"
-    if folder.parts[:1] != ("runs",):
-        shown = f"TensorBoard: tensorboard --logdir {quoted(folder)}"
-    return f"Figures and summary.json are in {folder}; {shown}"
+    return f"Figures and summary.json are in {folder}; TensorBoard: tensorboard --logdir {quoted(folder)}"

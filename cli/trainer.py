@@ -26,8 +26,7 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of the run.
 
-    ``bar`` is shown where the output is a terminal. ``instead`` are arguments of the Trainer that take the place of
-    their flags.
+    ``bar`` is shown where the output is a terminal. ``instead`` takes the place of flags.
 
     Raises:
         UsageError: for flags that do not go together, or name what is not installed.
@@ -70,14 +69,9 @@ def listed(value: Any) -> list[Any]:
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, which a resumed run continues: it keeps the rows from before ``first_step``.
+    """Lightning's metrics.csv, but the rows of ``history`` from before ``first_step`` are kept.
 
     Lightning's own logger begins anew in a folder that has been used.
-
-    Args:
-        folder: where metrics.csv is.
-        first_step: the first step that is logged anew.
-        history: the metrics.csv whose earlier rows are kept, this run's own or the one that it began with.
     """
 
     def __init__(self, folder: Path, first_step: int, history: Path) -> None:
@@ -107,10 +101,9 @@ class MetricsRows(ExperimentWriter):
 
 
 def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")  # a damaged row is no reason to stop
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
-    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
-    return [row for row in rows if int(row["step"]) < first_step]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+    return [{name: value for name, value in row.items() if value} for row in rows]

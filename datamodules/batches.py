@@ -13,17 +13,11 @@ class TrainBatches:
     """An epoch of shuffled, augmented batches: (N, 3, size, size) normalized float32 images and (N,) int64 labels.
 
     Order and augmentation are a function of (seed, epoch, place in the epoch) alone: the same after a resume, and the
-    same for any number of processes. A batch is the global batch; each process takes every ``world_size``-th image.
-    The last batch of an epoch may be smaller.
+    same for any number of processes. Each process takes every ``world_size``-th image of a batch of ``batch_size``; the
+    last batch of an epoch may be smaller.
 
-    Args:
-        images, labels: (M, H, W, 3) uint8 and (M,) int64; the batches are on their device.
-        batch_size: images of a batch, over all processes together.
-        seed: of the order and the augmentation.
-        augmentation: how the images vary.
-        rank, world_size: number of this process, and of how many.
-        shuffle: without it the images come in their order.
-        size: called for each batch, the pixels a side of its images; None: as many as they have.
+    ``images`` are (M, H, W, 3) uint8 and ``labels`` (M,) int64; the batches are on their device. ``size``, called for
+    each batch, gives the pixels a side of its images. Without ``shuffle`` the images come in their order.
     """
 
     def __init__(
@@ -90,12 +84,7 @@ class TrainBatches:
 class EvalBatches:
     """Batches of (N, 3, H, W) normalized float32 images and (N,) int64 labels in the order of the data.
 
-    Each process takes its share, no image twice.
-
-    Args:
-        images, labels: (M, H, W, 3) uint8 and (M,) int64; the batches are on their device.
-        batch_size: images of a batch, over all processes together.
-        rank, world_size: number of this process, and of how many.
+    Arguments as in TrainBatches. Each process takes its share, no image twice.
     """
 
     def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> None:

@@ -22,10 +22,10 @@ class ResNet20Classifier(LightningModule):
     """Learns from batches of (N, 3, H, W) float images and (N,) int64 labels.
 
     Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc`` (cross-entropy in nats,
-    accuracy as a fraction of 1, each a mean over the images of the epoch and over all processes) and ``lr``, once an
-    epoch; ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are epoch averages: each batch
-    is scored by the weights as they were before learning from it. A second validation loader, if there is one, holds a
-    fixed training subset, logged as ``probe/*``. ``predict_step`` returns (N, 10) class probabilities.
+    accuracy as a fraction of 1, each a mean over the images of the epoch) and ``lr``, once an epoch;
+    ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are epoch averages: each batch is
+    scored by the weights before learning from it. A second validation loader, if there is one, holds a training subset,
+    logged as ``probe/*``. ``predict_step`` returns (N, 10) class probabilities.
 
     Args:
         lr: learning rate, until a callback changes it.

@@ -3,45 +3,36 @@
 from cli import START  # first of all: it starts the clock of the total time
 
 # isort: split
-import statistics
 import sys
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
-from pytorch_lightning import Callback, seed_everything
+from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import TQDMProgressBar
-from pytorch_lightning.utilities import rank_zero_only
 
 from analysis.figures import pixels_of, save_png, training_figure
-from analysis.files import read_json, write_json
+from analysis.files import write_json
 from callbacks import LRStep, OneCycle
 from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.saving import SaveLast
-from callbacks.tensorboard_layout import TensorBoardLayout, show_pictures
+from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
 from cli.hardware import compiles
 from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
 from cli.recipe import NAMES, recipe_defaults
-from cli.run import Run, plain_settings, run_folder, where_to_look, write_settings
+from cli.run import Run, run_folder, where_to_look
+from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
-
-CHARTS = {
-    "accuracy": ["train/acc", "val/acc", "probe/acc", "test/acc"],
-    "loss": ["train/loss", "val/loss", "probe/loss", "test/loss"],
-    "learning rate": ["lr"],
-    "images per second": ["train/images_per_second"],
-}
 
 
 def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
@@ -71,7 +62,8 @@ def run() -> None:
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
     folder = run_folder(cfg, "runs/cifar")
-    summaries = [train(parser, cfg, folder, START)] if cfg.num_seeds == 1 else train_seeds(parser, cfg, folder)
+    train_one = partial(train, parser)
+    summaries = [train_one(cfg, folder, START)] if cfg.num_seeds == 1 else train_seeds(parser, cfg, folder, train_one)
     for summary in summaries:
         if summary["test_acc"] is not None:
             result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
@@ -80,24 +72,16 @@ def run() -> None:
 
 
 def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[str, Any]:
-    """One run, as Lightning has it: data, model, callbacks, Trainer, fit, test; returns its summary."""
+    """One run, in Lightning's order: data, model, callbacks, Trainer, fit, test; returns its summary.
+
+    ``start`` is when it began, for the seconds in all.
+    """
     seed_everything(cfg.seed, workers=True)
     with Run(parser, cfg, folder) as this:
         data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
         model = build(ResNet20Classifier, cfg, compile=compiles(cfg, data.num_train - data.val_size))
-        schedule = make_schedule(cfg)
         record = ClassifierRecord(this.settings, this.is_branch, start)
-        saving = SaveLast(
-            folder / "checkpoints",
-            cfg.save_every_n_steps,
-            branches=branches(schedule),
-            advice=this.how_to_resume(),
-            requeues=cfg.run_dir is not None,
-        )
-        # The record reads what the callbacks before it have logged of an epoch.
-        callbacks: list[Callback] = [schedule, *([WeightTrajectory()] if cfg.probe_train else []), EpochAverages()]
-        callbacks += [record, StopOnNonFiniteLoss(), TensorBoardLayout(CHARTS, this.settings), TestPictures(folder)]
-        trainer = build_trainer(parser, cfg, this, [*callbacks, saving], TQDMProgressBar(refresh_rate=10))
+        trainer = build_trainer(parser, cfg, this, make_callbacks(cfg, this, record), TQDMProgressBar(refresh_rate=10))
         where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
         print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
         trainer.fit(model, data, ckpt_path=this.ckpt_path, weights_only=True)
@@ -107,12 +91,25 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
             trainer.test(model, data, verbose=False)
         summary = record.summary(model, trainer.strategy.root_device)
         if trainer.is_global_zero:
-            if record.epochs:
-                show_pictures(
-                    [(trainer.global_step, draw_training([summary], folder))], "val/training", trainer.loggers
-                )
-            write_json(folder / "summary.json", summary)
+            write_results(summary, folder, trainer)
     return summary
+
+
+def make_callbacks(cfg: Namespace, this: Run, record: ClassifierRecord) -> list[Callback]:
+    """The callbacks of a run; the record reads what those before it have logged of an epoch."""
+    schedule = make_schedule(cfg)
+    # The weights before each LR step are kept, and those one epoch later, for the report compares both.
+    epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
+    saving = SaveLast(
+        this.folder / "checkpoints",
+        cfg.save_every_n_steps,
+        branches={epoch + i for epoch in epochs for i in (0, 1)},
+        advice=this.how_to_resume(),
+        requeues=cfg.run_dir is not None,
+    )
+    trajectory = [WeightTrajectory()] if cfg.probe_train else []
+    shown = [TensorBoardTexts(this.settings), TestPictures(this.folder)]
+    return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown, saving]
 
 
 def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
@@ -122,65 +119,13 @@ def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
     return build(LRStep, cfg, milestones=cfg.milestones or {}, unit=cfg.milestone_unit)
 
 
-def branches(schedule: LRStep | OneCycle) -> set[int]:
-    """Epochs before which the weights are kept: those of the LR steps, and the next, for the report compares both."""
-    epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
-    return {epoch + i for epoch in epochs for i in (0, 1)}
-
-
-def train_seeds(parser: Parser, cfg: Namespace, top: Path) -> list[dict[str, Any]]:
-    """A run for each seed in a sub-folder; in ``top`` the settings and the summary of them all."""
-    if cfg.ckpt_path not in (None, "last"):
-        raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
-    if (top / "metrics.csv").exists():
-        raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
-    runs = []
-    for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
-        folder = top / f"seed{seed}"
-        ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
-        runs.append((Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path}), folder))
-    finished = [finished_summary(parser, *run) for run in runs]  # before any process has run one of them
-    summaries: list[dict[str, Any]] = []
-    for (seed_cfg, folder), summary in zip(runs, finished, strict=True):
-        summaries.append(summary or train(parser, seed_cfg, folder, time.perf_counter() if summaries else START))
-    write_summary_of_all(summaries, top, plain_settings(parser, cfg))
-    return summaries
-
-
-def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> dict[str, Any] | None:
-    """The summary of a seed's run that has ended already and was asked for with the same settings; None without."""
-    path = folder / "summary.json"
-    summary: dict[str, Any] | None = read_json(path) if cfg.ckpt_path and path.exists() else None
-    return summary if summary and summary["settings"] == plain_settings(parser, cfg) else None
-
-
-@rank_zero_only
-def write_summary_of_all(summaries: Sequence[dict[str, Any]], top: Path, settings: Mapping[str, Any]) -> None:
-    """The settings, the figure, and summary.json: each seed's results, their means and standard deviations."""
-    write_settings(top, settings)
-    if all(summary["epochs"] for summary in summaries):
-        draw_training(summaries, top)
-    spread: dict[str, float | None] = {}
-    for name in ("test_acc", "test_loss"):
-        values = [summary[name] for summary in summaries if summary[name] is not None]
-        if values:
-            spread[f"{name}_mean"] = statistics.mean(values)
-            spread[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    content = {
-        **{name: summaries[0][name] for name in ("recipe", "data")},
-        **spread,
-        "runs": [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries],
-        "seconds": {name: sum(summary["seconds"][name] for summary in summaries) for name in ("train", "total")},
-    }
-    write_json(top / "summary.json", content)
-
-
-def draw_training(summaries: Sequence[dict[str, Any]], folder: Path) -> np.ndarray:
-    """Writes training.png; returns its pixels."""
-    epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))
-    pixels = pixels_of(training_figure(epochs, tested, summaries[0]["measured_on"]))
-    save_png(pixels, folder / "training.png")
-    return pixels
+def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> None:
+    """The training figure, and summary.json."""
+    if summary["epochs"]:
+        pixels = pixels_of(training_figure([summary["epochs"]], [summary["test_acc"]], summary["measured_on"]))
+        save_png(pixels, folder / "training.png")
+        show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
+    write_json(folder / "summary.json", summary)
 
 
 if __name__ == "__main__":

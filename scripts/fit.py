@@ -18,7 +18,7 @@ from analysis.files import write_json
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
 from callbacks.saving import SaveLast
-from callbacks.tensorboard_layout import TensorBoardLayout, show_pictures
+from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from cli.command import UsageError, main
 from cli.parser import Parser, add_trainer_flags, build, training_parser
 from cli.run import Run, run_folder, where_to_look
@@ -29,7 +29,6 @@ from lit_models import FunctionRegressor
 DEFAULT_EPOCHS = 1000
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs
-CHARTS = {"median error": ["train/loss", "val/loss"]}
 
 
 def fit_parser() -> Parser:
@@ -70,7 +69,7 @@ def run() -> None:
             advice=this.how_to_resume(),
             requeues=cfg.run_dir is not None,
         )
-        callbacks = [record, TensorBoardLayout(CHARTS, this.settings), saving]
+        callbacks = [record, TensorBoardTexts(this.settings), saving]
         # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
         instead: dict[str, Any] = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None}
         if this.checkpoint and epochs_left(this, last) == 0:
@@ -148,9 +147,7 @@ def noise_hint(data: CurveDataModule) -> str:
     deviation = data.truth.std(correction=0).item()
     if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
         return ""
-    less = float(f"{0.4 * deviation:.1g}")  # as in the lab, where it is 3 beside a deviation of 7.6
-    noise = f"The noise ({data.noise_std:g}) is larger than f's own standard deviation ({deviation:.2g})"
-    return f"\n{noise}: the points hardly show f; try --noise_std {less:g}"
+    return f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: try less --noise_std"
 
 
 if __name__ == "__main__":

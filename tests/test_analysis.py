@@ -341,10 +341,10 @@ def test_losses_along_lines_between_weights() -> None:
             net.linear.bias.zero_()
             net.linear.bias[3] = bias
     settings = {"lr": 1e-4, "milestones": {"5": 1e-5}, "weight_decay": 0.0, "momentum": 0.0}
-    data = data_of(torch.randint(256, (20, 32, 32, 3), dtype=torch.uint8), torch.full((20,), 3), **settings)
+    data = data_of(torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8), torch.full((8,), 3), batch_size=2, **settings)
     lines = measure_lines(nets, data)
     expected = [math.log(9 + math.exp(b)) - b for b in lines["along"]]
-    assert lines["with"] == pytest.approx(expected, rel=1e-4) and lines["images"] == 20
+    assert lines["with"] == pytest.approx(expected, rel=1e-4) and lines["images"] == 8
     assert lines["without"] == pytest.approx([math.log(9 + math.exp(-b)) + b for b in lines["along"]], rel=1e-4)
     assert [len(losses) for losses in lines["steps"]] == [len(lines["across"])] * 4
     start, end = lines["across"].index(0), lines["across"].index(1)

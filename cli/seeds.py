@@ -1,0 +1,70 @@
+"""Several seeds by one command: an ordinary run for each, one after the other, and the summary of them all."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import Namespace
+
+from analysis.figures import pixels_of, save_png, training_figure
+from analysis.files import read_json, write_json
+from cli import START
+from cli.command import UsageError, is_rank_zero
+from cli.parser import Parser
+from cli.run import plain_settings, write_settings
+
+Summary = dict[str, Any]
+
+
+def train_seeds(
+    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, float], Summary]
+) -> list[Summary]:
+    """The summaries of ``train(cfg, folder, start)`` for seed, seed+1, ... in sub-folders of ``top``, which gets means.
+
+    On a resume a run that has ended with the same settings is not repeated.
+    """
+    if cfg.ckpt_path not in (None, "last"):
+        raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
+    if (top / "metrics.csv").exists():
+        raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
+    runs = []
+    for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
+        folder = top / f"seed{seed}"
+        ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
+        runs.append((Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path}), folder))
+    finished = [finished_summary(parser, *run) for run in runs]  # before any process has run one of them
+    summaries: list[Summary] = []
+    for run, summary in zip(runs, finished, strict=True):
+        summaries.append(summary or train(*run, time.perf_counter() if summaries else START))
+    if is_rank_zero():
+        write_settings(top, plain_settings(parser, cfg))
+        write_json(top / "summary.json", summary_of_all(summaries))
+        if all(summary["epochs"] for summary in summaries):
+            epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))
+            figure = training_figure(epochs, tested, summaries[0]["measured_on"])
+            save_png(pixels_of(figure), top / "training.png")
+    return summaries
+
+
+def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> Summary | None:
+    path = folder / "summary.json"
+    summary: Summary | None = read_json(path) if cfg.ckpt_path and path.exists() else None
+    return summary if summary and summary["settings"] == plain_settings(parser, cfg) else None
+
+
+def summary_of_all(summaries: list[Summary]) -> Summary:
+    """Each seed's results, their means and standard deviations."""
+    spread: dict[str, float | None] = {}
+    for name in ("test_acc", "test_loss"):
+        values = [summary[name] for summary in summaries if summary[name] is not None]
+        if values:
+            spread[f"{name}_mean"] = statistics.mean(values)
+            spread[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    return {
+        **{name: summaries[0][name] for name in ("recipe", "data")},
+        **spread,
+        "runs": [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries],
+        "seconds": {name: sum(summary["seconds"][name] for summary in summaries) for name in ("train", "total")},
+    }
