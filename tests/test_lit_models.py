@@ -15,8 +15,7 @@ from datamodules import CIFAR10DataModule, CurveDataModule
 from datamodules.augmentation import normalize
 from datamodules.synthetic import synthetic_images
 from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier
-from lit_models.adam import ElementwiseAdam
-from lit_models.mlps import MLPs
+from lit_models.mlps import ElementwiseAdam, MLPs
 from lit_models.muon import Muon, orthogonalized
 from lit_models.onednn import can_train_in_mkldnn, cpu_has_bfloat16, mkldnn_logits, option_a
 from lit_models.resnet20 import BasicBlock
