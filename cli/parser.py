@@ -6,7 +6,6 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import torch
@@ -51,8 +50,8 @@ def types_in(hint: object) -> set[object]:
 
 def plain_count(text: str) -> str:
     """1e4 and 1.5e3 as Python writes a whole number; any other text as it is."""
-    value = Decimal(text) if re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) else None
-    return str(int(value)) if value is not None and value == int(value) else text
+    is_count = re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) and float(text).is_integer()
+    return str(int(float(text))) if is_count else text
 
 
 def training_parser(description: str | None) -> Parser:

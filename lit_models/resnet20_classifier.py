@@ -119,7 +119,8 @@ class ResNet20Classifier(LightningModule):
             net = self._compiled
         loss, _ = self._step(self.train_metrics, batch, net, logs=not self._is_logged)
         self._is_logged = True
-        self.log_dict({"train/loss_step": loss, "lr_step": self._lr}, on_step=True, on_epoch=False)
+        self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
+        self.log("lr_step", self._lr, on_step=True, on_epoch=False)
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:

@@ -147,7 +147,9 @@ def noise_hint(data: CurveDataModule) -> str:
     deviation = data.truth.std(correction=0).item()
     if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
         return ""
-    return f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: try less --noise_std"
+    return (
+        f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
+    )
 
 
 if __name__ == "__main__":
