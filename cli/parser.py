@@ -24,8 +24,8 @@ register_type(torch.device)  # an argument of Lightning's callbacks that config.
 class Parser(ArgumentParser):
     """A parser whose errors are one line; its flags take counts such as 1e4, and values that begin with a minus."""
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, allow_abbrev=False)
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        super().__init__(description=description, allow_abbrev=False, **options)  # jsonargparse's for a class in a flag
 
     def _parse_optional(self, arg_string: str) -> Any:
         # argparse would take -x**2 and -1e-3 for flags
