@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import callbacks.test_pictures
 from callbacks import LRStep, OneCycle
-from callbacks.saving import AtomicCheckpointIO, SaveLast
+from callbacks.saving import SaveLast
 from callbacks.weight_trajectory import WeightTrajectory
 
 resumes_inside = pytest.mark.filterwarnings(
@@ -160,15 +160,7 @@ def test_a_trajectory_distinguishes_a_straight_walk_from_oscillation(
         assert metrics == pytest.approx(expected, abs=1e-6)
 
 
-# Files
-
-
-def test_checkpoints_come_back_as_they_were(tmp_path: Path) -> None:
-    path = tmp_path / "deep" / "last.ckpt"
-    AtomicCheckpointIO().save_checkpoint({"epoch": 3, "w": torch.arange(4.0)}, path)
-    assert list(path.parent.iterdir()) == [path]
-    loaded = AtomicCheckpointIO().load_checkpoint(path)
-    assert loaded["epoch"] == 3 and torch.equal(loaded["w"], torch.arange(4.0))
+# SaveLast
 
 
 class Killed(BaseException):

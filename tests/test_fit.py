@@ -1,6 +1,5 @@
 """scripts/fit.py as its user meets it: the command line, its output, and the run's files."""
 
-import csv
 import json
 import math
 import shutil
@@ -99,14 +98,6 @@ def test_every_setting_of_a_grid_is_reported(grid: tuple[str, Path]) -> None:
         assert picture.width >= 600 and len(set(picture.convert("L").get_flattened_data())) > 10
 
 
-def test_metrics_are_logged_over_epochs(whole: Path) -> None:
-    with open(whole / "metrics.csv", newline="") as file:
-        rows = [(int(row["step"]), row["train/loss"], row["val/loss"]) for row in csv.DictReader(file)]
-    for column in (1, 2):
-        steps = [row[0] for row in rows if row[column]]
-        assert steps == measured_epochs([500], 500)
-
-
 def test_config_repeats_a_run_bit_for_bit(grid: tuple[str, Path], tmp_path: Path) -> None:
     _, run_dir = grid
     succeed(tmp_path, "--config", str(run_dir / "config.yaml"), "--run_dir", "again")
@@ -136,11 +127,9 @@ def test_divergence_is_a_result_not_a_crash(tmp_path: Path) -> None:
     assert (tmp_path / "diverged" / "curves.png").exists()
 
 
-@pytest.mark.parametrize(
-    ("function", "noise_std", "is_named"), [("sin(x)", 3.0, True), ("sin(x)", 0.7, False), ("5", 3.0, False)]
-)
-def test_noise_that_hides_the_function_is_named(function: str, noise_std: float, is_named: bool) -> None:
-    assert bool(noise_hint(CurveDataModule(function, noise_std=noise_std))) == is_named
+def test_noise_that_hides_the_function_is_named() -> None:
+    hints = [noise_hint(CurveDataModule(f, noise_std=std)) for f, std in (("sin(x)", 3.0), ("sin(x)", 0.7), ("5", 3.0))]
+    assert "0.73" in hints[0] and hints[1:] == ["", ""]  # the deviation of sin(x); a constant has none
 
 
 # Resuming
@@ -201,24 +190,21 @@ def test_a_checkpoint_to_save_has_its_measurement_and_a_normal_run_no_more_of_th
     assert len(measured_epochs([], 1_000_000, 1)) < 1_600
 
 
-@pytest.mark.parametrize(
-    ("flags", "values"),
-    [
-        (["--epochs", "1e2", "10_000", "1.5e3", "auto"], [100, 10_000, 1500, "auto"]),
-        (["--num_samples=1e2"], 100),
-        (["--max_epochs", "null"], None),
-        (["--max_steps", "-1"], -1),
-        (["--limit_train_batches", "1"], 1),
-        (["--limit_train_batches", "1.0"], 1.0),  # a part
-        (["--lr", "1e-2", "1"], [0.01, 1.0]),
-        (["--x_min", "-5e0"], -5.0),
-        (["--function", "-x**2"], "-x**2"),
-        (["--function", "1e4"], "1e4"),
-    ],
-)
-def test_numbers_as_people_write_them(flags: list[str], values: object) -> None:
-    read = fit_parser().parse_args(flags)[flags[0].partition("=")[0].removeprefix("--")]
-    assert read == values and type(read) is type(values)
+def test_numbers_as_people_write_them() -> None:
+    for line, value in (
+        ("--epochs 1e2 10_000 1.5e3 auto", [100, 10_000, 1500, "auto"]),
+        ("--max_epochs null", None),
+        ("--max_steps -1", -1),
+        ("--limit_train_batches 1", 1),
+        ("--limit_train_batches 1.0", 1.0),  # a part
+        ("--lr 1e-2 1", [0.01, 1.0]),
+        ("--x_min -5e0", -5.0),
+        ("--function -x**2", "-x**2"),
+        ("--function 1e4", "1e4"),
+    ):
+        flags = line.split()
+        read = fit_parser().parse_args(flags)[flags[0].removeprefix("--")]
+        assert read == value and type(read) is type(value)
 
 
 @pytest.mark.parametrize("flags", ["--epochs 1.5", "--epochs 0", "--epochs 100,200", "--lr 0,01", "--lr -1", "--wd 1"])
