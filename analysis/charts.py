@@ -58,8 +58,8 @@ def lines_chart(
     if "lower quartile" in each:
         layers.append(base.mark_area(opacity=0.2).encode(y="lower quartile:Q", y2="upper quartile:Q"))
     for place, text in marks:
-        mark = data([{"x": place, "text": text}]).encode(x="x:Q", text="text:N")
-        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(y=-8)]
+        mark = data([{"x": place}]).encode(x="x:Q")
+        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, y=-8)]
     tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
     tips += [alt.Tooltip("y:Q", title=y), *(alt.Tooltip(f"{name}:Q") for name in each[2:])]
     return finished([*layers, under_pointer(base, tips)])

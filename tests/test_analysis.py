@@ -1,7 +1,6 @@
 """analysis/: statistics, findings, figures and files, on numbers whose answers are known."""
 
 import itertools
-import json
 import math
 from io import BytesIO
 from pathlib import Path
@@ -18,7 +17,7 @@ from analysis.curves import METRICS, Growth, early_stopping, fit_text, more_trai
 from analysis.drop import drop_numbers, measure_lines, measure_noise, measure_renewed
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.gap import measure_gap
-from analysis.provenance import about, command_line
+from analysis.provenance import command_line
 from analysis.runs import Run, lr_changes
 from analysis.statistics import mean_ci, median_ci, medians, number, over_runs, quartiles, spread
 from datamodules import CIFAR10DataModule
@@ -53,7 +52,7 @@ def test_the_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr("sys.argv", [str(tmp_path / "scripts" / "fit.py"), "--function", "2 * x"])
     assert command_line() == "python scripts/fit.py --function '2 * x'"
     monkeypatch.setattr("sys.argv", ["/elsewhere/fit.py"])
-    assert about(torch.device("cpu"))["command"] == "`python /elsewhere/fit.py`"
+    assert command_line() == "python /elsewhere/fit.py"
 
 
 def test_confidence_interval_of_a_mean() -> None:
@@ -75,11 +74,10 @@ def test_confidence_interval_of_a_median() -> None:
     assert median_ci(np.array([3.0, 1, 2, 6, 5, 4])) == pytest.approx((1, 6, 1 - 2 / 64))
     # Of 9, the second from either end: 1 - 2 * (1 + 9) / 2**9 = 0.961; the third would cover 0.820.
     assert median_ci(np.arange(9.0)) == pytest.approx((1, 7, 1 - 20 / 512))
-    assert median_ci(np.array([1.0, 2])) == pytest.approx((1, 2, 0.5))
     assert median_ci(np.array([1.0])) == pytest.approx((1, 1, 0))
 
 
-def test_a_diverged_seed_counts_as_the_worst() -> None:
+def test_what_diverged_counts_as_the_worst() -> None:
     # Positions 0.25 * 2 and 0.75 * 2 lie between two values; the nearest is taken, of two as near the even one.
     assert quartiles(np.array([1.0, 2, 3])) == {"median": 2, "q25": 1, "q75": 3}
     one_bad = np.array([math.nan, 1.0, 2, 3, 4])
@@ -87,10 +85,7 @@ def test_a_diverged_seed_counts_as_the_worst() -> None:
     assert quartiles(one_bad, worst=-math.inf) == {"median": 2, "q25": 1, "q75": 3}  # in order: -inf 1 2 3 4
     assert medians(np.array([[1.0, math.nan, math.nan], [5.0, 6, 7]])).tolist() == [math.inf, 6]
 
-
-def test_numbers_have_three_digits() -> None:
     assert [number(value) for value in (1 / 3, 0.0, None, math.nan, -math.inf)] == ["0.333", "0", *["diverged"] * 3]
-    assert number(None, "-") == "-" and number(1 / 3, digits=4) == "0.3333"
     assert spread([0.5, None, 0.7], 100) == "60.00 ± 14.14" and spread([2.0]) == "2.000" and spread([None]) == "-"
 
 
@@ -101,7 +96,7 @@ def test_spread_over_seeds() -> None:
     assert [(row["lr"], row["epochs"]) for row in rows] == [(0.1, 5), (0.1, 50), (0.01, 5), (0.01, 50)]
     assert [row["true_mse"]["median"] for row in rows] == [1, 7, 4, 10]
     assert rows[3]["r2"] == {"median": 1, "q25": -math.inf, "q75": 2}  # in order: -inf 1 2
-    assert json.loads(standard_json(rows))[3]["r2"]["q25"] is None  # plain numbers
+    assert '"q25": null' in standard_json(rows)  # plain numbers
 
 
 def test_whether_more_training_hurts() -> None:
@@ -110,18 +105,15 @@ def test_whether_more_training_hurts() -> None:
     def answer(first: float, second: float, last: Any, seeds: np.ndarray = seeds) -> dict[str, Any]:
         return more_training(epochs, np.stack([first * seeds, second * seeds, last * seeds]))
 
-    hurts = answer(9, 1, 3)  # every seed: lowest at 10, three times that at 100
+    hurts = answer(9, 1, 3)  # every seed: lowest at 10, three times that at 100; from the smallest to the largest of 8
     assert (hurts["verdict"], hurts["best_epochs"], hurts["last_epochs"]) == ("hurts", 10, 100)
-    assert [hurts[name] for name in ("ratio", "low", "high")] == pytest.approx([3, 3, 3])
-    assert hurts["coverage"] == pytest.approx(1 - 2 / 2**8)  # from the smallest to the largest of 8
+    assert [hurts[name] for name in ("ratio", "low", "high", "coverage")] == pytest.approx([3, 3, 3, 1 - 2 / 2**8])
     assert answer(9, 3, 1)["verdict"] == "helps" == answer(9, 3, 1, seeds[:1])["verdict"]
     noise = np.where(np.arange(8) % 2, 1.2, 0.9)  # at 100 half of the seeds are better, half worse
     assert answer(9, 1, noise, np.ones(8))["verdict"] == "no evidence"
     assert answer(9, 1, 3, seeds[:4])["verdict"] == "no evidence"  # 4 seeds cover only 87.5 %
-    one = answer(9, 1, 3, seeds[:1])
-    assert (one["verdict"], one["ratio"]) == ("one seed", 3)
-    diverged = answer(1, 1, np.array([np.nan, *[1] * 7]))
-    assert (diverged["verdict"], diverged["diverged"]) == ("diverged", 1)
+    assert answer(9, 1, 3, seeds[:1])["verdict"] == "one seed"
+    assert answer(1, 1, np.array([np.nan, *[1] * 7])).items() >= {"verdict": "diverged", "diverged": 1}.items()
     assert math.isfinite(answer(1, 0, 0)["ratio"])  # no division by 0
     # A column a seed. The medians of the others of seeds 0, 1, 2 are lowest at 1, 1 and 10: ratios 4/3, 4/3 and 4/4.
     judged = more_training(epochs, np.array([[3.0, 3.0, 1.0], [2.0, 2.0, 4.0], [4.0, 4.0, 4.0]]))
@@ -143,11 +135,11 @@ def test_the_text_of_a_fit() -> None:
     rows = [{"lr": 0.1, "epochs": 1000, **dict.fromkeys(METRICS, quartile), "r2": nothing}]  # of a constant function
     rows += [{"lr": 0.01, "epochs": 1000, **dict.fromkeys(METRICS, nothing)}]
     part = {"lr": 0.1, "best_epochs": 100, "last_epochs": 1000, "ratio": 3.0, "low": 2.5, "high": 4.0, "coverage": 0.99}
-    diverged = {"lr": 0.01, "verdict": "diverged", "diverged": 2}
     parts = [part | {"verdict": verdict} for verdict in ("hurts", "helps", "one seed")]
+    parts.append({"lr": 0.01, "verdict": "diverged", "diverged": 2})
     summary = {"settings": {"num_seeds": 8}, "not_measured": [2000], "seconds": {"train": 1.25}, "over_seeds": rows}
     summary["results"] = [{"lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in range(8)]
-    header, first, second, *lines = fit_text(summary | {"more_training": [*parts, diverged]}).splitlines()
+    header, first, second, *lines = fit_text(summary | {"more_training": parts}).splitlines()
     assert header.split() == "lr epochs train mse mse against f max error r2 quartiles of mse against f".split()
     assert first.split() == ["0.1", "1,000", "0.5123", "0.5123", "0.5123", "-", "0.4", "to", "diverged"]
     assert second.split() == ["0.01", "1,000", *["diverged"] * 5, "to", "diverged"]
@@ -160,10 +152,6 @@ def test_the_text_of_a_fit() -> None:
         f"{lowest}; at 1,000 it is 3.00 times as large (one seed).",
         "Learning rate 0.01: diverged (2 of the seeds).",
     ]
-    auto = {"lr": 0.1, "best_epochs": 20, "best_true_mse": 0.0, "held_out_epochs": 2000, "held_out_true_mse": 0.5}
-    *_, first, second = fit_text(summary | {"auto": [auto, auto | {"best_true_mse": None}]}).splitlines()
-    assert "lowest at 20 epochs (0); a validation sample would stop at 2,000 (0.5)." in first
-    assert second == "Learning rate 0.1: diverged."
 
 
 def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1, **path: float) -> Run:
@@ -177,21 +165,19 @@ def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1, **path: flo
 
 
 DROPPED = run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81)
-STAYED = run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.72, 0.7, lr=0.1)
 
 
 def test_effect_of_the_learning_rate_drop() -> None:
     alone, lines = drop_numbers(DROPPED, None, "")
     assert alone == pytest.approx({"first": 80, "last": 81, "change": 10}) and lines == {}
-    numbers, _ = drop_numbers(DROPPED, STAYED, "")
+    numbers, _ = drop_numbers(DROPPED, run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.72, 0.7, lr=0.1), "")
     expected = {"first_without": 72, "last_without": 70, "change_without": 2, "effect": 8, "final_effect": 11}
     assert numbers == pytest.approx(alone | expected)
     # Three or more values vary around a line: 50 60 70 60 70 around 54 58 62 66 70: slope 4, residuals -4 2 8 -6 0,
     # the sum of their squares is 120, with 5 - 2 degrees of freedom.
     numbers, _ = drop_numbers(run_of(*[0.5] * 5, 0.5, 0.6, 0.7, 0.6, 0.7, path=10.0, displacement=0.5), None, "")
     assert numbers["residual_sd"] == pytest.approx((120 / 3) ** 0.5)
-    names = ("path", "path_after", "straightness", "straightness_after")
-    assert [numbers[name] for name in names] == pytest.approx([10, 1, 5, 5])
+    assert [numbers[name] for name in ("path", "path_after", "straightness")] == pytest.approx([10, 1, 5])
 
 
 def data_of(images: torch.Tensor, labels: torch.Tensor, batch_size: int = 4, max_shift: int = 4) -> CIFAR10DataModule:
@@ -203,10 +189,9 @@ def data_of(images: torch.Tensor, labels: torch.Tensor, batch_size: int = 4, max
 def test_gradients_that_all_batches_share_are_no_noise() -> None:
     torch.manual_seed(0)
     images = torch.full((12, 32, 32, 3), 200, dtype=torch.uint8)  # a flip changes nothing, nor a shift by 0 pixels
-    same = measure_noise([ResNet20()], data_of(images, torch.full((12,), 3), max_shift=0), DROPPED)
-    assert same["noise"] == pytest.approx(0, abs=1e-4)
-    images = torch.randint(256, images.shape, dtype=torch.uint8)
-    net, data = ResNet20(), data_of(images, torch.arange(12) % 10)
+    net, data = ResNet20(), data_of(images, torch.full((12,), 3), max_shift=0)
+    assert measure_noise([net], data, DROPPED)["noise"] == pytest.approx(0, abs=1e-4)
+    data = data_of(torch.randint(256, images.shape, dtype=torch.uint8), torch.arange(12) % 10)
     # (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared norm of the gradient of all images without bias.
     losses = [torch.nn.functional.cross_entropy(net(x), y) for x, y in data.train_dataloader()]
     each = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]) for loss in losses]
@@ -265,8 +250,7 @@ def test_losses_along_lines_between_weights() -> None:
     change, small_change = (lines[name][0][start] - lines[name][0][end] for name in ("steps", "small_steps"))
     assert small_change == pytest.approx(change / 10, rel=0.2)  # a tenth of the way along the same gradient
     run.summary["settings"]["momentum"] = 0.9
-    empty = measure_lines(nets, data, run)
-    assert empty["steps"] == empty["small_steps"] == []
+    assert measure_lines(nets, data, run)["steps"] == []
 
 
 @pytest.mark.parametrize("bad", [None, math.inf])
@@ -289,9 +273,8 @@ def growth_of(*epochs: int, lrs: Any = (0.1, 0.01)) -> Growth:
     """Curves of two points at the height of their epochs; after 100 epochs the first learning rate has diverged."""
     fits = []
     for e, lr in itertools.product(epochs, lrs):
-        fit = {"true_mse": 1.0 / e, "fit": [e] * 2, "low": [e - 1.0] * 2, "high": [e] * 2}
-        has_diverged = (lr, e) == (lrs[0], 100)
-        fits.append({"lr": lr, "epochs": e, **(fit | {"true_mse": None, "fit": []} if has_diverged else fit)})
+        fit = {"lr": lr, "epochs": e, "true_mse": 1.0 / e, "fit": [e] * 2, "low": [e - 1.0] * 2, "high": [e] * 2}
+        fits.append(fit | ({"true_mse": None, "fit": []} if (lr, e) == (lrs[0], 100) else {}))
     points = {"x": [0.0, 0.5, 1.0], "y": [0.0, 1.0, 2.0]}
     return {"x": [0.0, 1.0], "truth": [0.0, 1.0], "points": points, "fits": fits}
 
@@ -309,20 +292,17 @@ def test_fitted_curves_have_a_row_for_each_epoch_count() -> None:
     assert len(figure.get_suptitle()) == 70 + len("f(x) = ")
 
 
-def test_cards_are_ten_at_most_and_the_last_is_shown() -> None:
+def test_how_the_fitted_curves_grow() -> None:
     for most in (3, 99):
         cards = dict(figures.fit_cards(growth_of(*range(1, most + 1), lrs=[0.1])))
         assert min(most, 5) <= len(cards) <= 10 and list(cards) == sorted(cards) and max(cards) == most
-    assert {picture.shape for picture in cards.values()} == {(440, 660, 3)} and not list(figures.fit_cards(growth_of()))
-
-
-def test_the_animation_shows_each_epoch_count_and_every_learning_rate() -> None:
+    assert cards[most].shape == (440, 660, 3) and not list(figures.fit_cards(growth_of()))
     with Image.open(BytesIO(figures.fit_animation(growth_of(1, 2, 100)))) as picture:
         assert (picture.size, picture.info["loop"]) == ((720, 400), 0)
         frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)]
         assert picture.info["duration"] == 4000
     assert len(frames) == 3 and not np.array_equal(frames[0], frames[1])
-    for ink in ([0x1F, 0x77, 0xB4], [0xFF, 0x7F, 0x0E]):  # Matplotlib's first two colors
+    for ink in ([31, 119, 180], [255, 127, 14]):  # Matplotlib's first two colors
         assert np.abs(frames[1].astype(int) - ink).max(2).min() < 20
 
 
@@ -343,19 +323,16 @@ def test_training_figure() -> None:
 
 
 def test_the_waterfall_shows_each_step() -> None:
-    chart = waterfall_chart({"a": 80.0, "b": 82.0, "c": 79.0}, "end").to_dict()
-    (rows,) = chart["datasets"].values()
-    shown = [(row["name"], row["start"], row["end"], row["text"]) for row in rows]
-    assert shown[:2] == [("a", 80, 80, "80.0 %"), ("b", 80, 82, "+2.0 pp")]
-    assert shown[2:] == [("c", 82, 79, "-3.0 pp"), ("end", 79, 79, "79.0 %")]
+    (rows,) = waterfall_chart({"a": 80.0, "b": 82.0, "c": 79.0}, "end").to_dict()["datasets"].values()
+    assert [row["text"] for row in rows] == ["80.0 %", "+2.0 pp", "-3.0 pp", "79.0 %"]
+    assert [(row["start"], row["end"]) for row in rows] == [(80, 80), (80, 82), (82, 79), (79, 79)]
 
 
 def test_confusion_figure() -> None:
     matrix = np.array([[0.504, 0.0, 0.496], [np.nan] * 3, [0.001, 0, 0.999]])  # the second class has no images
     (axes,) = figures.confusion_figure(matrix, ["cat", "dog", "fox"]).axes
     table = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row): percent
-    assert table == {(0, 0): "50", (2, 0): "50", (0, 2): "0", (2, 2): "100"}
-    assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted label", "true label")
+    assert table == {(0, 0): "50", (2, 0): "50", (0, 2): "0", (2, 2): "100"} and axes.get_ylabel() == "true label"
     assert [label.get_text() for label in axes.get_yticklabels()] == ["cat", "dog", "fox"]
 
 
