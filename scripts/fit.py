@@ -131,12 +131,12 @@ def write_results(
     summary, growth = record.summary(model, data), record.growth(model, data)
     epochs, values = record.table(model)
     if len(epochs):
-        reported = [(row["lr"], row["epochs"]) for row in summary["over_seeds"]]
+        reported = {row["epochs"] for row in summary["over_seeds"]}
         save_png(pixels_of(fits_figure(growth, reported, data.function)), run.folder / "curves.png")
         errors = pixels_of(errors_figure(spread_over_seeds(model.lrs, epochs, values), data.noise_std**2))
         save_png(errors, run.folder / "errors.png")
         show_pictures([(model.epochs_done, errors)], "val/errors", trainer.loggers)
-    show_pictures(fit_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
+    show_pictures(fit_cards(growth), "val/curve", trainer.loggers)
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)
     return summary
