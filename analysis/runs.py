@@ -11,7 +11,7 @@ Row = Mapping[str, Any]  # an object of a summary.json
 Rows = Sequence[Row]
 
 # settings that say where the data are, how a run is shown and how often it is saved, not what it learns
-NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar"}
+NEUTRAL = {"ckpt_path", "data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar"}
 
 
 @dataclass(frozen=True)
