@@ -14,7 +14,6 @@ from cli.command import UsageError
 from cli.hardware import device_of, has_native_bfloat16
 from cli.parser import plain_count
 
-LENGTH = ("max_epochs", "max_steps", "max_time")
 FOLDER = Path(__file__).parent / "recipes"
 LENGTH = ("max_epochs", "max_steps", "max_time")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))

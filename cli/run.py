@@ -168,8 +168,7 @@ def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
     Raises:
-        UsageError: none is named where torchrun or SLURM have started several processes, or to resume its last
-            checkpoint.
+        UsageError: none is named where torchrun or SLURM have started several processes, or for ``--ckpt_path last``.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
