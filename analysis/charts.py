@@ -11,6 +11,7 @@ from analysis.curves import Growth
 from analysis.figures import GREY
 from analysis.runs import Rows
 
+COLORS = ["#1f77b4", "#ff7f0e", GREY]  # the first two as in Matplotlib
 WHOLE = ",.7~g"  # of epochs
 CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -45,8 +46,8 @@ def lines_chart(
 ) -> alt.LayerChart:
     """Lines and bands, the numbers of each point under the pointer; ``x`` and ``y`` are the titles of the axes.
 
-    ``lines``, at least one, have the name of the "line", its "run", and lists "x" and "y"; for a band also "lower quartile"
-    and "upper quartile". ``marks`` are vertical lines, x and text. With ``log`` both axes are logarithmic.
+    ``lines``, at least one, have the name of the "line", its "run", and lists "x" and "y"; for a band also lists "lower
+    quartile" and "upper quartile". ``marks`` are vertical lines, x and text. With ``log`` both axes are logarithmic.
     """
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
     axis = alt.Axis(format=WHOLE, tickMinStep=alt.Undefined if log else 1)  # no ticks between two epochs
@@ -80,7 +81,7 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
     ]
     chosen = data(fits).transform_filter("datum.epochs == counts[step] && datum.lr == lr")
     error = "(datum.true_mse == null ? 'diverged' : format(datum.true_mse, '.3~g'))"
-    label = f"'learning rate ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
+    label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
     ys = [*growth["truth"], *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
     names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
@@ -90,7 +91,7 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
         .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y, alt.ColorDatum(names[1]))
     )
     drawn = data([{"line": "training points", **points}]).transform_flatten(["x", "y"])
-    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[names[1], names[2], "training points"]))
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*names[1:3], "training points"], range=COLORS))
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
         curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2])),
@@ -113,9 +114,9 @@ def waterfall_chart(accuracies: Mapping[str, float], end: str) -> alt.LayerChart
     x, y = alt.X("start:Q", title="accuracy [%]", scale=scale), alt.Y("name:N", sort=names, title=None)
     base = data(rows).encode(x, y)
     layers = [
-        base.mark_bar(size=18, opacity=0.7).encode(x2="end:Q"),
+        base.mark_bar(size=18).encode(x2="end:Q"),
         # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
-        base.mark_tick(thickness=4, size=24).encode(x="end:Q"),
+        base.mark_tick(thickness=4, opacity=1).encode(x="end:Q"),
         base.mark_text(align="left", dx=6).encode(x="right:Q", text="text:N"),
     ]
     return finished(layers, height=36 * len(rows))

@@ -156,7 +156,7 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
             for rows in runs:
                 x, y = over_epochs(rows, f"{name}_{kind}", scale)
                 label = line or measured_on
-                axes.plot(x, y, color=f"C{i}", label=label if x else "", linewidth=1, marker=".", markersize=4)
+                axes.plot(x, y, color=f"C{i}", label=label if x else "", marker=".", markersize=4)
         for epoch, lr in lr_changes(runs[0]):
             axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
         axes.xaxis.get_major_locator().set_params(integer=True)
