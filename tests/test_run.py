@@ -55,7 +55,7 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
     for flags, word in (
         (("--run_dir", "run"), "run holds a run"),
         (("--run_dir", "run", "--num_seeds", "2"), "run holds a single run"),
-        ((*LAST, "--batch_size", "32"), "--batch_size 16, not 32"),
+        ((*LAST, "--batch_size", "32"), "--batch_size 8, not 32"),
         ((*LAST, "--recipe", "paper", "--max_steps", "99"), "--recipe lab, not paper"),
         ((*LAST, "--milestones", "{1: 0.01}"), "--milestones"),
         ((*LAST, "--max_epochs", "4", "--callbacks+=BackboneFinetuning"), "backbone"),
@@ -116,7 +116,7 @@ def test_an_epoch_that_was_cut_is_said(tmp_path: Path) -> None:
 
 
 def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path) -> None:
-    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 16 --limit_train_batches 2".split()
+    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 8 --limit_train_batches 2".split()
     fast = ("cifar.py", *flags, "--limit_test_batches", "0", "--max_epochs")
     succeed(tmp_path, *fast, "1", "--run_dir", "run")
     before = files(tmp_path)
