@@ -9,7 +9,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curves import METRICS, Fit, Growth, early_stopping, more_training, spread_over_seeds
+from analysis.curves import METRICS, Growth, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
 from callbacks.record import RecordCallback
 from datamodules import CurveDataModule
@@ -123,7 +123,7 @@ class CurveRecord(RecordCallback):
         def digits(values: Any) -> list[float]:
             return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
 
-        L, S, fits = len(model.lrs), len(model.seeds), list[Fit]()
+        L, S, fits = len(model.lrs), len(model.seeds), list[dict[str, Any]]()
         for epochs, curves in sorted(self.curves.items()):
             each = curves[:, ::THIN].numpy().reshape(L, S, -1)
             errors = medians(self.measured[epochs]["true_mse"].view(L, S).numpy())
@@ -132,6 +132,6 @@ class CurveRecord(RecordCallback):
                 low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
                 fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
                 lists = {name: digits(values) for name, values in fit.items()}
-                fits.append(Fit(lr=lr, epochs=epochs, true_mse=float(error), **lists))  # type: ignore[typeddict-item]
+                fits.append({"lr": lr, "epochs": epochs, "true_mse": float(error), **lists})
         points = {"x": digits(data.x[0]), "y": digits(data.y[0])}
         return {"x": digits(data.grid[::THIN]), "truth": digits(data.truth[::THIN]), "points": points, "fits": fits}

@@ -1,4 +1,4 @@
-"""RecordCallback: what the records of both experiments share: a run's settings, its origin, its seconds."""
+"""RecordCallback: what both records share: a run's settings, which a resume compares, its origin, its seconds."""
 
 import time
 from collections.abc import Mapping

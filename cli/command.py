@@ -22,7 +22,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from callbacks.finite_loss import NonFiniteLoss
 
 gc.enable()  # the imports are done
-LIGHTNING = ("pytorch_lightning", "lightning_fabric")
+LIBRARIES = ("pytorch_lightning", "lightning_fabric", "jsonargparse")
 
 
 class UsageError(Exception):
@@ -73,7 +73,7 @@ def excepthook(args: threading.ExceptHookArgs) -> None:
 def is_users(error: Exception) -> bool:
     """Whether the error is about what the user asked for: flags, files, memory. All others are bugs.
 
-    What Lightning itself raises, or one of its callbacks meets, is about the flags.
+    What Lightning or jsonargparse raise, or a callback of Lightning's meets, is about the flags.
     """
     if isinstance(error, UsageError | MisconfigurationException | NonFiniteLoss | torch.OutOfMemoryError):
         return True
@@ -81,7 +81,7 @@ def is_users(error: Exception) -> bool:
         return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     by_callback = any(name.startswith("pytorch_lightning.callbacks.") for name in modules)
-    return by_callback or modules[-1].startswith(LIGHTNING) or "can't allocate memory" in str(error)
+    return by_callback or modules[-1].startswith(LIBRARIES) or "can't allocate memory" in str(error)
 
 
 def is_rank_zero() -> bool:

@@ -53,6 +53,7 @@ class Checkpoint:
                 if broken := archive.testzip():
                     raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
+            # Of the record, see callbacks/record.py.
             settings = next(state["settings"] for state in content["callbacks"].values() if "settings" in state)
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
             loop = content["loops"]["fit_loop"]
@@ -137,8 +138,8 @@ class Run:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
 
-    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In ``on_train_start``: writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
         if trainer.is_global_zero:
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
@@ -167,8 +168,7 @@ def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
     Raises:
-        UsageError: none is named where torchrun or SLURM have started several processes, or to resume its last
-            checkpoint.
+        UsageError: none is named where torchrun or SLURM have started several processes, or for ``--ckpt_path last``.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:

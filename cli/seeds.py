@@ -30,16 +30,16 @@ def train_seeds(
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if (top / "metrics.csv").exists():
         raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
-    runs = []
+    jobs = []
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         folder = top / f"seed{seed}"
         ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
         own = {"seed": seed, "num_seeds": 1, "run_dir": str(top), "ckpt_path": ckpt_path}
-        runs.append((Namespace({**cfg, **own}), folder))
-    finished = [finished_summary(parser, *run) for run in runs]  # before any process has run one of them
+        jobs.append((Namespace({**cfg, **own}), folder))
+    finished = [finished_summary(parser, *job) for job in jobs]  # before any process has run one of them
     summaries: list[Summary] = []
-    for run, summary in zip(runs, finished, strict=True):
-        summaries.append(summary or train(*run, time.perf_counter() if summaries else START))
+    for job, summary in zip(jobs, finished, strict=True):
+        summaries.append(summary or train(*job, time.perf_counter() if summaries else START))
     if is_rank_zero():
         write_settings(top, plain_settings(parser, cfg))
         write_json(top / "summary.json", summary_of_all(summaries))
@@ -53,8 +53,8 @@ def train_seeds(
 def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> Summary | None:
     path = folder / "summary.json"
     summary: Summary | None = read_json(path) if cfg.ckpt_path and path.exists() else None
-    settings = comparable(plain_settings(parser, cfg))
-    return summary if summary and comparable(summary["settings"]) == settings else None
+    settings = comparable(plain_settings(parser, cfg), "ckpt_path")
+    return summary if summary and comparable(summary["settings"], "ckpt_path") == settings else None
 
 
 def summary_of_all(summaries: list[Summary]) -> Summary:

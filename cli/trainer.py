@@ -37,7 +37,7 @@ def build_trainer(
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
-    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.start)]
+    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.on_train_start)]
     if flags.enable_checkpointing is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     added = {
