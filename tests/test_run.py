@@ -1,17 +1,14 @@
 """The folder of a run, and how a run is resumed: by whom, from what, with which settings."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from jsonargparse import Namespace
 from launch import assert_refused, command, succeed
 from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
 
-from cli.run import locked, run_folder, where_to_look
-from cli.trainer import MetricsRows, read_rows
+from cli.run import locked, run_folder
 
 LAST = ("--run_dir", "run", "--ckpt_path", "last")
 
@@ -40,11 +37,6 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
 @pytest.mark.parametrize("env", [{"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_NTASKS": "2"}])
 def test_processes_that_are_started_one_by_one_need_a_run_dir(env: dict[str, str], tmp_path: Path) -> None:
     assert_refused(command(tmp_path, "fit.py", "--epochs", "5", **env), "--run_dir")
-
-
-@pytest.mark.skipif(os.name == "nt", reason="quotes as a POSIX shell")
-def test_where_to_look_can_be_typed() -> None:
-    assert where_to_look(Path("my runs/a")).endswith("tensorboard --logdir 'my runs/a'")
 
 
 def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -> None:
@@ -122,20 +114,3 @@ def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path
     before = files(tmp_path)
     assert_refused(command(tmp_path, *fast, "2", *LAST), "2 steps, not 4")
     assert files(tmp_path).items() >= before.items()
-
-
-# metrics.csv
-
-
-def test_metrics_continue_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    rows = MetricsRows(path, [])
-    for step in range(4):
-        rows.log_metrics({"loss": torch.tensor(0.5 + step)}, step)
-        rows.save()
-    rows.log_metrics({"acc": 0.25}, 4)  # a new column
-    rows.save()
-    resumed = MetricsRows(path, read_rows(path, 3))
-    resumed.log_metrics({"loss": 3.25}, 3)
-    resumed.save()
-    assert path.read_text().splitlines() == ["loss,step", "0.5,0", "1.5,1", "2.5,2", "3.25,3"]
