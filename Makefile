@@ -28,7 +28,7 @@ demo: $(STAMP) ## fit a curve, train ResNet-20 for a minute, say where the pictu
 	@ls -1 "$$(ls -td runs/fit/*/ | head -n 1)"*.png "$$(ls -td runs/cifar/*/ | head -n 1)"*.png
 	@echo "== All runs in TensorBoard:  $(BIN)/tensorboard --logdir runs"
 
-# One to one and a half minutes on two CPU cores; the learning rate falls late enough for its effect to be seen.
+# One to one and a half minutes on two CPU cores; the learning rate drops late enough for its effect to be seen.
 DEMO_FLAGS = --max_epochs 6 --milestones '{4: 0.01}' --compile false \
 	--limit_train_batches 40 --limit_val_batches 8 --limit_test_batches 16
 

@@ -1,11 +1,9 @@
 """ClassifierRecord: what every epoch of a classifier's training reached: a line on the terminal, and the summary."""
 
-import re
 import statistics
 import sys
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,7 +12,6 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 from callbacks.record import RecordCallback
-from callbacks.tensorboard_layout import tensorboard_writers
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 EVALUATED = ("val/", "probe/")
@@ -25,7 +22,7 @@ COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "secon
 class ClassifierRecord(RecordCallback):
     """Records each epoch, as far as callbacks before it have logged it, and prints a line for it."""
 
-    def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Any], is_branch: bool, start: float) -> None:
         super().__init__(settings, is_branch, start)
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
@@ -107,18 +104,15 @@ class ClassifierRecord(RecordCallback):
         self.epochs.append(row)
         val_batches = int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0
         self.batches = {"train_batches": int(trainer.num_training_batches), "val_batches": val_batches}
-        for writer in tensorboard_writers(trainer.loggers) if trainer.is_global_zero else ():
-            # not into metrics.csv, which a seed repeats bit for bit
-            writer.add_scalar("train/images_per_second", row["images_per_second"], trainer.global_step - 1)
         # Through Lightning, which writes above a running bar, and from the first process alone.
         if not self._has_header:
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
             self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
 
-    def ended_unmeasured(self, trainer: Trainer) -> bool:
+    def ended_unmeasured(self) -> bool:
         """Whether no validation has seen the last epoch's weights, though there is something to validate on."""
-        return bool(sum(trainer.num_val_batches) and self.epochs and self.epochs[-1]["val_acc"] is None)
+        return bool(self.batches["val_batches"] and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
@@ -163,14 +157,11 @@ def now(device: torch.device) -> float:
 
 
 def peak_memory_mb(device: torch.device) -> float | None:
-    """Memory of the GPU if training ran there, else resident memory of this process; None where nothing says it."""
+    """Memory of the GPU if training ran there, else resident memory of this process; None on Windows."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 1e6
-    status = Path("/proc/self/status")  # Linux; ru_maxrss there includes the process that started this one
-    if status.exists() and (peak := re.search(r"VmHWM:\s*(\d+) kB", status.read_text())):
-        return int(peak[1]) * 1024 / 1e6
     if sys.platform == "win32":
         return None
-    import resource  # not on Windows
+    import resource
 
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6  # bytes on macOS
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -1,4 +1,4 @@
-"""EpochAverages: training loss and accuracy of an epoch that is resumed in its middle are those of the whole epoch."""
+"""EpochAverages: keeps the metric sums of an unfinished epoch in checkpoints, so that its averages are of all of it."""
 
 from typing import Any
 
@@ -37,6 +37,9 @@ class EpochAverages(Callback):
                     own = sums.sum(0) if trainer.global_rank == 0 else torch.zeros_like(sums[0])
                 setattr(pl_module.train_metrics[name], state, own.to(pl_module.device))
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: ResNet20Classifier) -> None:  # type: ignore[override]
-        # A checkpoint of an epoch's end holds that epoch's sums; Lightning leaves this hook out in mid-epoch.
-        pl_module.train_metrics.reset()
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: ResNet20Classifier, batch: object, batch_idx: int
+    ) -> None:
+        # A checkpoint of an epoch's end, or of its last batch, holds that epoch's sums.
+        if batch_idx == 0:
+            pl_module.train_metrics.reset()

@@ -6,7 +6,6 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Callable, Mapping
-from decimal import Decimal
 from typing import Any, NoReturn, TypeVar, get_args, get_origin
 
 import torch
@@ -25,8 +24,8 @@ register_type(torch.device)  # an argument of Lightning's callbacks that config.
 class Parser(ArgumentParser):
     """A parser whose errors are one line; its flags take counts such as 1e4, and values that begin with a minus."""
 
-    def __init__(self, description: str | None) -> None:
-        super().__init__(description=description, allow_abbrev=False)
+    def __init__(self, description: str | None = None, **options: Any) -> None:
+        super().__init__(description=description, allow_abbrev=False, **options)  # jsonargparse's for a class in a flag
 
     def _parse_optional(self, arg_string: str) -> Any:
         # argparse would take -x**2 and -1e-3 for flags
@@ -51,8 +50,8 @@ def types_in(hint: object) -> set[object]:
 
 def plain_count(text: str) -> str:
     """1e4 and 1.5e3 as Python writes a whole number; any other text as it is."""
-    value = Decimal(text) if re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) else None
-    return str(int(value)) if value is not None and value == int(value) else text
+    is_count = re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d{1,2}", text) and float(text).is_integer()
+    return str(int(float(text))) if is_count else text
 
 
 def training_parser(description: str | None) -> Parser:

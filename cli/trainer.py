@@ -37,7 +37,7 @@ def build_trainer(
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
-    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.start)]
+    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.on_train_start)]
     if flags.enable_checkpointing is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     added = {
@@ -58,7 +58,7 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
     if asked is False:
         return []
     first_step = run.checkpoint.next_step if run.checkpoint else 0
-    history = (run.checkpoint.path.parents[1] if run.checkpoint else run.folder) / "metrics.csv"
+    history = (run.checkpoint.path.resolve().parents[1] if run.checkpoint else run.folder) / "metrics.csv"
     board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=first_step)
     return [MetricsCSV(run.folder, first_step, history), board, *([] if asked is True else listed(asked))]
 
@@ -101,10 +101,9 @@ class MetricsRows(ExperimentWriter):
 
 
 def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The whole rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
     if not path.is_file():
         return []
-    text = path.read_text(encoding="utf-8", errors="replace")  # a damaged row is no reason to stop
-    lines = text[: text.rfind("\n") + 1].splitlines()  # a killed process may have left half a row
-    rows = [{name: value for name, value in row.items() if value} for row in csv.DictReader(lines)]
-    return [row for row in rows if int(row["step"]) < first_step]
+    with open(path, newline="", encoding="utf-8") as file:
+        rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+    return [{name: value for name, value in row.items() if value} for row in rows]

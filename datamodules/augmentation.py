@@ -14,16 +14,10 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary.
-
-    Args:
-        max_shift: pixels that an image is moved at most, 0 to 4.
-        reflect: what a shift uncovers is the image mirrored at its edge pixels, as in torchvision's "reflect"; else 0.
-        alternate_flips: mirror each image in every second epoch instead of at random (Jordan 2024, arXiv 2404.00498).
-    """
+    """How training images vary, as in CIFAR10DataModule."""
 
     max_shift: int = PADDING
-    reflect: bool = False
+    reflect: bool = False  # at the edge pixels, as torchvision's "reflect"
     alternate_flips: bool = False
 
 

@@ -16,6 +16,7 @@ from torchvision.datasets import CIFAR10
 
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
+from datamodules.download import download_cifar10
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
 
@@ -30,7 +31,7 @@ class CIFAR10DataModule(LightningDataModule):
     ``image_sizes`` says so, and (N,) int64 labels, in a Trainer on its device; prediction is on the test images.
 
     Args:
-        data_root: the folder that holds cifar-10-batches-py, or that folder itself.
+        data_root: the folder that holds cifar-10-batches-py.
         batch_size: images of an optimizer step, over all processes together.
         val_size: hold out the last N training images, and validate on them instead of on the test split.
         seed: of the order and the augmentation.
@@ -74,8 +75,7 @@ class CIFAR10DataModule(LightningDataModule):
         seed, max_shift = int(seed), int(max_shift)
         image_sizes = dict(sorted((float(start), int(size)) for start, size in (image_sizes or {}).items()))
         self.save_hyperparameters()
-        root = Path(data_root).expanduser()
-        self.data_root = root.parent if root.name == CIFAR10.base_folder and root.is_dir() else root
+        self.data_root = Path(data_root).expanduser()
         self.batch_size, self.val_size, self.seed, self.download = batch_size, val_size, seed, download
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
         self.augmentation = Augmentation(max_shift, padding_mode == "reflect", alternate_flips)
@@ -83,14 +83,10 @@ class CIFAR10DataModule(LightningDataModule):
         self.classes = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         self.num_train = 50_000 if dataset == "cifar10" else 10_000
         if dataset not in ("cifar10", "synthetic") or padding_mode not in ("zeros", "reflect"):
-            raise ValueError(
-                f"dataset is {dataset!r} and padding_mode {padding_mode!r}; they are 'cifar10' or 'synthetic', and "
-                "'zeros' or 'reflect'"
-            )
-        if batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size}; it must be at least 1")
-        if not 0 <= val_size < self.num_train:
-            raise ValueError(f"val_size is {val_size}; it must be from 0 to {self.num_train - 1}")
+            choices = "'cifar10' or 'synthetic', and 'zeros' or 'reflect'"
+            raise ValueError(f"dataset is {dataset!r} and padding_mode {padding_mode!r}; they are {choices}")
+        if batch_size < 1 or not 0 <= val_size < self.num_train:
+            raise ValueError(f"batch_size is {batch_size} and val_size {val_size} of {self.num_train} images")
         if not 0 <= max_shift <= PADDING:
             raise ValueError(f"max_shift is {max_shift}; it must be from 0 to {PADDING}")
         if not all(0 <= start < 1 and 8 <= size <= 32 for start, size in image_sizes.items()):
@@ -112,8 +108,6 @@ class CIFAR10DataModule(LightningDataModule):
                     f"that holds {CIFAR10.base_folder}, or allow download (--download true), or train on drawn "
                     "pictures instead (cifar.py --data synthetic)"
                 )
-            from datamodules.download import download_cifar10
-
             download_cifar10(self.data_root)
         for train in (True, False):
             read_images(self.dataset, self.data_root, train)

@@ -13,8 +13,7 @@ from pytorch_lightning import LightningModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from lit_models.adam import ElementwiseAdam
-from lit_models.mlps import MLPs
+from lit_models.mlps import ElementwiseAdam, MLPs
 
 Batch = tuple[Tensor, Tensor]
 
@@ -23,15 +22,13 @@ class FunctionRegressor(LightningModule):
     """Learns y = f(x) from noisy points, for L learning rates times S seeds at once.
 
     Member ``l * S + s`` of the M = L * S members trains with ``lrs[l]``, initialized from ``seeds[s]``, on the points
-    of that seed. Inputs and targets are shifted and scaled inside, so the function's own scale does not matter;
-    errors are reported in its own units.
+    of that seed. Inputs and targets are shifted and scaled inside; errors are in the function's own units.
 
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
-    entry of ``measure_at``, so that Lightning's overhead is paid once a measurement, not once an epoch. The trajectory
-    does not depend on ``measure_at``: the first 100 epochs of a long run are the 100-epoch run. So, other than in most
-    LightningModules: the Trainer's epochs are measurements, and ``EarlyStopping``, ``ModelCheckpoint`` and the like act
-    on those; training ends after the last of them, or after ``max_epochs`` of them; optimization is manual, without
-    accumulation or clipping of gradients; all is on one device. Logged values have epochs as their step.
+    entry of ``measure_at``; the trajectory does not depend on it. So the Trainer's epochs are measurements, on which
+    ``EarlyStopping``, ``ModelCheckpoint`` and the like act; training ends after the last of them, or after
+    ``max_epochs`` of them; optimization is manual, without accumulation or clipping of gradients. Logged values have
+    epochs as their step.
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
     (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
@@ -49,8 +46,7 @@ class FunctionRegressor(LightningModule):
     Raises:
         ValueError: a learning rate that is not positive and finite, epochs that are not ascending from 1, no seeds, or
             another number of ``y_mean`` or ``y_scale``.
-        MisconfigurationException: from a Trainer of several devices; in training, when it has reached the last of
-            ``measure_at`` already.
+        MisconfigurationException: from a Trainer of several devices, or one that has reached the last epoch already.
     """
 
     def __init__(
@@ -150,8 +146,7 @@ class FunctionRegressor(LightningModule):
         curve = self(x)
         error = curve - truth
         mse = error.square().mean(1)
-        # A constant f has no variance to explain, only rounding errors: a perfect fit has r2 1, any other minus
-        # infinity, the limit of r2 as the variance goes to 0.
+        # A constant f has no variance, only rounding errors: r2 of a perfect fit is 1, of any other minus infinity.
         is_constant = truth.std(correction=0) <= 1e-12 * truth.abs().max()
         variance = torch.where(is_constant, 0.0, truth.var(correction=0))
         return {

@@ -1,11 +1,11 @@
-"""Many small MLPs with ReLU trained side by side as one batched network, with the gradient written out.
+"""Many small MLPs with ReLU trained side by side as one batched network, with the gradient written out; their Adam.
 
 A full-batch step of one such MLP is some 30 microseconds of arithmetic; autograd's bookkeeping would take several times
-as long. The backward pass of an MLP is short, so it is written by hand, into buffers that every step uses again.
+as long. So the backward pass is written by hand, into buffers that every step uses again.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +14,8 @@ from torch import Tensor, nn
 class MLPs(nn.Module):
     """M networks of the same shape, each from R to R: one for each of ``seeds``, its layers as wide as ``hidden``.
 
-    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side, so that an
-    optimizer is a few operations on one tensor. Member m starts as ``torch.nn.Linear`` would (uniform in plus or minus
-    1 / sqrt(fan_in)), drawn from a generator of its own: the same whatever the company it trains in.
+    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side. Member m
+    starts as ``torch.nn.Linear`` would (uniform in plus or minus 1 / sqrt(fan_in)), drawn from a generator of its own.
 
     Raises:
         ValueError: ``hidden`` is empty.
@@ -93,3 +92,38 @@ class MLPs(nn.Module):
             torch.sum(ds[0], 2, keepdim=True, out=first_grad_b)
 
         return gradient
+
+
+class ElementwiseAdam(torch.optim.Optimizer):
+    """``torch.optim.Adam`` with its defaults, but with a learning rate for every element (arXiv 1412.6980).
+
+    ``element_lr`` has the shape and device of the parameters, whose ``grad`` is set before a step. A group's ``lr`` is
+    the first element's; whatever sets it (a scheduler, a callback) scales all elements alike.
+    """
+
+    def __init__(self, params: Iterable[Tensor], element_lr: Tensor) -> None:
+        lr = element_lr.flatten()[0].item()
+        self.element_lr = element_lr  # no part of the state: a checkpoint does not replace it
+        super().__init__(params, {"lr": lr, "reference_lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """One step on every parameter; ``closure``, if given, computes the gradients first."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            (beta1, beta2), eps, factor = group["betas"], group["eps"], group["lr"] / group["reference_lr"]
+            for p in group["params"]:
+                state = self.state[p]
+                if not state:
+                    state.update(step=0, exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+                state["step"] += 1
+                mean, square, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
+                mean.lerp_(p.grad, 1 - beta1)
+                square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
+                update = square.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
+                torch.div(mean, update, out=update)
+                p.addcmul_(update, self.element_lr, value=-factor / (1 - beta1**t))
+        return loss

@@ -1,7 +1,6 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for convolutions: every direction of a step is as long.
 
-``torch.optim.Muon`` takes matrices only, one at a time; here a convolution's filters are the rows of one, and those of
-equal shape are orthogonalized in one batch.
+``torch.optim.Muon`` takes matrices only, one at a time; here those of equal shape are orthogonalized in one batch.
 """
 
 from collections.abc import Callable, Iterable
@@ -14,9 +13,8 @@ from torch import Tensor
 class Muon(torch.optim.SGD):
     """SGD, but for the convolutions in ``filters`` the step is orthogonalized.
 
-    Such a layer's weights are scaled to a norm of sqrt(out_channels), which batch normalization behind it undoes. That
-    is about the norm of an orthogonalized step too: ``lr_ratio * lr`` is a step's length relative to the weights, and
-    weight decay has no meaning for them.
+    Such a layer's weights are scaled to a norm of sqrt(out_channels), which batch normalization behind it undoes, and
+    which is about the norm of an orthogonalized step: ``lr_ratio * lr`` is a step's length relative to the weights.
 
     Args:
         filters: weights of convolutions, (out, in, H, W) with out <= in * H * W, each before a batch normalization.
@@ -83,8 +81,7 @@ class Muon(torch.optim.SGD):
 def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
     """(B, m, n) with m <= n: each with its singular values brought near 1, by Newton-Schulz iterations.
 
-    The polynomial is that of Jordan et al.: it brings small singular values up fast, and leaves most of them between
-    0.7 and 1.2 rather than at 1. All iterations are on m x m matrices: of X itself only X @ X.mT is needed.
+    The polynomial of Jordan et al. leaves most of them between 0.7 and 1.2. All iterations are on m x m matrices.
     """
     X = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     A = X @ X.mT

@@ -1,4 +1,4 @@
-"""Runs command lines for the tests without the seconds that each would spend on the same imports.
+"""Runs command lines for the tests, without the seconds that each would spend on the same imports.
 
 On Linux a server that has imported torch, Lightning and the like, and nothing of this project, forks for each command.
 What it forks is as good as a new process, with its own arguments, folder, environment, output, exit code and exit, but
@@ -17,11 +17,13 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 IMPORTED = "torch torch._dynamo torch.utils.tensorboard torchvision.datasets torchmetrics.classification".split()
 IMPORTED += "pytorch_lightning jsonargparse matplotlib.figure matplotlib.backends.backend_agg jinja2 PIL.Image".split()
+ROOT = Path(__file__).parents[1]
 READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_")  # with others of these a command is run anew
 ONE_AT_A_TIME = threading.Lock()
 Done = subprocess.CompletedProcess[str]
@@ -49,6 +51,26 @@ def run(args: Sequence[str], cwd: Path, env: Mapping[str, str] = os.environ, tim
         return subprocess.CompletedProcess(args, code, out.read(), err.read())
 
 
+def command(folder: Path, script: str, *flags: str, run: Callable[..., Done] = run, **env: str) -> Done:
+    """A command of ``scripts/`` in ``folder``, whose modules it can import; without a GPU, and without CIFAR-10."""
+    path = os.pathsep.join([str(folder), str(ROOT)])
+    others = {name: value for name, value in os.environ.items() if name != "CIFAR10_ROOT"}
+    env = {**others, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, **env}
+    return run([str(ROOT / "scripts" / script), *flags], folder, env)
+
+
+def succeed(folder: Path, *command_line: str, **options: Any) -> Done:
+    done = command(folder, *command_line, **options)
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    return done
+
+
+def assert_refused(done: Done, *words: str, code: int = 2) -> None:
+    """One line on stderr that has these words."""
+    assert done.returncode == code and len(done.stderr.splitlines()) == 1, done.stderr
+    assert all(word in done.stderr for word in words), done.stderr
+
+
 @functools.cache
 def server() -> tuple[socket.socket, dict[str, str], subprocess.Popen]:
     """Where to ask it, and its environment. It ends when this process does, whose end of the socket is closed then."""
@@ -70,6 +92,7 @@ def serve(channel: socket.socket) -> str:
             os.close(file)
         channel.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
     channel.close()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
     os.dup2(files[0], 1), os.dup2(files[1], 2)
     sys.argv, folder, env, timeout = json.loads(request)
     signal.alarm(timeout)

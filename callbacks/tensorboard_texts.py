@@ -1,6 +1,6 @@
-"""TensorBoardLayout: what TensorBoard shows of a run beside its curves: charts, settings, versions; and pictures."""
+"""TensorBoardTexts: what TensorBoard shows of a run beside its curves: settings, command, machine; pictures."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from pytorch_lightning import Callback, LightningModule, Trainer
@@ -12,23 +12,18 @@ from torch.utils.tensorboard.summary import hparams
 from analysis.provenance import about
 
 
-class TensorBoardLayout(Callback):
-    """Writes once, as training starts: a layout for the custom scalars, the hyperparameters, and three texts.
+class TensorBoardTexts(Callback):
+    """Writes once, as training starts, the hyperparameters and three texts.
 
-    Args:
-        charts: {title: tags that share the chart}.
-        settings: the run's settings, by which TensorBoard's HParams page sorts the runs.
+    ``settings`` are those by which TensorBoard's HParams page sorts the runs.
     """
 
-    def __init__(self, charts: Mapping[str, Sequence[str]], settings: Mapping[str, object]) -> None:
-        self.charts, self.settings = charts, settings
+    def __init__(self, settings: Mapping[str, object]) -> None:
+        self.settings = settings
 
     @rank_zero_only
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         for writer in tensorboard_writers(trainer.loggers):
-            # TensorBoard takes each tag for a regular expression: "lr" alone would match every tag that begins so.
-            lines = {title: ["Multiline", [f"^{tag}$" for tag in tags]] for title, tags in self.charts.items()}
-            writer.add_custom_scalars({"at a glance": lines})
             known = {k: v if isinstance(v, bool | int | float | str) else str(v) for k, v in self.settings.items()}
             # The first part would say which metrics to show, but TensorBoard takes one run's choice for all of them:
             # without it, it shows the scalars of every run.
