@@ -81,9 +81,7 @@ def test_a_bad_mirror_is_named_and_the_next_one_used(url, tmp_path: Path, name: 
 
 def test_an_archive_at_hand_is_used_and_kept(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(GOOD[:-1])
-    with pytest.raises(
-        MisconfigurationException, match=rf"{NAME} is not the CIFAR-10 archive \(md5 {MD5}\): delete it"
-    ):
+    with pytest.raises(MisconfigurationException, match=f"{NAME} is not the CIFAR-10 archive"):
         download_cifar10(tmp_path, [], MD5)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
     (tmp_path / NAME).write_bytes(GOOD)

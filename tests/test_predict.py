@@ -19,6 +19,7 @@ from lit_models import FunctionRegressor, ResNet20
 PREDICT = str(Path(__file__).parents[1] / "scripts" / "predict.py")
 NET, CURVE = ("--ckpt_path", "net.ckpt"), ("--ckpt_path", "curve.ckpt")
 X = [-1.0, 0.0, 2.5]
+IMAGES = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
 def predict(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -28,13 +29,7 @@ def predict(folder: Path, *args: str) -> subprocess.CompletedProcess[str]:
 
 
 def answers(folder: Path, *args: str) -> Any:
-    # the constants that standard JSON lacks, such as NaN
-    return json.loads(predict(folder, *args, "--json").stdout, parse_constant=pytest.fail)
-
-
-@pytest.fixture(scope="module")
-def images() -> Tensor:
-    return torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    return json.loads(predict(folder, *args, "--json").stdout, parse_constant=pytest.fail)  # NaN is no standard JSON
 
 
 @pytest.fixture(scope="module")
@@ -50,24 +45,24 @@ def curve() -> FunctionRegressor:
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, images: Tensor, net: ResNet20, curve: FunctionRegressor) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, net: ResNet20, curve: FunctionRegressor) -> Path:
     """The checkpoints net.ckpt and curve.ckpt, and the images as files in pictures/."""
     folder = tmp_path_factory.mktemp("predict")
     data = {"mean": list(MEAN), "std": list(STD), "classes": list(CLASSES)}
     torch.save({"state_dict": net.state_dict(), "CIFAR10DataModule": data}, folder / "net.ckpt")
     torch.save({"state_dict": curve.state_dict(), "hyper_parameters": dict(curve.hparams)}, folder / "curve.ckpt")
     (folder / "pictures").mkdir()
-    for i, pixels in enumerate(images.numpy()):
+    for i, pixels in enumerate(IMAGES.numpy()):
         Image.fromarray(pixels).save(folder / "pictures" / f"{i:03}.png")
     (folder / "text.png").write_text("no picture")
     return folder
 
 
 @torch.inference_mode()
-def test_pictures_get_the_networks_probabilities(folder: Path, net: ResNet20, images: Tensor) -> None:
+def test_pictures_get_the_networks_probabilities(folder: Path, net: ResNet20) -> None:
     rows = answers(folder, *NET, "pictures", "--sheet", "sheets/8.png")
     assert [row["file"] for row in rows] == [f"pictures/{i:03}.png" for i in range(8)]
-    best = net(normalize(images)).softmax(1).topk(3)
+    best = net(normalize(IMAGES)).softmax(1).topk(3)
     for row, values, places in zip(rows, best.values.tolist(), best.indices.tolist(), strict=True):
         assert row["probabilities"] == pytest.approx(values, abs=1e-4)
         assert row["classes"] == [CLASSES[place] for place in places]
@@ -91,7 +86,6 @@ def test_a_curves_values_at_numbers_and_at_a_column(folder: Path, curve: Functio
     assert values["x"] == X and values["members"] == [{"lr": 0.01, "seed": 0}, {"lr": 0.01, "seed": 1}]
     first = curve(torch.tensor(X, dtype=torch.float64))[0].tolist()
     assert values["y"] == [[pytest.approx(y, rel=1e-5), None] for y in first]
-    # as Excel writes UTF-8
     (folder / "numbers.csv").write_text("name, position\r\na,-1\r\nb, 0\r\nc,2.5\r\n", encoding="utf-8-sig")
     assert answers(folder, *CURVE, "--csv", "numbers.csv", "--column", "position") == values
     table = predict(folder, *CURVE, "--x", "-1e-3", "1234567.891", "1e3").stdout.splitlines()
@@ -140,12 +134,12 @@ def exported(path: Path, name: str, inputs: Tensor) -> Tensor:
 
 @torch.inference_mode()
 @pytest.mark.parametrize("suffix", ["onnx", "pt2"])
-def test_exported_networks(folder: Path, net: ResNet20, curve: FunctionRegressor, images: Tensor, suffix: str) -> None:
+def test_exported_networks(folder: Path, net: ResNet20, curve: FunctionRegressor, suffix: str) -> None:
     """The normalization of the images is in it; any number of inputs is taken."""
     done = predict(folder, *NET, "--export", f"net.{suffix}")
     assert done.stderr == f"Wrote net.{suffix}\n"
-    logits = exported(folder / f"net.{suffix}", "images", (images.permute(0, 3, 1, 2) / 255).contiguous())
-    torch.testing.assert_close(logits, net(normalize(images)), rtol=1e-3, atol=1e-3)
+    logits = exported(folder / f"net.{suffix}", "images", (IMAGES.permute(0, 3, 1, 2) / 255).contiguous())
+    torch.testing.assert_close(logits, net(normalize(IMAGES)), rtol=1e-3, atol=1e-3)
     predict(folder, *CURVE, "--export", f"curve.{suffix}")
     x = torch.tensor(X, dtype=torch.float64)
     values = exported(folder / f"curve.{suffix}", "x", x)
