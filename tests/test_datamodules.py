@@ -265,7 +265,7 @@ def test_what_is_not_cifar10_is_refused(cifar10_root: Path, tmp_path: Path) -> N
             CurveDataModule,
             "x_min",
             [5.0, 6.0, math.nan, -math.inf, 5 - 1e-15],
-        ),  # x_max is 5; the last leaves few floats
+        ),  # to 5; the last: few floats
         (CurveDataModule, "num_samples", [0]),
         (CurveDataModule, "noise_std", [-1.0, math.nan]),
     ],
