@@ -1,30 +1,27 @@
-"""The charts of the report, in Vega-Lite by Altair: the pointer shows numbers, and inks are those of the page."""
+"""The charts of the report, in Vega-Lite by Altair: the pointer shows numbers; report.html sets the color of texts."""
 
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import altair as alt
 
 from analysis.curves import Growth
-from analysis.figures import BLUE, COLOR_OF, COLORS, GREEN, GREY, ORANGE
-from analysis.statistics import number
+from analysis.figures import GREY
+from analysis.runs import Rows
 
-Rows = Sequence[Mapping[str, Any]]
-
-INK = "currentColor"  # of the text around the chart: dark on a light page, light on a dark one
+COLORS = ["#1f77b4", "#ff7f0e", GREY]  # the first two as in Matplotlib
+WHOLE = ",.7~g"  # of epochs
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
+    "numberFormat": ",.4~g",
     "view": {"stroke": None},
-    "text": {"color": INK},
-    "rule": {"color": GREY, "strokeDash": [4, 3]},
-    "axis": {"labelColor": INK, "titleColor": INK, "domainColor": GREY, "tickColor": GREY, "gridColor": GREY,
-             "gridOpacity": 0.25, "labelOverlap": "greedy", "labelSeparation": 6, "labelLimit": 0, "labelFontSize": 12,
-             "titleFontSize": 12, "titleFontWeight": "normal"},
-    "legend": {"labelColor": INK, "orient": "bottom", "columns": 1, "labelLimit": 0, "labelFontSize": 12,
-               "symbolOpacity": 1},
+    "range": {"category": {"scheme": "category10"}},  # Matplotlib's colors
+    "axis": {"gridColor": GREY, "gridOpacity": 0.25, "tickCount": 6, "labelOverlap": "greedy", "labelSeparation": 6,
+             "labelLimit": 0, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
+    "legend": {"orient": "bottom", "columns": 1, "labelLimit": 0, "labelFontSize": 12, "symbolOpacity": 1},
 }  # fmt: skip
 
 
@@ -37,134 +34,89 @@ def data(rows: Rows) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=list(rows)))
 
 
-def number_axis(values: Sequence[float], title: str, log: bool = False) -> dict[str, Any]:
-    """Axis and scale that these values fill."""
-    step = 1 if all(isinstance(value, int) for value in values) else alt.Undefined  # no ticks between two epochs
-    scale = alt.Scale(nice=False, type="log") if log else alt.Scale(nice=False, zero=False)
-    return {"title": title, "scale": scale, "axis": alt.Axis(format=",.7~g", tickCount=6, tickMinStep=step)}
-
-
-def color(name: str, colors: Mapping[str, str]) -> alt.Color:
-    scale = alt.Scale(domain=list(colors), range=list(colors.values()))
-    return alt.Color(f"{name}:N", title=None, scale=scale)
+def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
+    """The point that is nearest to the pointer, with its numbers."""
+    near = alt.selection_point(nearest=True, on="pointerover", empty=False, encodings=["x", "y"])
+    points = base.mark_point(filled=True, size=60, clip=True).add_params(near)
+    return points.encode(opacity=alt.condition(near, alt.value(1), alt.value(0)), tooltip=tips)
 
 
 def lines_chart(
-    rows: Rows, x: str, y: str, log: bool = False, marks: Mapping[float, str] | None = None
+    lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), log: bool = False
 ) -> alt.LayerChart:
-    """Lines and bands, the numbers of each point under the pointer.
+    """Lines and bands, the numbers of each point under the pointer; ``x`` and ``y`` are the titles of the axes.
 
-    Args:
-        rows: at least one, "x", "y" and the name of its "line" each; for a band "low" and "high" too. Lines with the
-            same name differ in their "run". On logarithmic axes all numbers are above 0.
-        x, y: titles of the axes.
-        log: both axes are logarithmic.
-        marks: vertical lines, {x: text}.
+    ``lines``, at least one, have the name of the "line", its "run", and lists "x" and "y"; for a band also lists "lower
+    quartile" and "upper quartile". ``marks`` are vertical lines, x and text. With ``log`` both axes are logarithmic.
     """
-    xs = sorted(row["x"] for row in rows)
-    ys = [row[name] for row in rows for name in ("y", "low", "high") if row.get(name) is not None]
-    names = list(dict.fromkeys(row["line"] for row in rows))
-    base = data(rows).encode(
-        x=alt.X("x:Q", **number_axis(xs, x, log)),
-        y=alt.Y("y:Q", **number_axis(ys, y, log)),
-        color=color("line", {name: COLOR_OF.get(name, COLORS[i % len(COLORS)]) for i, name in enumerate(names)}),
-        detail="run:N",
-    )
-    titles = {"line": " ", "run": "run", "x": x, "y": y, "low": "band from", "high": "to"}
-    tips = {name: title for name, title in titles.items() if any(row.get(name) is not None for row in rows)}
-    layers = [base.mark_area(opacity=0.2).encode(y="low:Q", y2="high:Q")] if "low" in tips else []
-    middle = math.sqrt(xs[0] * xs[-1]) if log else (xs[0] + xs[-1]) / 2
-    for i, (place, text) in enumerate((marks or {}).items()):
-        mark = data([{"x": place, "text": text}]).encode(x="x:Q")
-        align, dx = ("right", -4) if place > middle else ("left", 4)  # towards the middle, where there is room
-        layers += [mark.mark_rule(), mark.mark_text(align=align, dx=dx, y=-8 - 14 * i).encode(text="text:N")]
-    return finished([*layers, base.mark_line(), under_pointer(base, tips, ["x", "y"])])
-
-
-def under_pointer(base: alt.Chart, titles: Mapping[str, str], by: Sequence[Literal["x", "y"]]) -> alt.Chart:
-    """The point that is nearest to the pointer along these axes, with its numbers; {field: title}."""
-    near = alt.selection_point(nearest=True, on="pointerover", empty=False, encodings=list(by))
-    opacity = alt.when(near).then(alt.value(1)).otherwise(alt.value(0))
-    tips = [
-        alt.Tooltip(f"{name}:N", title=title)
-        if name in ("line", "run")
-        else alt.Tooltip(f"{name}:Q", title=title, format=",.4~g")
-        for name, title in titles.items()
-    ]
-    return base.mark_point(filled=True, size=60, clip=True).encode(opacity=opacity, tooltip=tips).add_params(near)
+    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
+    axis = alt.Axis(format=WHOLE, tickMinStep=alt.Undefined if log else 1)  # no ticks between two epochs
+    each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run")]
+    axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)
+    base = data(lines).transform_flatten(each).encode(*axes, alt.Color("line:N", title=None, sort=None), detail="run:N")
+    layers = [base.mark_line()]
+    if "lower quartile" in each:
+        layers.append(base.mark_area(opacity=0.2).encode(y="lower quartile:Q", y2="upper quartile:Q"))
+    for place, text in marks:
+        mark = data([{"x": place, "text": text}]).encode(x="x:Q", text="text:N")
+        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(y=-8)]
+    tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
+    tips += [alt.Tooltip("y:Q", title=y), *(alt.Tooltip(f"{name}:Q") for name in each[2:])]
+    return finished([*layers, under_pointer(base, tips)])
 
 
 def fits_chart(growth: Growth) -> alt.LayerChart:
-    """The fitted curve over the training points and the ground truth, for the chosen epochs and learning rate.
-
-    ``growth`` is the content of a curve fit's curves.json. The fit of the lowest error is chosen first.
-    """
-    fits = growth["fits"]
-    counts, lrs = sorted({fit["epochs"] for fit in fits}), list(dict.fromkeys(fit["lr"] for fit in fits))
-    best = min(fits, key=lambda fit: math.inf if fit["true_mse"] is None else fit["true_mse"])
+    """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
+    fits, points = growth["fits"], growth["points"]
+    counts, lrs = sorted({fit["epochs"] for fit in fits}), sorted({fit["lr"] for fit in fits})
+    best = min(fits, key=lambda fit: fit["true_mse"] or math.inf)
     slider = alt.binding_range(min=0, max=len(counts) - 1, step=1, name="epochs ")
-    step = alt.param("step", value=counts.index(best["epochs"]), bind=slider)
-    lr = alt.param("lr", value=best["lr"], bind=alt.binding_radio(options=lrs, name="learning rate "))
-    label = "learning rate {lr:g}, {epochs:,} epochs, MSE against f: {mse}"
-    rows = [
-        {**fit, "step": counts.index(fit["epochs"]), "label": label.format(**fit, mse=number(fit["true_mse"]))}
-        for fit in fits
+    params = [
+        alt.param("step", value=counts.index(best["epochs"]), bind=slider),
+        alt.param("lr", value=best["lr"], bind=alt.binding_radio(options=lrs, name="learning rate ")),
+        alt.param("counts", value=counts),
+        # The grid is the same for all fits, so the page holds it once.
+        alt.param("grid", value=growth["x"]),
+        alt.param("truth", value=growth["truth"]),
     ]
-    chosen = data(rows).transform_filter("datum.step == step && datum.lr == lr")
-    # The grid is the same for all fits, so the page holds it once: their i-th value belongs to its i-th point.
-    truth = enumerate(zip(growth["x"], growth["truth"], strict=True), start=1)
-    grid = [{"line": "ground truth f(x)", "i": i, "x": x, "truth": y} for i, (x, y) in truth]
-    pairs = zip(growth["points"]["x"], growth["points"]["y"], strict=True)
-    points = [{"line": "training points", "x": x, "y": y} for x, y in pairs]
-    ys = [*growth["truth"], *growth["points"]["y"]]
-    margin = 0.08 * (max(ys) - min(ys)) or 1.0
-    at: dict[str, Any] = {
-        "x": alt.X("x:Q", **number_axis(growth["x"], "x")),
-        "y": alt.Y("y:Q", title="y", scale=alt.Scale(domain=[min(ys) - margin, max(ys) + margin], nice=False)),
-        "color": color("line", {"training points": GREY, "ground truth f(x)": ORANGE, "fitted curve": BLUE}),
-    }
+    chosen = data(fits).transform_filter("datum.epochs == counts[step] && datum.lr == lr")
+    error = "(datum.true_mse == null ? 'diverged' : format(datum.true_mse, '.3~g'))"
+    label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
+    ys = [*growth["truth"], *points["y"]]
+    y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
+    names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
     curve = (
-        chosen.transform_flatten(["fit", "low", "high"])
-        .transform_window(i="row_number()")
-        .transform_lookup("i", alt.LookupData(alt.InlineData(values=grid), "i", ["x", "truth"]))
-        .transform_calculate(y="datum.fit", line="'fitted curve'")
-        .encode(**at)
+        chosen.transform_calculate(x="grid", truth="truth")
+        .transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
+        .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y, alt.ColorDatum(names[1]))
     )
-    titles = {"x": "x", "fit": "fitted curve", "low": "quartiles of the seeds", "high": "to", "truth": "ground truth"}
+    drawn = data([{"line": "training points", **points}]).transform_flatten(["x", "y"])
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*names[1:3], "training points"], range=COLORS))
     layers = [
-        data(points).mark_point(filled=True, size=14, opacity=0.6, clip=True).encode(**at),
-        data(grid).mark_line(strokeDash=[6, 4], clip=True).encode(at["x"], alt.Y("truth:Q"), at["color"]),
-        curve.mark_area(opacity=0.25, clip=True).encode(y="low:Q", y2="high:Q"),
+        drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
+        curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2])),
+        curve.mark_area(opacity=0.25, clip=True).encode(y="lower quartile:Q", y2="upper quartile:Q"),
         curve.mark_line(clip=True),
-        under_pointer(curve, titles, ["x"]),
-        chosen.mark_text(align="left", baseline="bottom", x=0, y=-6, fontSize=12).encode(text="label:N"),
+        under_pointer(curve, [alt.Tooltip(f"{name}:Q") for name in names]),
+        chosen.transform_calculate(label=label).mark_text(align="left", x=0, y=-10, fontSize=12).encode(text="label:N"),
     ]
-    return finished(layers, height=340).add_params(step, lr)
+    return finished(layers, height=340).add_params(*params)
 
 
 def waterfall_chart(accuracies: Mapping[str, float], end: str) -> alt.LayerChart:
     """A bar for each step from the first of these percentages to the last, which ``end`` names."""
-    values = list(accuracies.items())
-    (start, first), (_, last) = values[0], values[-1]
-    rows = [{"name": start, "start": first, "end": first, "text": f"{first:.1f} %", "kind": "accuracy"}]
-    for (_, a), (name, b) in itertools.pairwise(values):
-        kind = "rises" if b > a else "falls"
-        rows.append({"name": name, "start": a, "end": b, "text": f"{b - a:+.1f} pp", "kind": kind})
-    rows.append({"name": end, "start": last, "end": last, "text": f"{last:.1f} %", "kind": "accuracy"})
-    low, high = min(accuracies.values()), max(accuracies.values())
-    margin = high - low or 1.0
-    scale = alt.Scale(domain=[low - 0.1 * margin, high + 0.4 * margin], nice=False)  # room for the text
-    base = data(rows).encode(
-        x=alt.X("start:Q", title="accuracy [%]", scale=scale),
-        y=alt.Y("name:N", sort=[*accuracies, end], title=None, axis=alt.Axis(labelLimit=0)),
-        color=color("kind", {"accuracy": BLUE, "rises": GREEN, "falls": ORANGE}),
-    )
-    ends = base.transform_filter("datum.kind == 'accuracy'")
-    text = base.transform_calculate(right="max(datum.start, datum.end)")
+    values, names = [*accuracies.values()], [*accuracies, end]
+    low, high, rows = min(values), max(values), []
+    for name, (a, b) in zip(names, itertools.pairwise([values[0], *values, values[-1]]), strict=True):
+        text = f"{b:.1f} %" if name in (names[0], end) else f"{b - a:+.1f} pp"
+        rows.append({"name": name, "start": a, "end": b, "right": max(a, b), "text": text})
+    scale = alt.Scale(domain=[1.1 * low - 0.1 * high, 1.4 * high - 0.4 * low], nice=False)  # room for the text
+    x, y = alt.X("start:Q", title="accuracy [%]", scale=scale), alt.Y("name:N", sort=names, title=None)
+    base = data(rows).encode(x, y)
     layers = [
-        base.transform_filter("datum.kind != 'accuracy'").mark_bar(size=18).encode(x2="end:Q"),
-        # The ends are ticks, not bars: the axis does not begin at zero, and the eye takes bars by their lengths.
-        ends.mark_tick(thickness=4, size=24, opacity=1),
-        text.mark_text(align="left", dx=6).encode(x="right:Q", text="text:N", color=alt.value(INK)),
+        base.mark_bar(size=18).encode(x2="end:Q"),
+        # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
+        base.mark_tick(thickness=4, opacity=1).encode(x="end:Q"),
+        base.mark_text(align="left", dx=6).encode(x="right:Q", text="text:N"),
     ]
     return finished(layers, height=36 * len(rows))

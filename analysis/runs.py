@@ -2,16 +2,16 @@
 
 import itertools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-Rows = Sequence[Mapping[str, Any]]  # the epochs of a classifier's run, as in its summary.json
+Row = Mapping[str, Any]  # an object of a summary.json
+Rows = Sequence[Row]
 
 # settings that say where the data are, how a run is shown and how often it is saved, not what it learns
-NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar"}
-LENGTH = {"max_epochs", "max_steps", "max_time"}
+NEUTRAL = {"ckpt_path", "data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar"}
 
 
 @dataclass(frozen=True)
@@ -19,72 +19,60 @@ class Run:
     """A finished run: its directory, and its summary.json."""
 
     path: Path
-    summary: Mapping[str, Any]
+    summary: Row
 
     @property
     def is_curve(self) -> bool:
         return "over_seeds" in self.summary
 
-    def settings(self, but: Collection[str] = ()) -> str:
-        """The settings as JSON, without the neutral ones and those with these names: equal where two runs agree."""
-        return comparable(self.summary["settings"], but)
-
-    def origin(self, but: Collection[str] = ()) -> tuple[str, int] | None:
-        """Settings of the run with whose checkpoint this one began, and its epochs until then; None without one."""
-        origin = self.summary["origin"]
-        return None if origin is None else (comparable(origin["settings"], but), origin["epochs"])
+    @property
+    def epochs(self) -> Rows:
+        return self.summary["epochs"]
 
 
-def comparable(settings: Mapping[str, Any], but: Collection[str] = ()) -> str:
-    return json.dumps({k: v for k, v in settings.items() if k not in NEUTRAL and k not in but}, sort_keys=True)
+Pair = tuple[Run, Run | None]  # a run, and the one that continued it without its drop
 
 
-def distinct(runs: Iterable[Run]) -> list[Run]:
-    """The runs without those that repeat another one: a command given twice is not two seeds."""
-    first: dict[tuple[object, ...], Run] = {}
-    for run in runs:
-        first.setdefault((run.settings(), run.origin(), len(run.summary.get("results", []))), run)
-    return list(first.values())
-
-
-def epoch_of_drop(rows: Rows) -> int | None:
-    """The index in ``rows`` of the first epoch with a lower learning rate than the one before; None without a drop."""
-    return next((i for i in range(1, len(rows)) if rows[i]["lr"] < rows[i - 1]["lr"]), None)
+def over_epochs(rows: Rows, name: str, scale: float = 100) -> tuple[list[int], list[float]]:
+    """The epochs in which this was measured, and ``scale`` times what was measured."""
+    rows = [row for row in rows if row.get(name) is not None]
+    return [row["epoch"] for row in rows], [scale * row[name] for row in rows]
 
 
 def lr_changes(rows: Rows) -> list[tuple[int, float]]:
-    """(epoch, new learning rate) of up to three steps; none for a rate that changes all the time, which is no event."""
+    """(epoch, new learning rate) of each step; none for a rate that changes all the time, which is no event."""
     changes = [(b["epoch"], b["lr"]) for a, b in itertools.pairwise(rows) if a["lr"] != b["lr"]]
-    return changes if len(changes) <= 3 and (len(changes) < len(rows) - 1 or len(changes) == 1) else []
+    return changes if 2 * len(changes) <= len(rows) else []
 
 
-def drops_once(run: Run) -> bool:
-    """Whether the milestones make the learning rate one number, then a smaller one, and each epoch was measured."""
-    rows = run.summary["epochs"]
-    if not run.summary["settings"].get("milestones") or any(row["val_acc"] is None for row in rows):
-        return False
-    return len(lr_changes(rows)) == 1 and epoch_of_drop(rows) is not None
+def epoch_of_drop(run: Run) -> int | None:
+    """The first epoch after the only milestone, if that lowered the learning rate and each epoch was measured."""
+    rows, changes = run.epochs, lr_changes(run.epochs)
+    is_drop = len(changes) == 1 and rows[-1]["lr"] < rows[0]["lr"] and run.summary["settings"].get("milestones")
+    return changes[0][0] if is_drop and all(row["val_acc"] is not None for row in rows) else None
+
+
+def comparable(settings: Row, but: str) -> str:
+    """The settings that decide what a run learns, without one, as JSON: equal where two runs agree."""
+    return json.dumps({k: v for k, v in settings.items() if k not in {*NEUTRAL, but}}, sort_keys=True)
 
 
 def is_branch(run: Run, other: Run) -> bool:
     """Whether ``other`` continued ``run`` from just before its drop, without it, as long and with its settings."""
-    rows, its = run.summary["epochs"], other.summary["epochs"]
-    return (
-        other.origin(but=LENGTH) == (run.settings(but=LENGTH), epoch_of_drop(rows))
-        and other.settings(but=LENGTH | {"milestones"}) == run.settings(but=LENGTH | {"milestones"})
-        and len(its) == len(rows)
-        and all(row["lr"] == rows[0]["lr"] and row["val_acc"] is not None for row in its)
-    )
+    origin = other.summary["origin"]
+    if origin is None or origin["epochs"] != epoch_of_drop(run):
+        return False
+    settings = (run.summary["settings"], other.summary["settings"], origin["settings"])
+    has_no_drop = [row["lr"] for row in other.epochs] == [run.epochs[0]["lr"]] * len(run.epochs)
+    return has_no_drop and len({comparable(each, "milestones") for each in settings}) == 1
 
 
-def groups(runs: Iterable[Run]) -> list[list[tuple[Run, Run | None]]]:
-    """Runs that differ by their seeds only together, each with the run that continued it without its drop."""
-    runs = list(runs)
-    pairs = {run.path: [other for other in runs if is_branch(run, other)] for run in runs if drops_once(run)}
-    branches = {other.path for others in pairs.values() for other in others}
-    together: dict[object, list[tuple[Run, Run | None]]] = {}
+def groups(runs: Sequence[Run]) -> list[list[Pair]]:
+    """Runs that differ by their seeds only together, each with its branch; a seed counts once, however often it ran."""
+    together: dict[str, dict[int, Pair]] = {}
     for run in runs:
-        if run.path not in branches:
-            key = (run.settings(but={"seed"}), run.origin(but={"seed"}))
-            together.setdefault(key, []).append((run, next(iter(pairs.get(run.path, [])), None)))
-    return list(together.values())
+        if not any(is_branch(other, run) for other in runs):
+            branch = next((other for other in runs if is_branch(run, other)), None)
+            seeds = together.setdefault(comparable(run.summary["settings"], "seed"), {})
+            seeds.setdefault(run.summary["seed"], (run, branch))
+    return [list(seeds.values()) for seeds in together.values()]

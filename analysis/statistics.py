@@ -3,21 +3,19 @@
 Not by scipy: where it is installed, torchmetrics imports its signal processing too, half a second of every start.
 """
 
-import itertools
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
 
 import numpy as np
 
 
 @dataclass(frozen=True)
 class MeanCI:
-    """A mean with its standard deviation and 95 % confidence interval, all three nan for a single value."""
+    """The mean of n values, their standard deviation, and Student's 95 % confidence interval; nan for one value."""
 
-    values: list[float]
+    n: int
     mean: float
     sd: float
     low: float
@@ -29,62 +27,43 @@ class MeanCI:
 
     def text(self, unit: str = "", digits: int = 1) -> str:
         """As in "+8.9 pp (3 seeds, 95 % CI +0.2 to +17.5)"."""
-        n, sign = len(self.values), f"+.{digits}f"
-        interval = f"{n} seeds, 95 % CI {self.low:{sign}} to {self.high:{sign}}" if n > 1 else "one seed"
+        sign = f"+.{digits}f"
+        interval = f"{self.n} seeds, 95 % CI {self.low:{sign}} to {self.high:{sign}}" if self.n > 1 else "one seed"
         return f"{self.mean:{sign}}{unit} ({interval})"
 
 
-class Quartiles(TypedDict):
-    """Over the seeds; read back from JSON, what is not finite is None."""
-
-    median: float | None
-    q25: float | None
-    q75: float | None
-
-
 def mean_ci(values: Sequence[float]) -> MeanCI:
-    """The mean of at least one value, with Student's 95 % confidence interval.
-
-    Raises:
-        statistics.StatisticsError: there is no value.
-    """
+    """Raises statistics.StatisticsError for no value."""
     n, mean = len(values), statistics.mean(values)
-    if n == 1:
-        return MeanCI(list(values), mean, math.nan, math.nan, math.nan)
-    sd = statistics.stdev(values)
-    half = student_t(n - 1) * sd / math.sqrt(n)
-    return MeanCI(list(values), mean, sd, mean - half, mean + half)
+    sd = statistics.stdev(values) if n > 1 else math.nan
+    half = student_t(n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
+    return MeanCI(n, mean, sd, mean - half, mean + half)
 
 
 def student_t(df: int) -> float:
-    """t with P(|T| <= t) = 0.95 for Student's T of ``df`` >= 1 degrees of freedom.
-
-    P(|T| > t) is the regularized incomplete beta function I_x(df / 2, 1 / 2) at x = df / (df + t**2).
-    """
+    """t with P(|T| <= t) = 0.95 for Student's T of ``df`` >= 1 degrees of freedom."""
     from mpmath import betainc, findroot
 
     def miss(t: float) -> float:
-        return betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) - 0.05
+        return betainc(df / 2, 0.5, 0, df / (df + t * t), regularized=True) - 0.05  # P(|T| > t) - 0.05
 
     return float(findroot(miss, (1.0, 20.0), solver="anderson"))  # from 1.96 for many degrees to 12.71 for one
 
 
-def median_ci(values: np.ndarray, level: float = 0.95) -> tuple[float, float, float]:
-    """(low, high, coverage): a confidence interval for the median of the distribution that (n,) ``values`` come from.
+def median_ci(values: np.ndarray) -> tuple[float, float, float]:
+    """(low, high, coverage): a confidence interval for the median of any continuous distribution, from (n,) values.
 
-    It holds for any continuous distribution. It lies between the k-th smallest and the k-th largest value and covers
-    the median with probability 1 - 2 P(Binomial(n, 1/2) < k); k is the largest that reaches ``level``, or 1 where none
-    does (at 95 %: n below 6).
+    From the k-th smallest to the k-th largest value it covers the median with probability
+    1 - 2 P(Binomial(n, 1/2) < k); k is the largest that reaches 95 %, or 1 where none does (n below 6).
     """
     n, ordered = len(values), np.sort(values)
-    tails = itertools.accumulate(math.comb(n, i) for i in range(max(n // 2, 1)))  # 2**n P(Binomial < k), k = 1 ...
-    coverage = [1 - 2 * tail / 2**n for tail in tails]
-    k = max(1, sum(c >= level for c in coverage))  # coverage decreases with k
+    coverage = [1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(1, n // 2 + 2)]  # decreases
+    k = max(1, sum(c >= 0.95 for c in coverage))
     return float(ordered[k - 1]), float(ordered[n - k]), coverage[k - 1]
 
 
-def quartiles(values: np.ndarray, worst: float = math.inf) -> Quartiles:
-    """Median and quartiles of (S,) values over the seeds; a diverged seed counts as ``worst``."""
+def quartiles(values: np.ndarray, worst: float = math.inf) -> dict[str, float]:
+    """{"median", "q25", "q75"} of (S,) values over the seeds; a diverged seed counts as ``worst``."""
     known = np.where(np.isfinite(values), values, worst)
     # Quartiles are values that occurred: between a number and infinity there is nothing to interpolate.
     q25, q75 = np.quantile(known, (0.25, 0.75), method="nearest")
@@ -97,9 +76,8 @@ def medians(error: np.ndarray) -> np.ndarray:
 
 
 def over_runs(runs: Sequence[Mapping[str, float]]) -> dict[str, MeanCI]:
-    """{name: mean over the runs} for the numbers that all of them have, in their order."""
-    names = [name for name in runs[0] if all(name in run for run in runs)] if runs else []
-    return {name: mean_ci([run[name] for run in runs]) for name in names}
+    """{name: mean over the runs, one at least} for the numbers that all of them have, in their order."""
+    return {name: mean_ci([run[name] for run in runs]) for name in runs[0] if all(name in run for run in runs)}
 
 
 def spread(values: Iterable[float | None], scale: float = 1) -> str:
@@ -113,9 +91,3 @@ def spread(values: Iterable[float | None], scale: float = 1) -> str:
 def number(value: float | None, missing: str = "diverged", digits: int = 3) -> str:
     """These digits of a number; ``missing`` for None, nan and infinity."""
     return missing if value is None or not math.isfinite(value) else f"{value:.{digits}g}"
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows of cells, the first the header, right-aligned in columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(cell.rjust(width) for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -22,7 +22,7 @@ COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "secon
 class ClassifierRecord(RecordCallback):
     """Records each epoch, as far as callbacks before it have logged it, and prints a line for it."""
 
-    def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
+    def __init__(self, settings: Mapping[str, Any], is_branch: bool, start: float) -> None:
         super().__init__(settings, is_branch, start)
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
@@ -110,9 +110,9 @@ class ClassifierRecord(RecordCallback):
             self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
 
-    def ended_unmeasured(self, trainer: Trainer) -> bool:
+    def ended_unmeasured(self) -> bool:
         """Whether no validation has seen the last epoch's weights, though there is something to validate on."""
-        return bool(sum(trainer.num_val_batches) and self.epochs and self.epochs[-1]["val_acc"] is None)
+        return bool(self.batches["val_batches"] and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}

@@ -1,6 +1,5 @@
 """CurveRecord: every measurement of a curve fit, and what becomes of them: summary.json and curves.json."""
 
-import math
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,7 +9,7 @@ import torch
 from pytorch_lightning import LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curves import METRICS, Fit, Growth, early_stopping, more_training, spread_over_seeds
+from analysis.curves import METRICS, Growth, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
 from callbacks.record import RecordCallback
 from datamodules import CurveDataModule
@@ -34,7 +33,6 @@ class CurveRecord(RecordCallback):
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
-        self._latest: dict[int, Tensor] = {}
         self._train_seconds = 0.0  # without those of a training that is running since then
         self._train_start: float | None = None
 
@@ -57,71 +55,62 @@ class CurveRecord(RecordCallback):
         self._train_start = time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
-        self.measured.setdefault(outputs["epochs"], {})["train_mse"] = outputs["train_mse"]
+        self._train_mse = outputs["train_mse"]
 
     def on_validation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object
     ) -> None:
-        if trainer.sanity_checking:
-            return
-        measured = dict(outputs)
-        epochs, curve = measured.pop("epochs"), measured.pop("curve")
-        self.measured.setdefault(epochs, {}).update(measured)
-        self._latest = {epochs: curve}
-        if self.auto or epochs in self.asked or epochs >= 1.2 * max(self.curves, default=0):
-            self.curves[epochs] = curve
+        if not trainer.sanity_checking:
+            measured = {"train_mse": self._train_mse, **outputs}
+            epochs, self._latest = measured.pop("epochs"), measured.pop("curve")
+            self.measured[epochs] = measured
+            if self.auto or epochs in self.asked or epochs >= 1.2 * max(self.curves, default=0):
+                self.curves[epochs] = self._latest
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_seconds, self._train_start = self.train_seconds(), None
-        self.curves |= self._latest  # which is reported where the training run ends early
+        if self.measured:
+            self.curves[self.epochs_done()] = self._latest  # which is reported where the training run ends early
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(T,) wholly measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
-        whole = {e: m for e, m in sorted(self.measured.items()) if len(m) > 1}
-        shape = (len(whole), len(model.lrs), len(model.seeds))
-        names = (*METRICS, "held_out_mse")
-        values = {name: torch.stack([m[name] for m in whole.values()]).view(shape).numpy() for name in names if whole}
-        return np.array(list(whole), dtype=int), values
+        """(T,) measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
+        rows = [measured for _, measured in sorted(self.measured.items())]
+        shape = (len(rows), len(model.lrs), len(model.seeds))
+        names = (*METRICS, "held_out_mse") if rows else ()
+        values = {name: torch.stack([row[name] for row in rows]).view(shape).numpy() for name in names}
+        return np.array(sorted(self.measured), dtype=int), values
 
     def summary(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
-        """The content of summary.json, once all is done; a diverged run's values are nan."""
+        """The content of summary.json, once all is done; what diverged is not finite."""
         epochs, values = self.table(model)
+        lrs = list(enumerate(model.lrs if len(epochs) else []))
         auto: list[dict[str, Any]] = []
-        if self.auto and len(epochs):
-            for i, lr in enumerate(model.lrs):
-                choice = early_stopping(epochs, values["true_mse"][:, i], values["held_out_mse"][:, i])
-                auto.append({"lr": lr, **choice})
+        for i, lr in lrs if self.auto else []:
+            choice = early_stopping(epochs, values["true_mse"][:, i], values["held_out_mse"][:, i])
+            auto.append({"lr": lr, **choice})
         reported = sorted({*self.asked, *(choice["best_epochs"] for choice in auto)})
-        reached = [e for e in reported if e in epochs]
-        if reached != reported and len(epochs):  # stopped early
-            reached = sorted({*reached, int(epochs[-1])})
-        at = np.searchsorted(epochs, reached)
+        missing = [e for e in reported if e not in epochs]  # where the training run ended early
+        at = np.flatnonzero(np.isin(epochs, [*reported, *(epochs[-1:] if missing else [])]))
+        results = [
+            {
+                **{"lr": lr, "seed": seed, "epochs": int(epochs[t])},
+                **{name: float(values[name][t, i, s]) for name in METRICS},
+            }
+            for i, lr in lrs
+            for s, seed in enumerate(model.seeds)
+            for t in at
+        ]
+        more = [{"lr": lr, **more_training(epochs, values["true_mse"][:, i])} for i, lr in lrs if len(epochs) > 1]
         return {
-            "function": data.function,
-            "x_min": data.x_min,
-            "x_max": data.x_max,
-            "seed": model.seeds[0],
-            "results": self._results(model, reached),
-            "over_seeds": spread_over_seeds(model.lrs, epochs[at], {n: v[at] for n, v in values.items()}),
-            "more_training": [
-                {"lr": lr, **more_training(epochs, values["true_mse"][:, i])}
-                for i, lr in enumerate(model.lrs if len(epochs) > 1 else [])
-            ],
+            **{"function": data.function, "x_min": data.x_min, "x_max": data.x_max, "seed": model.seeds[0]},
+            "results": results,
+            "over_seeds": spread_over_seeds(model.lrs, epochs[at], {name: v[at] for name, v in values.items()}),
+            "more_training": more,
             **({"auto": auto} if auto else {}),
-            "not_measured": [e for e in reported if e not in epochs],
+            "not_measured": missing,
             "seconds": {"train": self.train_seconds(), "total": self.total_seconds()},
             **self.common(),
         }
-
-    def _results(self, model: FunctionRegressor, reached: Sequence[int]) -> list[dict[str, float]]:
-        rows = []
-        for m, (lr, seed) in enumerate((lr, seed) for lr in model.lrs for seed in model.seeds):
-            for e in reached:
-                values = {name: self.measured[e][name][m].item() for name in METRICS}
-                if not math.isfinite(values["train_mse"]) or not math.isfinite(values["true_mse"]):
-                    values = dict.fromkeys(METRICS, math.nan)
-                rows.append({"lr": lr, "seed": seed, "epochs": e, **values})
-        return rows
 
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
         """The content of curves.json: how the fitted curves grow, on 201 points, with four digits.
@@ -134,7 +123,7 @@ class CurveRecord(RecordCallback):
         def digits(values: Any) -> list[float]:
             return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
 
-        L, S, fits = len(model.lrs), len(model.seeds), list[Fit]()
+        L, S, fits = len(model.lrs), len(model.seeds), list[dict[str, Any]]()
         for epochs, curves in sorted(self.curves.items()):
             each = curves[:, ::THIN].numpy().reshape(L, S, -1)
             errors = medians(self.measured[epochs]["true_mse"].view(L, S).numpy())
@@ -143,6 +132,6 @@ class CurveRecord(RecordCallback):
                 low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
                 fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
                 lists = {name: digits(values) for name, values in fit.items()}
-                fits.append(Fit(lr=lr, epochs=epochs, true_mse=float(error), **lists))  # type: ignore[typeddict-item]
+                fits.append({"lr": lr, "epochs": epochs, "true_mse": float(error), **lists})
         points = {"x": digits(data.x[0]), "y": digits(data.y[0])}
         return {"x": digits(data.grid[::THIN]), "truth": digits(data.truth[::THIN]), "points": points, "fits": fits}

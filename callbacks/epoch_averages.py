@@ -1,4 +1,4 @@
-"""EpochAverages: training loss and accuracy of an epoch that is resumed in its middle are those of the whole epoch."""
+"""EpochAverages: keeps the metric sums of an unfinished epoch in checkpoints, so that its averages are of all of it."""
 
 from typing import Any
 

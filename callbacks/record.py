@@ -1,4 +1,4 @@
-"""RecordCallback: what the records of both experiments share: a run's settings, its origin, its seconds."""
+"""RecordCallback: what both records share: a run's settings, which a resume compares, its origin, its seconds."""
 
 import time
 from collections.abc import Mapping
@@ -10,17 +10,16 @@ from analysis.provenance import command_line
 
 
 class RecordCallback(Callback):
-    """Collects what a run reached, over resumes too, and puts it together for summary.json.
+    """Collects what a run reached, over resumes too, for summary.json.
 
     Args:
         settings: all settings of the run, as plain values.
         is_branch: training begins with the checkpoint of another run, which becomes this run's ``origin``.
-        start: ``time.perf_counter()`` at the start of the process, for the total time.
+        start: ``time.perf_counter()`` when it began, for the seconds in all.
     """
 
-    def __init__(self, settings: Mapping[str, Any], is_branch: bool = False, start: float | None = None) -> None:
-        self.settings, self.is_branch = dict(settings), is_branch
-        self.start = time.perf_counter() if start is None else start
+    def __init__(self, settings: Mapping[str, Any], is_branch: bool, start: float) -> None:
+        self.settings, self.is_branch, self.start = dict(settings), is_branch, start
         self.origin: dict[str, Any] | None = None
         self._earlier_total = 0.0  # seconds of the processes before a resume
 
@@ -35,7 +34,7 @@ class RecordCallback(Callback):
         return {"settings": self.settings, "origin": self.origin, "total_seconds": self.total_seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """To be called by a subclass once it has loaded its own part."""
+        """A subclass calls it once it has loaded its own part."""
         self._earlier_total, self.origin = state["total_seconds"], state["origin"]
         if self.is_branch:
             self.origin = {"settings": state["settings"], "epochs": self.epochs_done()}

@@ -40,16 +40,15 @@ class SaveLast(Checkpoint):
     that step is lost when validation is interrupted), and inside an epoch as often as asked.
 
     On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal; while
-    nothing is trained, at once, since the last step is saved. A second signal exits at once, too. In a SLURM job
-    SIGUSR1 (``--signal=USR1@90``) does the same and puts the job back into the queue, exit code 0.
+    nothing is trained, or by a second signal, at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same and
+    puts the job back into the queue, exit code 0.
 
     Args:
         folder: where the checkpoints go.
         every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
-        interval: seconds after which to save without ``every_n_steps``; then epochs' ends wait for it too, if
-            ``each_epoch`` is False.
-        each_epoch: save at the end of each epoch, not only where training is stopped.
-        branches: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before: a run resumed from there
+        interval: else save after so many seconds.
+        each_epoch: save at the end of each epoch too.
+        keep_before: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before: a run resumed from there
             shows what happens without a milestone.
         advice: printed on a signal, how to resume.
         requeues: whether the same command finds the run again; else a SLURM job is not put back into the queue.
@@ -61,14 +60,14 @@ class SaveLast(Checkpoint):
         every_n_steps: int | None = None,
         interval: float = 300.0,
         each_epoch: bool = True,
-        branches: Collection[int] = (),
+        keep_before: Collection[int] = (),
         advice: str = "",
         requeues: bool = True,
     ) -> None:
         self.last, self.aside = folder / "last.ckpt", folder / ".last.ckpt.tmp"
         self.every_n_steps, self.interval, self.each_epoch = every_n_steps, interval, each_epoch
-        self.branches, self.advice, self.requeues = set(branches), advice, requeues
-        self._branch: Path | None = None
+        self.keep_before, self.advice, self.requeues = set(keep_before), advice, requeues
+        self._kept: Path | None = None
         self._is_aside = False
         self._saved_at, self._saved_steps = time.monotonic(), 0
         self._signum = 0
@@ -121,8 +120,8 @@ class SaveLast(Checkpoint):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._leaves = self._is_asked_to_leave(trainer)
-        if trainer.current_epoch + 1 in self.branches:
-            self._branch = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
+        if trainer.current_epoch + 1 in self.keep_before:
+            self._kept = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
         if self.each_epoch or self._leaves or trainer.should_stop or self._is_due(trainer, 0):
             self._save(trainer)
 
@@ -145,11 +144,11 @@ class SaveLast(Checkpoint):
         if self._is_aside:
             for logger in trainer.loggers:
                 logger.save()
-            if self._branch is not None:  # before last.ckpt, from which on it would not be made again
+            if self._kept is not None:  # before last.ckpt, from which on it would not be made again
                 content = self.aside.read_bytes()
-                write_atomically(self._branch, lambda file: file.write(content))
+                write_atomically(self._kept, lambda file: file.write(content))
             os.replace(self.aside, self.last)
-        self._branch, self._is_aside = None, False
+        self._kept, self._is_aside = None, False
         if self._leaves:
             self._leave(trainer)
 
@@ -160,19 +159,19 @@ class SaveLast(Checkpoint):
         at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
         is_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
         if is_saved or trainer.state.fn != TrainerFn.FITTING:
-            self._leave_alone(trainer)
+            self._leave_if_single(trainer)
 
     def on_test_batch_end(self, trainer: Trainer, *args: object) -> None:
-        self._leave_alone(trainer)
+        self._leave_if_single(trainer)
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         for signum, handler in self._previous.items():
             signal.signal(signum, handler)
         self._previous = {}
         if stage == "test":
-            self._leave_alone(trainer)
+            self._leave_if_single(trainer)
 
-    def _leave_alone(self, trainer: Trainer) -> None:
+    def _leave_if_single(self, trainer: Trainer) -> None:
         """Leaves where a signal has asked for it; not one of several processes, which differ in their batches here."""
         if self._signum and trainer.world_size == 1:
             self._leave(trainer)

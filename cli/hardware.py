@@ -30,7 +30,7 @@ def has_native_bfloat16(device: str) -> bool:
     return device == "cpu" and cpu_has_bfloat16()
 
 
-def compiles(cfg: Namespace, num_images: int) -> bool:
+def should_compile(cfg: Namespace, num_images: int) -> bool:
     """What ``--compile`` says, or for "auto" whether the run is long enough and the machine gains by it.
 
     Measured on two cores with AVX2: 9 % faster to 1 % slower at 32 pixels, 3 to 18 % faster at 20, the more the busier

@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import yaml
 
-from analysis.runs import LENGTH
 from cli.command import UsageError
 from cli.hardware import device_of, has_native_bfloat16
 from cli.parser import plain_count
 
 FOLDER = Path(__file__).parent / "recipes"
+LENGTH = ("max_epochs", "max_steps", "max_time")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 

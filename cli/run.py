@@ -4,12 +4,11 @@ import itertools
 import os
 import shutil
 import zipfile
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import torch
@@ -54,6 +53,7 @@ class Checkpoint:
                 if broken := archive.testzip():
                     raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
+            # Of the record, see callbacks/record.py.
             settings = next(state["settings"] for state in content["callbacks"].values() if "settings" in state)
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
             loop = content["loops"]["fit_loop"]
@@ -79,8 +79,6 @@ class Checkpoint:
 class Run:
     """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
 
-    A context: where nothing has been trained in it, a folder that was new is removed again.
-
     Raises:
         UsageError: the folder holds a run that is not being resumed, another process has it, there is no such
             checkpoint, or the checkpoint's run had settings that may not differ.
@@ -88,8 +86,7 @@ class Run:
 
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path) -> None:
         self.folder, self.settings = folder, plain_settings(parser, cfg)
-        self.is_new = not folder.exists() or not any(folder.iterdir())
-        self.has_started = False
+        self.named = Path(cfg.run_dir).expanduser() if cfg.run_dir else folder  # with several seeds the folder of all
         checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
         if checkpoint:
@@ -141,9 +138,8 @@ class Run:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
 
-    def start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """In ``on_train_start``: writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
-        self.has_started = True
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
         if trainer.is_global_zero:
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
@@ -151,26 +147,28 @@ class Run:
             write_settings(self.folder, self.settings)
 
     def how_to_resume(self) -> str:
-        return f"To resume: repeat the command with --run_dir {quoted(self.folder)} --ckpt_path last"
+        return f"To resume: repeat the command with --run_dir {quoted(self.named)} --ckpt_path last"
 
-    def __enter__(self) -> "Run":
-        return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if error and self.is_new and not self.has_started and is_rank_zero():
-            shutil.rmtree(self.folder, ignore_errors=True)
+@contextmanager
+def open_run(parser: Parser, cfg: Namespace, folder: Path) -> Iterator[Run]:
+    """A Run; where nothing has been trained in it, a folder that was new is removed again."""
+    is_new = not folder.exists() or not any(folder.iterdir())
+    try:
+        yield Run(parser, cfg, folder)
+    except BaseException:
+        if is_new and is_rank_zero() and not (folder / "config.yaml").exists():
+            shutil.rmtree(folder, ignore_errors=True)
             with suppress(OSError):
-                self.folder.parent.rmdir()  # where there is nothing else in it
+                folder.parent.rmdir()  # where there is nothing else in it
+        raise
 
 
 def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
     Raises:
-        UsageError: none is named where torchrun or SLURM have started several processes, or to resume its last
-            checkpoint.
+        UsageError: none is named where torchrun or SLURM have started several processes, or for ``--ckpt_path last``.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:

@@ -10,6 +10,7 @@ from jsonargparse import Namespace
 
 from analysis.figures import pixels_of, save_png, training_figure
 from analysis.files import read_json, write_json
+from analysis.runs import comparable
 from cli import START
 from cli.command import UsageError, is_rank_zero
 from cli.parser import Parser
@@ -29,15 +30,16 @@ def train_seeds(
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if (top / "metrics.csv").exists():
         raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
-    runs = []
+    jobs = []
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         folder = top / f"seed{seed}"
         ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
-        runs.append((Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path}), folder))
-    finished = [finished_summary(parser, *run) for run in runs]  # before any process has run one of them
+        own = {"seed": seed, "num_seeds": 1, "run_dir": str(top), "ckpt_path": ckpt_path}
+        jobs.append((Namespace({**cfg, **own}), folder))
+    finished = [finished_summary(parser, *job) for job in jobs]  # before any process has run one of them
     summaries: list[Summary] = []
-    for run, summary in zip(runs, finished, strict=True):
-        summaries.append(summary or train(*run, time.perf_counter() if summaries else START))
+    for job, summary in zip(jobs, finished, strict=True):
+        summaries.append(summary or train(*job, time.perf_counter() if summaries else START))
     if is_rank_zero():
         write_settings(top, plain_settings(parser, cfg))
         write_json(top / "summary.json", summary_of_all(summaries))
@@ -51,7 +53,8 @@ def train_seeds(
 def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> Summary | None:
     path = folder / "summary.json"
     summary: Summary | None = read_json(path) if cfg.ckpt_path and path.exists() else None
-    return summary if summary and summary["settings"] == plain_settings(parser, cfg) else None
+    settings = comparable(plain_settings(parser, cfg), "ckpt_path")
+    return summary if summary and comparable(summary["settings"], "ckpt_path") == settings else None
 
 
 def summary_of_all(summaries: list[Summary]) -> Summary:

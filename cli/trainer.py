@@ -37,7 +37,7 @@ def build_trainer(
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
-    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.start)]
+    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.on_train_start)]
     if flags.enable_checkpointing is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     added = {
@@ -58,7 +58,7 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
     if asked is False:
         return []
     first_step = run.checkpoint.next_step if run.checkpoint else 0
-    history = (run.checkpoint.path.parents[1] if run.checkpoint else run.folder) / "metrics.csv"
+    history = (run.checkpoint.path.resolve().parents[1] if run.checkpoint else run.folder) / "metrics.csv"
     board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=first_step)
     return [MetricsCSV(run.folder, first_step, history), board, *([] if asked is True else listed(asked))]
 

@@ -1,12 +1,11 @@
 """Loads a trained network: from a run's checkpoint, a safetensors file of export.py, or public weights of ResNet-20."""
 
 import json
-import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import shorten
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import safe_open
@@ -17,6 +16,7 @@ from cli.command import UsageError
 from datamodules.cifar10 import CLASSES
 from lit_models import FunctionRegressor, ResNet20
 
+Network = TypeVar("Network", bound=nn.Module)
 SHIPPED = Path(lit_models.__file__).with_name("resnet20.safetensors")  # written by export.py
 # the images that the weights of github.com/akamaster/pytorch_resnet_cifar10 are trained on
 PUBLIC: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "classes": CLASSES}
@@ -27,7 +27,7 @@ class PictureClassifier(nn.Module):
 
     def __init__(self, net: ResNet20, mean: Sequence[float], std: Sequence[float], classes: Sequence[str]) -> None:
         super().__init__()
-        self.net, self.mean, self.std, self.classes = net, mean, std, classes
+        self.net, self.mean, self.std, self.classes = net, mean, std, list(classes)
         # the arithmetic of datamodules.augmentation.normalize, for the same results to the last bit
         self.offset = torch.tensor(mean)[:, None, None] * 255
         self.scale = 1 / (torch.tensor(std)[:, None, None] * 255)
@@ -41,60 +41,42 @@ class PictureClassifier(nn.Module):
         return torch.cat([self(part.permute(0, 3, 1, 2) / 255) for part in pixels.split(128)])
 
 
-def load(path: Path) -> PictureClassifier | FunctionRegressor:
-    """The network in the file, in eval mode.
-
-    Raises:
-        UsageError: there is no such file, it holds no such network, or a classifier's weights are not finite.
-    """
-    if not path.is_file():
-        raise UsageError(f"there is no checkpoint {path}")
+def load(path: Path, kind: type[Network]) -> Network:
+    """The network in the file, in eval mode. Raises UsageError where there is none of this kind."""
     try:
-        is_safe = path.suffix == ".safetensors"
-        content = read_safetensors(path) if is_safe else torch.load(path, map_location="cpu", weights_only=True)
-        settings = content.get("hyper_parameters", {})
-        if "measure_at" not in settings:
-            return classifier_of(content, path).eval()
-        curve = FunctionRegressor(**settings)
-        curve.load_state_dict(content["state_dict"])
-        return curve.eval()
-    except UsageError:
-        raise
+        network = network_of(read(path), path)
     except Exception as error:  # torch raises anything where a file is damaged
         # torch's words begin with the advice to run the code in the file
         reason = shorten(str(error).rpartition("WeightsUnpickler error:")[2], 160, placeholder=" ...")
         raise UsageError(f"{path} holds no network of this project ({type(error).__name__}: {reason})") from None
+    if not isinstance(network, kind):
+        raise UsageError(f"{path} holds a {type(network).__name__}; a {kind.__name__} is needed")
+    return network.eval()
 
 
-def read_safetensors(path: Path) -> dict[str, Any]:
-    """The content, arranged as in a checkpoint. Prints the test accuracy of the shipped weights."""
+def read(path: Path) -> dict[str, Any]:
+    """The content of a checkpoint, or of a safetensors file arranged as in one."""
+    if path.suffix != ".safetensors":
+        return torch.load(path, "cpu", weights_only=True)
     with safe_open(path, "pt") as file:
-        metadata = file.metadata() or {}
+        facts = {name: json.loads(text) for name, text in file.metadata().items() if name != "command"}
         weights = {name: file.get_tensor(name) for name in file.keys()}
     if path == SHIPPED:
-        print(f"Shipped weights: test accuracy {float(metadata['test_acc']):.2%}", file=sys.stderr)
-    return {"state_dict": weights, "data": {name: json.loads(metadata[name]) for name in PUBLIC if name in metadata}}
+        print(f"Shipped weights: test accuracy {facts['test_acc']:.2%}", file=sys.stderr)
+    return {"state_dict": weights, "data": facts}
 
 
-def classifier_of(content: dict[str, Any], path: Path) -> PictureClassifier:
-    """The network with the mean, std and classes that the data module, or export.py, has stored beside its weights.
-
-    Raises:
-        UsageError: a Lightning checkpoint lacks them, or the weights are not finite.
-        RuntimeError: the weights are those of another network.
-    """
-    parts = [part for part in content.values() if isinstance(part, dict)]
-    data = next((part for part in parts if part.keys() >= PUBLIC.keys()), PUBLIC)
-    if data is PUBLIC and "pytorch-lightning_version" in content:
-        raise UsageError(f"{path} lacks the mean, std and classes of its images, which CIFAR10DataModule stores")
-    # A LightningModule, DDP, averaging and torch.compile put names before the network's own.
-    weights = content.get("state_dict", content)
-    weights = {re.sub(r"\b(net|module|_orig_mod)\.", "", name): value for name, value in weights.items()}
-    weights.pop("n_averaged", None)  # beside averaged weights
+def network_of(content: dict[str, Any], path: Path) -> PictureClassifier | FunctionRegressor:
+    weights, settings = content.get("state_dict", content), content.get("hyper_parameters", {})
+    if "measure_at" in settings:
+        curve = FunctionRegressor(**settings)
+        curve.load_state_dict(weights)
+        return curve
+    # in a checkpoint under the name of the data module's class
+    data = next((part for part in content.values() if isinstance(part, dict) and part.keys() >= PUBLIC.keys()), PUBLIC)
     net = ResNet20(num_classes=len(data["classes"]))
-    net.load_state_dict(weights)
-    if not all(values.isfinite().all() for values in net.state_dict().values()):
-        raise UsageError(f"{path} has weights that are nan or infinite: its training diverged; take another run's")
+    # a LightningModule puts "net." before the network's own names, and akamaster's DataParallel "module."
+    net.load_state_dict({name.removeprefix("net.").removeprefix("module."): weights[name] for name in weights})
     if data is PUBLIC:
         print(f"{path} has no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)
     return PictureClassifier(net, data["mean"], data["std"], data["classes"])

@@ -16,8 +16,8 @@ class TrainBatches:
     same for any number of processes. Each process takes every ``world_size``-th image of a batch of ``batch_size``; the
     last batch of an epoch may be smaller.
 
-    ``images`` are (M, H, W, 3) uint8 and ``labels`` (M,) int64; the batches are on their device. ``size``, called for
-    each batch, gives the pixels a side of its images. Without ``shuffle`` the images come in their order.
+    ``images`` are (M, H, W, 3) uint8 and ``labels`` (M,) int64; the batches are on their device. ``size_now``, called
+    for each batch, gives the pixels a side of its images. Without ``shuffle`` the images come in their order.
     """
 
     def __init__(
@@ -30,19 +30,19 @@ class TrainBatches:
         rank: int = 0,
         world_size: int = 1,
         shuffle: bool = True,
-        size: Callable[[], int] | None = None,
+        size_now: Callable[[], int] | None = None,
     ) -> None:
         self.images, self.labels, self.batch_size, self.seed = images, labels, batch_size, seed
-        self.augmentation, self.shuffle, self.size = augmentation, shuffle, size
+        self.augmentation, self.shuffle, self.size_now = augmentation, shuffle, size_now
         self.rank, self.world_size = rank, world_size
         self.epoch = 0
-        self.start = 0  # the batch to begin with, after a resume inside an epoch
+        self.first_batch = 0  # the one to begin with, after a resume inside an epoch
         self.position = 0  # batches of this epoch that were given
         self.sampler = self  # where Lightning looks for set_epoch
 
     def set_epoch(self, epoch: int) -> None:
         if epoch != self.epoch:
-            self.start = 0  # the checkpoint's epoch may have ended early
+            self.first_batch = 0  # the checkpoint's epoch may have ended early
         self.epoch = epoch
 
     def __len__(self) -> int:
@@ -50,14 +50,14 @@ class TrainBatches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         order, shift, flip = self._draw()
-        start, self.start = self.start, 0
-        for batch in range(start, len(self)):
+        first, self.first_batch = self.first_batch, 0
+        for batch in range(first, len(self)):
             self.position = batch + 1
             mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size)
             pixels, reflect = self.images[order[mine]], self.augmentation.reflect
             pixels = crop_and_flip(pixels, shift[mine], flip[mine], reflect)
-            if self.size is not None:
-                pixels = resize(pixels, self.size())
+            if self.size_now is not None:
+                pixels = resize(pixels, self.size_now())
             yield normalize(pixels), self.labels[order[mine]]
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
@@ -77,8 +77,8 @@ class TrainBatches:
         return {"epoch": self.epoch, "position": self.position}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.start = state["epoch"], state["position"] % len(self)
-        self.position = self.start
+        self.epoch, self.first_batch = state["epoch"], state["position"] % len(self)
+        self.position = self.first_batch
 
 
 class EvalBatches:

@@ -19,14 +19,12 @@ class CurveDataModule(LightningDataModule):
     """``num_samples`` points for each seed: x uniform on [x_min, x_max], y = f(x) + noise_std * N(0, 1).
 
     A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation
-    epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise, and of a
-    validation sample (x, y), drawn like the training one and never trained on. Row s depends on
-    ``seeds[s]`` alone. Testing is as validation; prediction is of the evenly spaced x.
+    epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise, and of a validation sample
+    (x, y), drawn like the training one. Testing is as validation; prediction is of the evenly spaced x.
 
     Args:
         function: f(x) in Python's syntax, as in "2*x**2 + sin(x)" or "x if x > 0 else 0", or in the usual other ways to
-            write it, as in "2x^2"; ``self.function`` is in Python's. The whole language is that of
-            datamodules.expression.evaluate, the other ways those of datamodules.spelling.standard.
+            write it, as in "2x^2" (datamodules.expression and spelling); ``self.function`` is in Python's.
         x_min: x is drawn uniformly from x_min ...
         x_max: ... to x_max.
         num_samples: training points (for each seed).
@@ -54,13 +52,9 @@ class CurveDataModule(LightningDataModule):
         self.function, self.x_min, self.x_max, self.noise_std = function, x_min, x_max, noise_std
         if not -1e150 < x_min < x_max < 1e150:
             raise ValueError(f"the interval from x_min {x_min:g} to x_max {x_max:g} is empty or not finite")
+        if num_samples < 1 or not 0 <= noise_std < 1e150:
+            raise ValueError(f"num_samples is {num_samples}, noise_std {noise_std:g}; from 1, and from 0 and finite")
         self.grid = torch.linspace(x_min, x_max, GRID_POINTS, dtype=torch.float64)
-        if len(self.grid.unique()) < GRID_POINTS:
-            raise ValueError(f"the interval from x_min {x_min!r} to x_max {x_max!r} is too narrow for float64")
-        if num_samples < 1:
-            raise ValueError(f"num_samples is {num_samples}; it must be at least 1")
-        if not 0 <= noise_std < 1e150:
-            raise ValueError(f"noise_std is {noise_std:g}; it must be 0 or more, and finite")
         self.truth = finite_values(function, self.grid)
 
         self.x, self.y, self.held_out_x, self.held_out_y = (

@@ -1,14 +1,12 @@
 """Downloads CIFAR-10: ``<data_root>/cifar-10-batches-py`` appears whole, or not at all."""
 
-import os
+import shutil
 import socket
 import sys
-import tarfile
 from collections.abc import Sequence
-from http.client import HTTPException
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from urllib.parse import urlsplit
 
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torchvision.datasets import CIFAR10
@@ -22,51 +20,39 @@ MIRRORS = (
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",  # the official home is last: it serves 70 kB/s
 )
 TIMEOUT = 30.0  # seconds without a byte, after which a mirror is given up
-ELSEWHERE = f"give data_root (--data_root, CIFAR10_ROOT) the folder that holds {FOLDER}"
 
 
 def download_cifar10(data_root: Path, mirrors: Sequence[str] = MIRRORS, md5: str = CIFAR10.tgz_md5) -> None:
     """Unpacks ``cifar-10-python.tar.gz``: the one that lies in ``data_root``, else that of the first good mirror.
 
-    Raises:
-        MisconfigurationException: no mirror has the archive with this md5 sum, the one at hand is another, or the disk
-            refuses.
+    Raises MisconfigurationException where none has this md5 sum, OSError where the disk refuses.
     """
+    data_root.mkdir(parents=True, exist_ok=True)
     archive = data_root / ARCHIVE
-    try:
-        data_root.mkdir(parents=True, exist_ok=True)
-        with TemporaryDirectory(prefix=f"{FOLDER}-", dir=data_root) as temporary:
-            if not archive.exists():
-                archive = _download(Path(temporary), mirrors, md5)
-            elif not check_integrity(archive, md5):
-                raise MisconfigurationException(f"{archive} is not the CIFAR-10 archive: delete it, or {ELSEWHERE}")
-            with tarfile.open(archive) as tar:
-                tar.extraction_filter = getattr(tarfile, "data_filter", None)  # new in Python 3.10.12 and 3.11.4
-                tar.extractall(temporary)
-            try:
-                os.replace(Path(temporary) / FOLDER, data_root / FOLDER)
-            except OSError:
-                if not (data_root / FOLDER).is_dir():  # else another process was first
-                    raise
-    except OSError as error:
-        raise MisconfigurationException(f"cannot put CIFAR-10 into {data_root}: {error}; {ELSEWHERE}") from error
+    with TemporaryDirectory(prefix=f"{FOLDER}-", dir=data_root) as temporary:
+        if not archive.exists():
+            archive = Path(temporary) / ARCHIVE
+            _download(archive, mirrors, md5)
+        elif not check_integrity(archive, md5):
+            raise MisconfigurationException(f"{archive} is not the CIFAR-10 archive (md5 {md5}): delete it")
+        shutil.unpack_archive(archive, temporary)  # the official files: their md5 says so
+        with suppress(OSError):  # another process was first
+            (Path(temporary) / FOLDER).rename(data_root / FOLDER)
 
 
-def _download(folder: Path, mirrors: Sequence[str], md5: str) -> Path:
+def _download(archive: Path, mirrors: Sequence[str], md5: str) -> None:
     causes = []
-    for url in mirrors:
-        host = urlsplit(url).hostname
-        print(f"CIFAR-10: downloading from {host}", file=sys.stderr)
-        timeout = socket.getdefaulttimeout()
-        socket.setdefaulttimeout(TIMEOUT)
-        try:
-            download_url(url, folder, ARCHIVE, md5)
-            return folder / ARCHIVE
-        except (OSError, HTTPException, RuntimeError) as error:  # RuntimeError: another md5 sum
-            causes.append(f"{host}: {error}")
-        finally:
-            socket.setdefaulttimeout(timeout)
+    timeout = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(TIMEOUT)
+    try:
+        for url in mirrors:
+            print(f"CIFAR-10: downloading {url}", file=sys.stderr)
+            try:
+                return download_url(url, archive.parent, archive.name, md5)
+            except Exception as error:  # what the network, or torchvision on another md5 sum, raises
+                causes.append(f"{url}: {error}")
+    finally:
+        socket.setdefaulttimeout(timeout)
     raise MisconfigurationException(
-        f"CIFAR-10 could not be downloaded ({'; '.join(causes)}): try again later, put {ARCHIVE} (md5 {md5}) into "
-        f"{folder.parent} by hand, or {ELSEWHERE}"
+        f"CIFAR-10 cannot be downloaded ({'; '.join(causes)}): try again later, or put {ARCHIVE} into data_root by hand"
     )

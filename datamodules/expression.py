@@ -3,8 +3,7 @@
 import ast
 import math
 import operator
-import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import reduce
 
 import torch
@@ -12,59 +11,42 @@ from torch import Tensor
 
 MAX_LENGTH = 1000  # characters: parsing a much longer text could exhaust the stack
 LARGEST = 1e150  # the largest |f(x)|: its square is still finite in float64
-CONSTANTS = {"pi": math.pi, "π": math.pi, "e": math.e}
-OPERATORS: dict[type, Callable[..., Tensor]] = {
-    **{ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv},
-    **{ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Pow: operator.pow},
-    **{ast.USub: operator.neg, ast.UAdd: operator.pos},
-    **{ast.Lt: operator.lt, ast.LtE: operator.le, ast.Gt: operator.gt, ast.GtE: operator.ge},
-    **{ast.Eq: operator.eq, ast.NotEq: operator.ne},
+SYMBOLS = "Add:add Sub:sub Mult:mul Div:truediv Pow:pow USub:neg UAdd:pos Lt:lt LtE:le Gt:gt GtE:ge Eq:eq NotEq:ne"
+OPERATORS: dict[type, Callable[..., Tensor]] = {  # by their classes in ast
+    getattr(ast, name): getattr(operator, function) for name, function in (pair.split(":") for pair in SYMBOLS.split())
 }
-# Functions of one argument. The table below adds the others, with the least and the most arguments of each.
-UNARY = (
-    "sin cos tan asin acos atan sinh cosh tanh exp log log2 log10 sqrt abs sign floor ceil relu sigmoid sinc".split()
-)
-FUNCTIONS: dict[str, tuple[Callable[..., Tensor], int, float]] = {
-    **{name: (getattr(torch, name), 1, 1) for name in UNARY},
-    **dict.fromkeys(("min", "minimum"), (lambda *args: reduce(torch.minimum, args), 2, math.inf)),
-    **dict.fromkeys(("max", "maximum"), (lambda *args: reduce(torch.maximum, args), 2, math.inf)),
-    "heaviside": (lambda a, *at_zero: torch.heaviside(a, *(at_zero or [a.new_tensor(0.5)])), 1, 2),
-    "where": (torch.where, 3, 3),
+UNARY = "sin cos tan asin acos atan sinh cosh tanh exp log log2 log10 sqrt abs sign floor ceil relu sigmoid sinc"
+FUNCTIONS: dict[tuple[str, int], Callable[..., Tensor]] = {  # by name and number of arguments
+    **{(name, 1): getattr(torch, name) for name in UNARY.split()},
+    **{("min", 2): torch.minimum, ("minimum", 2): torch.minimum},
+    **{("max", 2): torch.maximum, ("maximum", 2): torch.maximum},
+    ("heaviside", 1): lambda a: torch.heaviside(a, a.new_tensor(0.5)),
+    ("heaviside", 2): torch.heaviside,
+    ("where", 3): lambda c, a, b: torch.where(c != 0, a, b),
 }
 
 
 def evaluate(expression: str, x: Tensor) -> Tensor:
     """The expression's value at every element of ``x``, a float64 tensor of any shape; it may be infinite or nan.
 
-    The language is Python's, of ``x``, ``pi``, ``e``, numbers, ``+ - * / // % **``, FUNCTIONS, comparisons, which
-    ``and``, ``or`` and ``not`` join and which are 1 or 0 as a number, ``a if c else b`` and ``where(c, a, b)``, whose
-    branch not taken may be infinite or nan. ``heaviside(x)`` is 0.5 at 0, and ``heaviside(x, v)`` is v there;
-    ``sinc(x)`` is sin(pi*x)/(pi*x), as in NumPy.
-
-    Raises:
-        ValueError: the text is longer than MAX_LENGTH characters, or not in this language.
+    The language is Python's, of ``x``, ``pi``, ``e``, numbers, ``+ - * / **``, FUNCTIONS, comparisons, which are 1 or 0
+    as a number, ``a if c else b`` and ``where(c, a, b)``, whose branch not taken may be infinite or nan.
+    ``heaviside(x)`` is 0.5 at 0, and ``heaviside(x, v)`` is v there; ``sinc(x)`` is sin(pi*x)/(pi*x), as in NumPy.
+    Raises ValueError where the text is longer than MAX_LENGTH characters, or not in this language.
     """
+    names = {"x": x, "pi": number(math.pi), "π": number(math.pi), "e": number(math.e)}
     try:
         if len(expression) > MAX_LENGTH:
             raise ValueError(f"it has {len(expression)} characters; at most {MAX_LENGTH}")
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # Python's advice on odd literals
-            tree = ast.parse(expression.strip(), mode="eval")
-        return _value(tree.body, x).double().expand(x.shape)
-    except SyntaxError as error:
-        rest = (error.text or "")[error.offset - 1 :].strip() if error.offset else ""
-        reason = f"{error.msg.partition('.')[0]} at {rest[:20]!r}" if rest else f"{error.msg} at its end"
-    except (RecursionError, MemoryError):
-        reason = "it is nested too deeply"
-    except (ValueError, OverflowError) as error:  # also Python's, of characters that are no text and large numbers
-        reason = str(error)
-    raise ValueError(f"the function {shown(expression)} cannot be used: {reason}")
+        return _value(ast.parse(expression.strip(), "f(x)", "eval").body, names).expand(x.shape)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError) as error:  # most of them Python's
+        raise ValueError(f"the function {shown(expression)} cannot be used: {str(error) or 'too deep'}") from None
 
 
 def finite_values(expression: str, x: Tensor) -> Tensor:
     """As ``evaluate``; ValueError also where, at an element of ``x``, f is not finite or its size is above LARGEST."""
-    rounded = x.round(decimals=9).clamp(x.min(), x.max())  # an even grid may hold 1e-16 in place of 0, the pole of 1/x
-    places = torch.cat([x, rounded])
+    # An even grid may hold 1e-16 in place of 0, the pole of 1/x.
+    places = torch.cat([x, x.round(decimals=9).clamp(x.min(), x.max())])
     outside = places[~(evaluate(expression, places).abs() <= LARGEST)]
     if len(outside):
         raise ValueError(
@@ -79,45 +61,28 @@ def shown(text: str) -> str:
     return repr(text if len(text) <= 60 else f"{text[:57]}...")
 
 
-def _value(node: ast.expr, x: Tensor) -> Tensor:
-    """A float64 tensor, or of a condition a bool one, of x's shape or with none."""
+def number(value: float) -> Tensor:
+    return torch.tensor(float(value), dtype=torch.float64)
+
+
+def _value(node: ast.expr, names: Mapping[str, Tensor]) -> Tensor:
+    """A float64 tensor of x's shape or with none."""
     match node:
-        case ast.Constant(value=int() | float() as value) if not isinstance(value, bool):
-            return torch.tensor(float(value), dtype=torch.float64)
-        case ast.Name(id="x"):
-            return x
-        case ast.Name(id=name) if name in CONSTANTS:
-            return torch.tensor(CONSTANTS[name], dtype=torch.float64)
-        case ast.UnaryOp(op=ast.Not(), operand=a):
-            return ~_condition(_value(a, x))
+        case ast.Constant(value=int() | float() as constant) if not isinstance(constant, bool):
+            return number(constant)
+        case ast.Name(id=name) if name in names:
+            return names[name]
         case ast.UnaryOp(op=op, operand=a) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_value(a, x).double())
+            return OPERATORS[type(op)](_value(a, names))
         case ast.BinOp(left=a, op=op, right=b) if type(op) in OPERATORS:
-            return OPERATORS[type(op)](_value(a, x).double(), _value(b, x).double())
+            return OPERATORS[type(op)](_value(a, names), _value(b, names))
         case ast.Compare(left=a, ops=ops, comparators=others) if set(map(type, ops)) <= OPERATORS.keys():
-            values = [_value(part, x).double() for part in (a, *others)]
+            values = [_value(part, names) for part in (a, *others)]
             pairs = zip(ops, values, values[1:], strict=False)
-            return reduce(torch.logical_and, [OPERATORS[type(op)](v, w) for op, v, w in pairs])
-        case ast.BoolOp(op=op, values=parts):
-            join = torch.logical_and if isinstance(op, ast.And) else torch.logical_or
-            return reduce(join, [_condition(_value(part, x)) for part in parts])
+            return reduce(torch.logical_and, [OPERATORS[type(op)](v, w) for op, v, w in pairs]).double()
         case ast.IfExp(test=c, body=a, orelse=b):
-            return torch.where(_condition(_value(c, x)), _value(a, x).double(), _value(b, x).double())
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in FUNCTIONS:
-            return _call(name, [_value(arg, x) for arg in args])
-    known = f"x, pi, e, numbers, arithmetic, comparisons and {' '.join(FUNCTIONS)}"
+            return FUNCTIONS["where", 3](_value(c, names), _value(a, names), _value(b, names))
+        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if (name, len(args)) in FUNCTIONS:
+            return FUNCTIONS[name, len(args)](*(_value(arg, names) for arg in args))
+    known = f"x, pi, e, numbers, + - * / **, comparisons and {' '.join(dict(FUNCTIONS.keys()))}"
     raise ValueError(f"{ast.unparse(node)[:40]!r} is none of {known}")
-
-
-def _call(name: str, args: list[Tensor]) -> Tensor:
-    function, least, most = FUNCTIONS[name]
-    if not least <= len(args) <= most:
-        raise ValueError(f"{name}() takes from {least} to {most} arguments, not {len(args)}")
-    first = _condition(args[0]) if name == "where" else args[0].double()
-    return function(first, *(arg.double() for arg in args[1:]))
-
-
-def _condition(value: Tensor) -> Tensor:
-    if value.dtype != torch.bool:
-        raise ValueError("a condition is a comparison, such as x > 0")
-    return value

@@ -3,6 +3,8 @@
 PyTorch calls oneDNN's batch normalization and ReLU for mkldnn tensors only. In float32 nothing is gained.
 """
 
+import copy
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -22,7 +24,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def can_train_in_mkldnn(net: nn.Module) -> bool:
-    """Whether ``mkldnn_logits`` computes what ``net`` does under bfloat16 autocast, and has a gradient.
+    """Whether ``in_mkldnn`` computes what ``net`` does under bfloat16 autocast, and has a gradient.
 
     Not with layers of a user's own, hooks, frozen batch normalization, or a look for anomalies in each operation.
     """
@@ -33,21 +35,37 @@ def can_train_in_mkldnn(net: nn.Module) -> bool:
     return not has_hooks and all(type(layer) in LAYERS and layer.training for layer in net.modules())
 
 
-def mkldnn_logits(net: ResNet20, images: Tensor) -> Tensor:
-    """(N, 3, H, W) float32 images -> (N, num_classes) float32 logits of ``net``, in train mode."""
-    with torch.autocast("cpu", enabled=False):  # it would cast the weights, which oneDNN does by itself
-        x = F.relu(net.bn1(net.conv1(images.bfloat16().to_mkldnn())), inplace=True)
-        for block in (*net.layer1, *net.layer2, *net.layer3):
-            out = F.relu(block.bn1(block.conv1(x)), inplace=True)
-            out = block.bn2(block.conv2(out))
-            out += option_a(block, x) if block.new_channels else x
-            x = F.relu(out, inplace=True)
-        x = x.to_dense().float()
-        return net.linear(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
+def in_mkldnn(net: ResNet20) -> Callable[[Tensor], Tensor]:
+    """(N, 3, H, W) float32 images -> (N, num_classes) float32 logits of ``net`` in train mode, by its own layers."""
+    twin = copy.copy(net)
+    twin._modules = dict(net._modules)
+    for name in ("layer1", "layer2", "layer3"):
+        twin._modules[name] = nn.Sequential(*map(PaddedByConvolution, getattr(net, name)))
+    twin.layer3.append(Dense())
+
+    def logits(images: Tensor) -> Tensor:
+        with torch.autocast("cpu", enabled=False):  # it would cast the weights, which oneDNN does by itself
+            return twin(images.bfloat16().to_mkldnn())
+
+    return logits
 
 
-def option_a(block: BasicBlock, x: Tensor) -> Tensor:
-    """The block's shortcut as a convolution by ones and zeros, which is as exact: mkldnn tensors cannot be padded."""
-    before = block.new_channels // 2
-    ones = F.pad(torch.eye(x.shape[1]), (0, 0, before, block.new_channels - before))
-    return F.conv2d(x, ones[:, :, None, None], stride=block.stride)
+class PaddedByConvolution(BasicBlock):
+    """The same block, with the same layers, whose shortcut is a convolution: mkldnn tensors cannot be padded."""
+
+    def __init__(self, block: BasicBlock) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(block.__dict__)
+
+    def shortcut(self, x: Tensor) -> Tensor:
+        """Option A by ones and zeros, which is as exact."""
+        before = self.new_channels // 2
+        ones = F.pad(torch.eye(x.shape[1]), (0, 0, before, self.new_channels - before))
+        return F.conv2d(x, ones[:, :, None, None], stride=self.stride)
+
+
+class Dense(nn.Module):
+    """From an mkldnn tensor to an ordinary one in float32."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.to_dense().float()

@@ -1,7 +1,6 @@
 """ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -12,7 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.muon import Muon
-from lit_models.onednn import can_train_in_mkldnn, mkldnn_logits
+from lit_models.onednn import can_train_in_mkldnn, in_mkldnn
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
@@ -25,7 +24,8 @@ class ResNet20Classifier(LightningModule):
     accuracy as a fraction of 1, each a mean over the images of the epoch) and ``lr``, once an epoch;
     ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are epoch averages: each batch is
     scored by the weights before learning from it. A second validation loader, if there is one, holds a training subset,
-    logged as ``probe/*``. ``predict_step`` returns (N, 10) class probabilities.
+    logged as ``probe/*``; ``val/*`` are of what the data module validates on. ``predict_step`` returns (N, 10)
+    class probabilities.
 
     Args:
         lr: learning rate, until a callback changes it.
@@ -70,11 +70,12 @@ class ResNet20Classifier(LightningModule):
         self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
         self.train_metrics, self.val_metrics = averages("train"), averages("val")
         self.probe_metrics, self.test_metrics = averages("probe"), averages("test")
-        self._compiled: Callable[[Tensor], Tensor] | None = None
-        self._in_mkldnn, self._is_logged = False, False
+        self._faster: Callable[[Tensor], Tensor] | None = None  # what trains ``net``, if not the network itself
+        self._is_logged = False
         self._lr = lr
         self._fused = True  # until setup knows the Trainer
-        ResNet20Classifier.configure_optimizers(self)  # raises ValueError for what SGD refuses; not a subclass's
+        # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
+        ResNet20Classifier.configure_optimizers(self)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         sgd: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
@@ -90,10 +91,9 @@ class ResNet20Classifier(LightningModule):
         self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
         if stage == "fit":
             self.train_metrics.reset()  # an earlier fit may have ended inside an epoch
-            self._compiled = torch.compile(self.net.forward, dynamic=False) if self.compiles else None
 
     def teardown(self, stage: str) -> None:
-        self._compiled = None  # neither copied nor pickled with the module
+        self._faster = None  # neither copied nor pickled with the module
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, 10) logits."""
@@ -101,9 +101,11 @@ class ResNet20Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         self.train_metrics.set_dtype(torch.float32)  # bf16-true converts them too, and their sums would saturate
-        in_bfloat16 = self.trainer.precision == "bf16-mixed" and self.device.type == "cpu"
-        self._in_mkldnn = in_bfloat16 and not self.compiles and can_train_in_mkldnn(self.net)
-        self._is_logged = False  # also where an epoch is resumed, without the next hook
+        if self.compiles:
+            self._faster = torch.compile(self.net.forward, dynamic=False)
+        elif self.trainer.precision == "bf16-mixed" and self.device.type == "cpu" and can_train_in_mkldnn(self.net):
+            self._faster = in_mkldnn(self.net)
+        self._is_logged = False  # also where an epoch is resumed: Lightning leaves out on_train_epoch_start there
 
     def on_train_epoch_start(self) -> None:
         self._is_logged = False
@@ -112,11 +114,8 @@ class ResNet20Classifier(LightningModule):
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # schedulers change it before the step is logged
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        net: Callable[[Tensor], Tensor] = self.net
-        if self._in_mkldnn:
-            net = partial(mkldnn_logits, self.net)
-        elif self._compiled is not None and batch_idx + 1 < self.trainer.num_training_batches:
-            net = self._compiled
+        is_last = batch_idx + 1 == self.trainer.num_training_batches
+        net = self.net if self._faster is None or (self.compiles and is_last) else self._faster
         loss, _ = self._step(self.train_metrics, batch, net, logs=not self._is_logged)
         self._is_logged = True
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
@@ -142,7 +141,7 @@ class ResNet20Classifier(LightningModule):
         loss = F.cross_entropy(logits, labels)
         # With `nan_strategy="disable"`, `MeanMetric` ignores `weight`, so the loss is repeated for each image.
         metrics.update(value=loss.detach().expand(len(labels)), preds=logits.detach(), target=labels)
-        if logs:  # once is enough, and each time costs 0.3 ms: Lightning asks the metrics themselves as the epoch ends
+        if logs:  # once an epoch, since each time costs 0.3 ms: Lightning computes the metrics at its end
             self.log_dict(metrics, on_step=False, on_epoch=True, add_dataloader_idx=False)
         return loss, logits
 
@@ -159,7 +158,7 @@ class ResNet20Classifier(LightningModule):
 
 
 def averages(stage: str) -> MetricCollection:
-    """``<stage>/loss`` and ``<stage>/acc`` over an epoch's images; ``add_metrics`` adds others of logits and labels."""
+    """``<stage>/loss`` and ``<stage>/acc`` over an epoch's images; others of logits and labels can be added here."""
     return MetricCollection(
         {
             # nan_strategy and validate_args would look at every value, which on a GPU stalls every step.
@@ -167,5 +166,5 @@ def averages(stage: str) -> MetricCollection:
             "acc": MulticlassAccuracy(10, average="micro", validate_args=False),
         },
         prefix=f"{stage}/",
-        compute_groups=False,  # their states have nothing in common
+        compute_groups=False,  # which would share states: these have none in common
     )

@@ -25,10 +25,10 @@ from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
-from cli.hardware import compiles
+from cli.hardware import should_compile
 from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
 from cli.recipe import NAMES, recipe_defaults
-from cli.run import Run, run_folder, where_to_look
+from cli.run import Run, open_run, run_folder, where_to_look
 from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
@@ -55,7 +55,7 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     return parser
 
 
-def run() -> None:
+def cifar() -> None:
     recipe = recipe_defaults(sys.argv[1:])
     parser = cifar_parser(recipe)
     cfg = parser.parse_args()
@@ -77,16 +77,16 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
     ``start`` is when it began, for the seconds in all.
     """
     seed_everything(cfg.seed, workers=True)
-    with Run(parser, cfg, folder) as this:
+    with open_run(parser, cfg, folder) as run:
         data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
-        model = build(ResNet20Classifier, cfg, compile=compiles(cfg, data.num_train - data.val_size))
-        record = ClassifierRecord(this.settings, this.is_branch, start)
-        trainer = build_trainer(parser, cfg, this, make_callbacks(cfg, this, record), TQDMProgressBar(refresh_rate=10))
+        model = build(ResNet20Classifier, cfg, compile=should_compile(cfg, data.num_train - data.val_size))
+        record = ClassifierRecord(run.settings, run.is_branch, start)
+        trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
         where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
         print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
-        trainer.fit(model, data, ckpt_path=this.ckpt_path, weights_only=True)
+        trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
         if not cfg.fast_dev_run:
-            if record.ended_unmeasured(trainer):
+            if record.ended_unmeasured():
                 trainer.validate(model, data, verbose=False)
             trainer.test(model, data, verbose=False)
         summary = record.summary(model, trainer.strategy.root_device)
@@ -95,20 +95,20 @@ def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[st
     return summary
 
 
-def make_callbacks(cfg: Namespace, this: Run, record: ClassifierRecord) -> list[Callback]:
+def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord) -> list[Callback]:
     """The callbacks of a run; the record reads what those before it have logged of an epoch."""
     schedule = make_schedule(cfg)
     # The weights before each LR step are kept, and those one epoch later, for the report compares both.
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     saving = SaveLast(
-        this.folder / "checkpoints",
+        run.folder / "checkpoints",
         cfg.save_every_n_steps,
-        branches={epoch + i for epoch in epochs for i in (0, 1)},
-        advice=this.how_to_resume(),
+        keep_before={epoch + i for epoch in epochs for i in (0, 1)},
+        advice=run.how_to_resume(),
         requeues=cfg.run_dir is not None,
     )
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    shown = [TensorBoardTexts(this.settings), TestPictures(this.folder)]
+    shown = [TensorBoardTexts(run.settings), TestPictures(run.folder)]
     return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown, saving]
 
 
@@ -129,4 +129,4 @@ def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> No
 
 
 if __name__ == "__main__":
-    main(run)
+    main(cifar)

@@ -21,7 +21,7 @@ from callbacks.saving import SaveLast
 from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from cli.command import UsageError, main
 from cli.parser import Parser, add_trainer_flags, build, training_parser
-from cli.run import Run, run_folder, where_to_look
+from cli.run import Run, open_run, run_folder, where_to_look
 from cli.trainer import build_trainer
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
@@ -47,7 +47,7 @@ def fit_parser() -> Parser:
     return parser
 
 
-def run() -> None:
+def fit() -> None:
     parser = fit_parser()
     cfg = parser.parse_args()
     check(cfg)
@@ -59,27 +59,27 @@ def run() -> None:
     model = build(FunctionRegressor, cfg, lrs=lrs, seeds=seeds, measure_at=measure_at, **data.scale)
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
-    with Run(parser, cfg, run_folder(cfg, "runs/fit")) as this:
-        record = CurveRecord(asked, "auto" in (cfg.epochs or ()), this.settings, this.is_branch, START)
+    with open_run(parser, cfg, run_folder(cfg, "runs/fit")) as run:
+        record = CurveRecord(asked, "auto" in (cfg.epochs or ()), run.settings, run.is_branch, START)
         saving = SaveLast(
-            this.folder / "checkpoints",
+            run.folder / "checkpoints",
             cfg.save_every_n_steps,
             interval=60.0,
             each_epoch=False,
-            advice=this.how_to_resume(),
+            advice=run.how_to_resume(),
             requeues=cfg.run_dir is not None,
         )
-        callbacks = [record, TensorBoardTexts(this.settings), saving]
+        callbacks = [record, TensorBoardTexts(run.settings), saving]
         # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
         instead: dict[str, Any] = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None}
-        if this.checkpoint and epochs_left(this, last) == 0:
+        if run.checkpoint and epochs_left(run, last) == 0:
             instead["limit_train_batches"] = 0
-        trainer = build_trainer(parser, cfg, this, callbacks, TrajectoryBar(), **instead)
+        trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
         read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
         print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
-        trainer.fit(model, data, ckpt_path=this.ckpt_path, weights_only=True)
-        print(fit_text(write_results(record, model, data, trainer, this)) + noise_hint(data))
-        print(where_to_look(this.folder))
+        trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
+        print(fit_text(write_results(record, model, data, trainer, run)) + noise_hint(data))
+        print(where_to_look(run.folder))
 
 
 def check(cfg: Namespace) -> None:
@@ -115,30 +115,30 @@ def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = No
     return sorted(e for e in epochs if e <= last)
 
 
-def epochs_left(this: Run, last: int) -> int:
+def epochs_left(run: Run, last: int) -> int:
     """Epochs that the checkpoint's run lacks. Raises UsageError where it has more than are asked for."""
-    assert this.checkpoint is not None
-    done = this.checkpoint.next_step - 1
+    assert run.checkpoint is not None
+    done = run.checkpoint.next_step - 1
     if done > last:
-        raise UsageError(f"{this.checkpoint.path} has {done:,} epochs already: ask for at least as many with --epochs")
+        raise UsageError(f"{run.checkpoint.path} has {done:,} epochs already: ask for at least as many with --epochs")
     return last - done
 
 
 def write_results(
-    record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, trainer: Trainer, this: Run
+    record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, trainer: Trainer, run: Run
 ) -> dict[str, Any]:
     """The figures, curves.json (how the fitted curves grow), and summary.json, whose content it returns."""
     summary, growth = record.summary(model, data), record.growth(model, data)
     epochs, values = record.table(model)
     if len(epochs):
-        reported = [(row["lr"], row["epochs"]) for row in summary["over_seeds"]]
-        save_png(pixels_of(fits_figure(growth, reported, data.function)), this.folder / "curves.png")
+        reported = {row["epochs"] for row in summary["over_seeds"]}
+        save_png(pixels_of(fits_figure(growth, reported, data.function)), run.folder / "curves.png")
         errors = pixels_of(errors_figure(spread_over_seeds(model.lrs, epochs, values), data.noise_std**2))
-        save_png(errors, this.folder / "errors.png")
+        save_png(errors, run.folder / "errors.png")
         show_pictures([(model.epochs_done, errors)], "val/errors", trainer.loggers)
-    show_pictures(fit_cards(growth, [row["epochs"] for row in summary["results"]]), "val/curve", trainer.loggers)
-    write_json(this.folder / "curves.json", growth, indent=None)
-    write_json(this.folder / "summary.json", summary)
+    show_pictures(fit_cards(growth), "val/curve", trainer.loggers)
+    write_json(run.folder / "curves.json", growth, indent=None)
+    write_json(run.folder / "summary.json", summary)
     return summary
 
 
@@ -147,10 +147,8 @@ def noise_hint(data: CurveDataModule) -> str:
     deviation = data.truth.std(correction=0).item()
     if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
         return ""
-    return (
-        f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
-    )
+    return f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
 
 
 if __name__ == "__main__":
-    main(run)
+    main(fit)

@@ -5,10 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from launch import run_anew, succeed
+from short_runs import CIFAR
 
 NEEDS = {"cifar10_root": "cifar10", "browser_binaries": "browser"}  # fixture -> mark
 # the longest file first
-LONGEST = "cifar kill trainer_flags faults readme report bench predict fit run_dir tensorboard".split()
+LONGEST = "cifar kill trainer_flags faults readme report bench predict fit run tensorboard".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -47,3 +49,11 @@ def browser_binaries() -> tuple[str, str]:
     if not (chromium and chromedriver):
         absent("needs chromium and chromedriver on the PATH")
     return str(chromium), str(chromedriver)
+
+
+@pytest.fixture(scope="session")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a short run that was left alone; tests that change it work on a copy."""
+    folder = tmp_path_factory.mktemp("whole")
+    succeed(folder, *CIFAR, "--run_dir", "run", run=run_anew)
+    return folder / "run"

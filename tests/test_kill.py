@@ -74,8 +74,8 @@ def content(run_dir: Path) -> dict:
     """What does not depend on the clock: weights, optimizer, loops' counts, records, logged values."""
     saved = torch.load(run_dir / "checkpoints" / "last.ckpt", weights_only=True)
     for state in saved["callbacks"].values():
-        state.pop("seconds_of_this_epoch", None)
-        state.pop("seconds_in_all", None)
+        for name in ("seconds_of_this_epoch", "total_seconds", "train_seconds"):
+            state.pop(name, None)
         for row in state.get("epochs", []):
             row.pop("seconds"), row.pop("images_per_second")
     kept = {name: saved[name] for name in ("state_dict", "optimizer_states", "callbacks", "global_step", "epoch")}

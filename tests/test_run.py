@@ -1,0 +1,141 @@
+"""The folder of a run, and how a run is resumed: by whom, from what, with which settings."""
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from launch import assert_refused, command, succeed
+from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
+
+from cli.run import locked, run_folder, where_to_look
+from cli.trainer import MetricsRows, read_rows
+
+LAST = ("--run_dir", "run", "--ckpt_path", "last")
+
+
+@pytest.fixture
+def copy(whole: Path, tmp_path: Path) -> Path:
+    """A copy of the whole run, in ``run`` in a folder of its own."""
+    return shutil.copytree(whole, tmp_path / "run")
+
+
+# The folder
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LITLAB_RUN_DIR", "")
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    unnamed = Namespace(run_dir=None, ckpt_path=None)
+    folders = [run_folder(unnamed, str(tmp_path)) for _ in range(3)]
+    assert len(set(folders)) == 3 and all(folder.is_dir() for folder in folders)
+    monkeypatch.setenv("LOCAL_RANK", "1")  # a process that Lightning has started for another device
+    assert run_folder(unnamed, str(tmp_path)) == folders[-1]
+
+
+@pytest.mark.parametrize("env", [{"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_NTASKS": "2"}])
+def test_processes_that_are_started_one_by_one_need_a_run_dir(env: dict[str, str], tmp_path: Path) -> None:
+    assert_refused(command(tmp_path, "fit.py", "--epochs", "5", **env), "--run_dir")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="quotes as a POSIX shell")
+def test_where_to_look_can_be_typed() -> None:
+    assert where_to_look(Path("my runs/a")).endswith("tensorboard --logdir 'my runs/a'")
+
+
+def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -> None:
+    before, folder = files(copy.parent), copy.parent
+    lock = locked(copy)
+    assert_refused(command(folder, *CIFAR, *LAST), "run is in use")
+    lock.release()
+    for flags, word in (
+        (("--run_dir", "run"), "run holds a run"),
+        (("--run_dir", "run", "--num_seeds", "2"), "run holds a single run"),
+        ((*LAST, "--batch_size", "32"), "--batch_size 16, not 32"),
+        ((*LAST, "--recipe", "paper", "--max_steps", "99"), "--recipe lab, not paper"),
+        ((*LAST, "--milestones", "{1: 0.01}"), "--milestones"),
+        ((*LAST, "--max_epochs", "4", "--callbacks+=BackboneFinetuning"), "backbone"),
+        (("--run_dir", "new/branch", "--ckpt_path", "run/checkpoints/last.ckpt", "--lr", "0.2"), "--lr 0.1, not 0.2"),
+        (("--ckpt_path", "run/config.yaml"), "config.yaml is no valid checkpoint"),
+    ):
+        assert_refused(command(folder, *CIFAR, *flags), word)
+    assert files(folder).items() >= before.items()  # and perhaps a new event file
+    assert not (folder / "new").exists() and not (folder / "runs" / "cifar").exists()
+
+
+# Resuming; what is killed at any moment is resumed in test_kill.py
+
+
+def test_a_longer_run_is_the_run_that_was_left_alone(whole: Path, tmp_path: Path) -> None:
+    """First by epochs, then by steps, which Lightning counts otherwise where an epoch ends."""
+    succeed(tmp_path, *CIFAR, "--max_epochs", "1", "--run_dir", "run")
+    succeed(tmp_path, *CIFAR, "--max_epochs", "-1", "--max_steps", "12", *LAST)
+    succeed(tmp_path, *CIFAR, "--max_epochs", "-1", "--max_steps", "18", "--data_root", "moved", *LAST)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_damaged_checkpoint_is_skipped(copy: Path, whole: Path) -> None:
+    last = copy / "checkpoints" / "last.ckpt"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1  # a bit somewhere in the weights
+    last.write_bytes(content)
+    (copy / "checkpoints" / "end_of_epoch2.ckpt").unlink()
+    assert_refused(command(copy.parent, *CIFAR, "--run_dir", "run", "--ckpt_path", str(last)), "no valid checkpoint")
+    done = succeed(copy.parent, *CIFAR, *LAST)
+    assert "Skipped: run/checkpoints/last.ckpt is no valid checkpoint" in done.stderr
+    assert_same_run(copy, whole)
+
+
+def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(whole: Path, tmp_path: Path) -> None:
+    """Here it began with another run's checkpoint; its config.yaml names it."""
+    origin = whole / "checkpoints" / "end_of_epoch1.ckpt"
+    config = (whole / "config.yaml").read_text().replace("ckpt_path: null", f"ckpt_path: {origin}")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").write_text(config)
+    succeed(tmp_path, *CIFAR, *LAST)
+    assert_same_run(tmp_path / "run", whole)
+    assert (tmp_path / "run" / "config.yaml").read_text() == config
+
+
+def test_a_bug_keeps_its_traceback_and_a_resumed_run_has_no_results_until_it_ends(copy: Path) -> None:
+    bug = callback(copy.parent, "on_train_batch_end", "raise KeyError('a bug')")
+    done = command(copy.parent, *CIFAR, "--max_epochs", "4", bug, *LAST)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "KeyError: 'a bug'" in done.stderr
+    assert not (copy / "summary.json").exists() and checkpoint(copy)["global_step"] == 18
+
+
+def test_an_epoch_that_was_cut_is_said(tmp_path: Path) -> None:
+    succeed(tmp_path, *CIFAR, "--max_epochs", "-1", "--max_steps", "8", "--run_dir", "run")
+    done = succeed(tmp_path, *CIFAR, *LAST)
+    assert "ended inside an epoch" in done.stderr
+    assert [row["epoch"] for row in summary(tmp_path / "run")["epochs"]] == [0, 1, 2]
+
+
+def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 16 --limit_train_batches 2".split()
+    fast = ("cifar.py", *flags, "--limit_test_batches", "0", "--max_epochs")
+    succeed(tmp_path, *fast, "1", "--run_dir", "run")
+    before = files(tmp_path)
+    assert_refused(command(tmp_path, *fast, "2", *LAST), "2 steps, not 4")
+    assert files(tmp_path).items() >= before.items()
+
+
+# metrics.csv
+
+
+def test_metrics_continue_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.csv"
+    rows = MetricsRows(path, [])
+    for step in range(4):
+        rows.log_metrics({"loss": torch.tensor(0.5 + step)}, step)
+        rows.save()
+    rows.log_metrics({"acc": 0.25}, 4)  # a new column
+    rows.save()
+    resumed = MetricsRows(path, read_rows(path, 3))
+    resumed.log_metrics({"loss": 3.25}, 3)
+    resumed.save()
+    assert path.read_text().splitlines() == ["loss,step", "0.5,0", "1.5,1", "2.5,2", "3.25,3"]
