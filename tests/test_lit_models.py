@@ -3,6 +3,7 @@
 import itertools
 from collections.abc import Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -15,8 +16,7 @@ from datamodules.synthetic import synthetic_images
 from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier, resnet20_classifier
 from lit_models.mlps import ElementwiseAdam, MLPs
 from lit_models.muon import Muon, orthogonalized
-from lit_models.onednn import can_train_in_mkldnn, cpu_has_bfloat16, mkldnn_logits, option_a
-from lit_models.resnet20 import BasicBlock
+from lit_models.onednn import can_train_in_mkldnn, cpu_has_bfloat16, in_mkldnn
 
 OFF = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 QUIET: dict[str, Any] = {"accelerator": "cpu", **dict.fromkeys(OFF, False)}
@@ -88,12 +88,6 @@ needs_bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU emu
 
 
 @needs_bfloat16
-def test_onednns_shortcut_is_option_a() -> None:
-    x, block = torch.rand(2, 16, 8, 8), BasicBlock(16, 32, 2)
-    assert torch.equal(option_a(block, x.to_mkldnn()).to_dense(), block.shortcut(x))
-
-
-@needs_bfloat16
 @pytest.mark.parametrize("size", [19, 20, 32])
 def test_onednns_step_is_no_less_exact_than_autocast(size: int) -> None:
     def step(dtype: torch.dtype, onednn: bool = False) -> dict[str, Tensor]:
@@ -101,7 +95,7 @@ def test_onednns_step_is_no_less_exact_than_autocast(size: int) -> None:
         torch.manual_seed(0)
         net, images = ResNet20().to(dtype), torch.randn(8, 3, size, size)
         with torch.autocast("cpu", torch.bfloat16):  # which leaves float64 alone
-            logits = mkldnn_logits(net, images) if onednn else net(images.to(dtype))
+            logits = in_mkldnn(net)(images) if onednn else net(images.to(dtype))
             F.cross_entropy(logits, torch.arange(8)).backward()
         gradients = {name: p.grad for name, p in net.named_parameters() if p.grad is not None}
         return gradients | {name: b for name, b in net.named_buffers() if b.is_floating_point()}
@@ -135,18 +129,13 @@ def test_onednn_is_chosen_only_where_it_computes_what_the_network_does() -> None
 def test_the_classifier_trains_by_onednn_in_bfloat16(
     precision: Any, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shapes = []
-
-    def counted(net: ResNet20, images: Tensor) -> Tensor:
-        shapes.append(images.shape)
-        return mkldnn_logits(net, images)
-
-    monkeypatch.setattr(resnet20_classifier, "mkldnn_logits", counted)
+    converted = Mock(wraps=in_mkldnn)
+    monkeypatch.setattr(resnet20_classifier, "in_mkldnn", converted)
     data, model = CIFAR10DataModule(dataset="synthetic", batch_size=4), ResNet20Classifier()
     data.train = data.test = synthetic_images(8, seed=0)
     model.net.bn1.train(not frozen)
     Trainer(max_epochs=1, precision=precision, **QUIET).fit(model, data)
-    assert shapes == ([(4, 3, 32, 32)] * 2 if precision == "bf16-mixed" and not frozen else [])
+    assert converted.called == (precision == "bf16-mixed" and not frozen)
 
 
 # The classifier's optimizers and metrics
