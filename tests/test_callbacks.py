@@ -78,14 +78,6 @@ def test_lr_step_sets_every_group_from_each_milestone_on_after_any_resume(
         assert resumed == {step: expected[step] for step in range(stop, 14)}
 
 
-def test_lr_step_depends_on_the_epoch_alone(tmp_path: Path) -> None:
-    """A run without milestones is resumed with some, the first of them long past, and with none again."""
-    rates(LRStep({3: 0.02}), saving(tmp_path), max_epochs=4)
-    resume: dict[str, Any] = {"ckpt_path": tmp_path / "step=8.ckpt", "max_epochs": 5}
-    assert set(rates(LRStep({2: 0.05}), **resume).values()) == {(0.05, 0.05)}
-    assert set(rates(LRStep({}), **resume).values()) == {(0.1, 0.2)}
-
-
 def test_one_cycle_rises_and_falls_over_the_whole_run_and_after_a_resume(tmp_path: Path) -> None:
     # 10 steps, each at its middle 0.05, 0.15, ...: up to 0.4 at 0.2 of the run, then down to 0 at its end.
     expected = [0.4 * x for x in (0.25, 0.75, 15 / 16, 13 / 16, 11 / 16, 9 / 16, 7 / 16, 5 / 16, 3 / 16, 1 / 16)]
