@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from analysis.figures import pictures_figure, pixels_of, save_png
-from analysis.files import standard_json
+from analysis.files import standard_json, write_atomically
 from cli.command import UsageError, main
 from cli.parser import Parser
 from cli.weights import SHIPPED, PictureClassifier, load
@@ -97,7 +97,7 @@ def export(network: nn.Module, path: Path) -> None:
     name, example = ("x", torch.zeros(3).double()) if is_curve else ("images", torch.zeros(3, 3, 32, 32))
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     if path.suffix == ".pt2":
-        torch.export.save(program, path)
+        write_atomically(path, lambda file: torch.export.save(program, file))
     elif path.suffix == ".onnx":
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it did not optimize
         try:
