@@ -11,7 +11,7 @@ Row = Mapping[str, Any]  # an object of a summary.json
 Rows = Sequence[Row]
 
 # settings that say where the data are, how a run is shown and how often it is saved, not what it learns
-NEUTRAL = {"ckpt_path", "data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar"}
+NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar", "ckpt_path"}
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def epoch_of_drop(run: Run) -> int | None:
     return changes[0][0] if is_drop and all(row["val_acc"] is not None for row in rows) else None
 
 
-def comparable(settings: Row, but: str) -> str:
+def comparable(settings: Row, but: str = "") -> str:
     """The settings that decide what a run learns, without one, as JSON: equal where two runs agree."""
     return json.dumps({k: v for k, v in settings.items() if k not in {*NEUTRAL, but}}, sort_keys=True)
 

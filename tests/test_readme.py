@@ -18,7 +18,7 @@ SHORT = {
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 # Commands that take longer than others, or differ little from one that is run anyway.
-SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root|run_dir runs/cifar|paper|fast( --max_epochs 120)?$")
+SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root|run_dir runs/cifar|paper|fast( --max_epochs \d+)?$")
 
 
 def blocks(text: str, language: str) -> list[str]:
