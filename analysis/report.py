@@ -131,9 +131,9 @@ def drop_section(pairs: Sequence[Pair], data_root: str) -> Section:
         name = {"run": run.path.name}
         for i, y in enumerate(losses.get("steps", ()), start=1):
             across.append({"line": f"step {i}", **name, "x": ACROSS, "y": y})
-        for way in ("with", "without") if losses else ():
+        for way in ("without", "with") if losses else ():
             along.append({"line": f"{way} the drop", **name, "x": ALONG, "y": losses[way]})
-    lines = epoch_lines(runs, "with the drop", "val_acc") + epoch_lines(others, "without the drop", "val_acc")
+    lines = epoch_lines(others, "without the drop", "val_acc") + epoch_lines(runs, "with the drop", "val_acc")
     mean, summary = over_runs(numbers), runs[0].summary
     charts = {"drop": epochs_chart(runs, lines, f"{summary['measured_on']} accuracy [%]")}
     if "renewed_effect" in mean:

@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import statistics
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,20 +12,10 @@ import pytest
 import torch
 from PIL import Image, ImageSequence
 
+from analysis import figures
 from analysis.charts import waterfall_chart
 from analysis.curves import METRICS, Growth, early_stopping, fit_text, more_training, spread_over_seeds
-from analysis.drop import drop_numbers, line_numbers, measure_lines, measure_noise, measure_renewed
-from analysis.figures import (
-    confusion_figure,
-    errors_figure,
-    fit_animation,
-    fit_cards,
-    fits_figure,
-    pictures_figure,
-    pixels_of,
-    save_png,
-    training_figure,
-)
+from analysis.drop import drop_numbers, measure_lines, measure_noise, measure_renewed
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.gap import measure_gap
 from analysis.provenance import about, command_line
@@ -36,46 +25,35 @@ from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
 from lit_models import ResNet20
 
-# Files
-
 
 @pytest.mark.parametrize("old", [b"old", None])
 def test_write_atomically_replaces_a_file_or_leaves_it(tmp_path: Path, old: bytes | None) -> None:
-    path = tmp_path / "new" / "file"
-    if old:
-        write_atomically(path, lambda file: file.write(old))
-
     def fails(file: Any) -> None:
         file.write(b"half")
         raise KeyboardInterrupt
 
+    path = tmp_path / "new" / "file"
+    if old:
+        write_atomically(path, lambda file: file.write(old))
     with pytest.raises(KeyboardInterrupt):
         write_atomically(path, fails)
     assert [p.read_bytes() for p in path.parent.iterdir()] == ([old] if old else [])
-    write_atomically(path, lambda file: file.write(b"2"))
-    assert [p.read_bytes() for p in path.parent.iterdir()] == [b"2"]
 
 
-def test_write_json_is_standard_json(tmp_path: Path) -> None:
+def test_json_is_standard_json(tmp_path: Path) -> None:
     content = {"a": [1, 0.1, math.nan], "b": {"c": (math.inf, -math.inf)}, "d": None, "e": "nan"}
-    write_json(tmp_path / "summary.json", content)
-    text = (tmp_path / "summary.json").read_text()
-    assert "NaN" not in text and "Infinity" not in text and text == standard_json(content) + "\n"
+    write_json(tmp_path / "a.json", content)
+    assert (tmp_path / "a.json").read_text() == standard_json(content) + "\n"
     expected = {"a": [1, 0.1, None], "b": {"c": [None, None]}, "d": None, "e": "nan"}
-    assert read_json(tmp_path / "summary.json") == expected
+    assert read_json(tmp_path / "a.json") == expected and "NaN" not in standard_json(content)
 
 
-def test_provenance(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(tmp_path / "scripts" / "fit.py"), "--function", "2 * x"])
     assert command_line() == "python scripts/fit.py --function '2 * x'"
     monkeypatch.setattr("sys.argv", ["/elsewhere/fit.py"])
-    facts = about(torch.device("cpu"))
-    assert facts["command"] == "`python /elsewhere/fit.py`"
-    assert "- torch 2." in facts["versions"] and "CPU cores" in facts["machine"]
-
-
-# Statistics
+    assert about(torch.device("cpu"))["command"] == "`python /elsewhere/fit.py`"
 
 
 def test_confidence_interval_of_a_mean() -> None:
@@ -85,17 +63,11 @@ def test_confidence_interval_of_a_mean() -> None:
     assert (shown.low, shown.high) == pytest.approx((2 - 2.484, 2 + 2.484), abs=1e-3)
     assert shown.text(" pp") == "+2.0 pp (3 seeds, 95 % CI -0.5 to +4.5)" and not shown.excludes_zero
     assert mean_ci([-1.0, -1.01]).excludes_zero
-    one = mean_ci([5])
-    assert one.text(" %", 2) == "+5.00 % (one seed)" and not one.excludes_zero
-    runs = [{"a": 1.0, "b": 2.0}, {"a": 3.0}]
-    assert {name: ci.mean for name, ci in over_runs(runs).items()} == {"a": 2}
-
-
-@pytest.mark.parametrize(("n", "t"), [(2, 12.706), (31, 2.042), (121, 1.980)])
-def test_students_t_of_many_seeds_too(n: int, t: float) -> None:
-    values = [float(i % 2) for i in range(n)]
-    expected = statistics.mean(values) + t * statistics.stdev(values) / n**0.5
-    assert mean_ci(values).high == pytest.approx(expected, rel=1e-3)
+    assert mean_ci([5]).text(" %", 2) == "+5.00 % (one seed)" and not mean_ci([5]).excludes_zero
+    # of 1 and of 120 degrees of freedom; the deviation of as many 0 as 1 is sqrt(n / (n - 1)) / 2
+    assert mean_ci([0.0, 1.0]).high == pytest.approx(0.5 + 12.706 / 2, rel=1e-3)
+    assert mean_ci([0.0, 1.0] * 60).high == pytest.approx(0.5 + 1.980 / 2 / 119**0.5, rel=1e-3)
+    assert {name: ci.mean for name, ci in over_runs([{"a": 1.0, "b": 2.0}, {"a": 3.0}]).items()} == {"a": 2}
 
 
 def test_confidence_interval_of_a_median() -> None:
@@ -120,9 +92,6 @@ def test_numbers_have_three_digits() -> None:
     assert [number(value) for value in (1 / 3, 0.0, None, math.nan, -math.inf)] == ["0.333", "0", *["diverged"] * 3]
     assert number(None, "-") == "-" and number(1 / 3, digits=4) == "0.3333"
     assert spread([0.5, None, 0.7], 100) == "60.00 ± 14.14" and spread([2.0]) == "2.000" and spread([None]) == "-"
-
-
-# Curve fits
 
 
 def test_spread_over_seeds() -> None:
@@ -154,21 +123,16 @@ def test_whether_more_training_hurts() -> None:
     diverged = answer(1, 1, np.array([np.nan, *[1] * 7]))
     assert (diverged["verdict"], diverged["diverged"]) == ("diverged", 1)
     assert math.isfinite(answer(1, 0, 0)["ratio"])  # no division by 0
-
-
-def test_each_seed_is_judged_at_the_epochs_that_the_others_choose() -> None:
     # A column a seed. The medians of the others of seeds 0, 1, 2 are lowest at 1, 1 and 10: ratios 4/3, 4/3 and 4/4.
-    error = np.array([[3.0, 3.0, 1.0], [2.0, 2.0, 4.0], [4.0, 4.0, 4.0]])
-    answer = more_training(np.array([1, 10, 100]), error)
-    assert [answer[name] for name in ("ratio", "low", "high")] == [4 / 3, 1, 4 / 3]
+    judged = more_training(epochs, np.array([[3.0, 3.0, 1.0], [2.0, 2.0, 4.0], [4.0, 4.0, 4.0]]))
+    assert [judged[name] for name in ("ratio", "low", "high")] == [4 / 3, 1, 4 / 3]
 
 
 def test_early_stopping() -> None:
     # Each seed by its own held-out points: 1, 10 and 100 epochs, errors 4, 1 and 2.
     true, held_out = np.array([[4.0] * 3, [1] * 3, [2] * 3]), np.array([[1.0, 3, 3], [2, 1, 2], [3, 2, 1]])
-    assert early_stopping(np.array([1, 10, 100]), true, held_out) == dict(
-        best_epochs=10, best_true_mse=1, held_out_epochs=10, held_out_true_mse=2
-    )
+    choice = early_stopping(np.array([1, 10, 100]), true, held_out)
+    assert choice == {"best_epochs": 10, "best_true_mse": 1, "held_out_epochs": 10, "held_out_true_mse": 2}
     diverged = early_stopping(np.array([1, 10]), np.full((2, 1), np.nan), np.full((2, 1), np.nan))
     assert diverged["best_true_mse"] == diverged["held_out_true_mse"] == math.inf
 
@@ -202,9 +166,6 @@ def test_the_text_of_a_fit() -> None:
     assert second == "Learning rate 0.1: diverged."
 
 
-# The classifier: the learning-rate drop
-
-
 def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1, **path: float) -> Run:
     """Five epochs at the learning rate ``start``, the others at ``lr``."""
     rows = []
@@ -233,29 +194,6 @@ def test_effect_of_the_learning_rate_drop() -> None:
     assert [numbers[name] for name in names] == pytest.approx([10, 1, 5, 5])
 
 
-def test_changes_of_the_learning_rate() -> None:
-    assert lr_changes(DROPPED.epochs) == [(5, 0.01)] and lr_changes(STAYED.epochs) == []
-    cycle = [{"epoch": i, "lr": 0.1 / (i + 1)} for i in range(9)]
-    assert lr_changes(cycle) == []  # which changes all the time
-
-
-def test_what_lines_between_weights_show() -> None:
-    lines: dict[str, Any] = {
-        # at -0.25, 0, 0.25, 0.5, 0.75, 1, 1.25 of the way
-        "with": [0.9, 0.7, 0.6, 0.6, 0.6, 0.5, 0.6],
-        "without": [0.9, 0.7, 0.6, 0.6, 0.6, 0.8, 0.9],
-        # at -1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2; the first is lowest inside, the second at its end
-        "steps": [[1.0, 0.9, 0.7, 0.6, 0.6, 0.65, 0.8, 1.0, 1.2], [1.0, 0.9, 0.7, 0.6, 0.6, 0.5, 0.4, 0.3, 0.2]],
-    }
-    lines["small_steps"] = lines["steps"][1:]
-    expected = {"loss_change": -0.2, "loss_change_without": 0.1, "crossing": 50, "crossing_after": 0}
-    assert line_numbers(lines) == pytest.approx(expected)
-    assert "crossing" not in line_numbers(lines | {"steps": [], "small_steps": []})
-
-
-# What is measured of its weights
-
-
 def data_of(images: torch.Tensor, labels: torch.Tensor, batch_size: int = 4, max_shift: int = 4) -> CIFAR10DataModule:
     data = CIFAR10DataModule(batch_size=batch_size, max_shift=max_shift)
     data.train = data.test = images, labels
@@ -269,8 +207,7 @@ def test_gradients_that_all_batches_share_are_no_noise() -> None:
     assert same["noise"] == pytest.approx(0, abs=1e-4)
     images = torch.randint(256, images.shape, dtype=torch.uint8)
     net, data = ResNet20(), data_of(images, torch.arange(12) % 10)
-    # For n batches' gradients g_i, (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared norm of the gradient
-    # of all images without bias; the rest of mean |g_i|^2 is noise.
+    # (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared norm of the gradient of all images without bias.
     losses = [torch.nn.functional.cross_entropy(net(x), y) for x, y in data.train_dataloader()]
     each = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]) for loss in losses]
     squared = sum(float(g.square().sum()) for g in each)
@@ -332,27 +269,20 @@ def test_losses_along_lines_between_weights() -> None:
     assert empty["steps"] == empty["small_steps"] == []
 
 
-# Figures
-
-
-def curve_rows(true_mse: Any, lr: float = 0.1) -> list[Any]:
-    each = [dict.fromkeys(("median", "q25", "q75"), value) for value in true_mse]
-    return [{"lr": lr, "epochs": 10**i, **dict.fromkeys(METRICS, value)} for i, value in enumerate(each)]
-
-
-@pytest.mark.parametrize("bad", [None, math.nan, math.inf])
+@pytest.mark.parametrize("bad", [None, math.inf])
 def test_what_diverged_is_left_out_of_the_errors(bad: float | None) -> None:
-    rows = [*curve_rows([9, bad, bad]), *curve_rows([8, 4, 2], lr=0.01)]
-    rows[0]["true_mse"] = {"median": 9.0, "q25": 7.0, "q75": 10.0}
-    figure = errors_figure(rows, noise_variance=9.0)
+    def curve_rows(lr: float, *errors: float | None) -> list[Any]:
+        each = [dict.fromkeys(("median", "q25", "q75"), error) for error in errors]
+        return [{"lr": lr, "epochs": 10**i, **dict.fromkeys(METRICS, value)} for i, value in enumerate(each)]
+
+    figure = figures.errors_figure([*curve_rows(0.1, 9, bad, bad), *curve_rows(0.01, 8, 4, 2)], noise_variance=9.0)
     for axes in figure.axes:
         *_, first, second = axes.lines
         assert first.get_label() == "learning rate 0.1 (diverged)" and second.get_label() == "learning rate 0.01"
         assert [first.get_ydata()[0], *second.get_ydata()] == [9, 8, 4, 2]
         assert not np.isfinite(first.get_ydata()[1:]).any() and axes.get_yscale() == "log"
     assert [len(axes.lines) for axes in figure.axes] == [3, 2]  # the noise's variance beside the training MSE
-    assert figure.axes[1].collections[1].get_paths()[0].vertices[:, 1].min() == 2  # a band without width
-    assert pixels_of(errors_figure(curve_rows([bad] * 3), 0.0)).std() > 0
+    assert figures.pixels_of(figures.errors_figure(curve_rows(0.1, bad, bad), 0.0)).std() > 0
 
 
 def growth_of(*epochs: int, lrs: Any = (0.1, 0.01)) -> Growth:
@@ -367,7 +297,7 @@ def growth_of(*epochs: int, lrs: Any = (0.1, 0.01)) -> Growth:
 
 
 def test_fitted_curves_have_a_row_for_each_epoch_count() -> None:
-    figure = fits_figure(growth_of(1, 10, 100), [1, 100, 5], "x**2" + " + 0" * 30)
+    figure = figures.fits_figure(growth_of(1, 10, 100), [1, 100, 5], "x**2" + " + 0" * 30)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
     assert titles == ["epochs: 1, MSE against f: 1, 1", "epochs: 100, MSE against f: diverged, 0.01"]
     labels = [[line.get_label() for line in axes.lines] for axes in figure.axes]
@@ -381,13 +311,13 @@ def test_fitted_curves_have_a_row_for_each_epoch_count() -> None:
 
 def test_cards_are_ten_at_most_and_the_last_is_shown() -> None:
     for most in (3, 99):
-        cards = dict(fit_cards(growth_of(*range(1, most + 1), lrs=[0.1])))
+        cards = dict(figures.fit_cards(growth_of(*range(1, most + 1), lrs=[0.1])))
         assert min(most, 5) <= len(cards) <= 10 and list(cards) == sorted(cards) and max(cards) == most
-    assert {picture.shape for picture in cards.values()} == {(440, 660, 3)} and not list(fit_cards(growth_of()))
+    assert {picture.shape for picture in cards.values()} == {(440, 660, 3)} and not list(figures.fit_cards(growth_of()))
 
 
 def test_the_animation_shows_each_epoch_count_and_every_learning_rate() -> None:
-    with Image.open(BytesIO(fit_animation(growth_of(1, 2, 100)))) as picture:
+    with Image.open(BytesIO(figures.fit_animation(growth_of(1, 2, 100)))) as picture:
         assert (picture.size, picture.info["loop"]) == ((720, 400), 0)
         frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)]
         assert picture.info["duration"] == 4000
@@ -397,7 +327,8 @@ def test_the_animation_shows_each_epoch_count_and_every_learning_rate() -> None:
 
 
 def test_training_figure() -> None:
-    figure = training_figure([DROPPED.epochs, DROPPED.epochs[:-1]], [0.81, 0.83], "validation")  # one ended earlier
+    runs = [DROPPED.epochs, DROPPED.epochs[:-1]]  # one ended earlier
+    figure = figures.training_figure(runs, [0.81, 0.83], "validation")
     assert figure.get_suptitle() == "ResNet-20: test accuracy 82.00 ± 1.41 % at the end (seeds: 2)"
     axes = figure.axes[0]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
@@ -405,22 +336,23 @@ def test_training_figure() -> None:
     train, shorter, val = axes.lines[:3]
     assert list(train.get_ydata()) == pytest.approx([50, 60, 70, 60, 70, 80, 81]) and len(shorter.get_ydata()) == 6
     assert train.get_color() == shorter.get_color() != val.get_color()
+    assert lr_changes([{"epoch": i, "lr": 0.1 / (i + 1)} for i in range(9)]) == []  # a rate that changes all the time
     unmeasured = [{**row, "val_acc": None, "val_loss": None} for row in DROPPED.epochs]
-    figure = training_figure([unmeasured], [None], "test")
+    figure = figures.training_figure([unmeasured], [None], "test")
     assert "accuracy - %" in figure.get_suptitle() and len(figure.legends[0].get_texts()) == 2
 
 
 def test_the_waterfall_shows_each_step() -> None:
     chart = waterfall_chart({"a": 80.0, "b": 82.0, "c": 79.0}, "end").to_dict()
     (rows,) = chart["datasets"].values()
-    assert [(row["name"], row["start"], row["end"], row["text"]) for row in rows] == [
-        *[("a", 80, 80, "80.0 %"), ("b", 80, 82, "+2.0 pp"), ("c", 82, 79, "-3.0 pp"), ("end", 79, 79, "79.0 %")]
-    ]
+    shown = [(row["name"], row["start"], row["end"], row["text"]) for row in rows]
+    assert shown[:2] == [("a", 80, 80, "80.0 %"), ("b", 80, 82, "+2.0 pp")]
+    assert shown[2:] == [("c", 82, 79, "-3.0 pp"), ("end", 79, 79, "79.0 %")]
 
 
 def test_confusion_figure() -> None:
     matrix = np.array([[0.504, 0.0, 0.496], [np.nan] * 3, [0.001, 0, 0.999]])  # the second class has no images
-    (axes,) = confusion_figure(matrix, ["cat", "dog", "fox"]).axes
+    (axes,) = figures.confusion_figure(matrix, ["cat", "dog", "fox"]).axes
     table = {text.get_position(): text.get_text() for text in axes.texts}  # (column, row): percent
     assert table == {(0, 0): "50", (2, 0): "50", (0, 2): "0", (2, 2): "100"}
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted label", "true label")
@@ -429,10 +361,10 @@ def test_confusion_figure() -> None:
 
 def test_pictures_in_a_grid(tmp_path: Path) -> None:
     pictures = [np.full((4, 4, 3), i / 7) for i in range(7)]
-    figure = pictures_figure(pictures, [f"number ${i}" for i in range(7)], "title")
+    figure = figures.pictures_figure(pictures, [f"number ${i}" for i in range(7)], "title")
     assert [axes.get_title() for axes in figure.axes] == [*(f"number \\${i}" for i in range(7)), *[""] * 3]
-    assert figure.get_suptitle() == "title" and len(pictures_figure(pictures, columns=7).axes) == 7
-    pixels = pixels_of(figure)
-    save_png(pixels, tmp_path / "picture.png")
+    assert figure.get_suptitle() == "title" and len(figures.pictures_figure(pictures, columns=7).axes) == 7
+    pixels = figures.pixels_of(figure)
+    figures.save_png(pixels, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG" and np.array_equal(np.array(picture), pixels)
