@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from callbacks.record import RecordCallback
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
-EVALUATED = ("val/", "probe/")
+AVERAGED, EVALUATED = ("train/", "trajectory/"), ("val/", "probe/")
 MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
 COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "seconds")
 
@@ -90,16 +90,13 @@ class ClassifierRecord(RecordCallback):
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap(pl_module)
         # Where this epoch had no validation, Lightning still holds the values of an earlier one.
-        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if not name.startswith(EVALUATED)}
-        metrics |= self._validated
-        more = {n: v for n, v in metrics.items() if n.startswith(("probe/", "trajectory/"))}
+        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(AVERAGED)}
         row = {
             "epoch": trainer.current_epoch,
             "lr": self._lr,
-            **keys({name: metrics.get(name) for name in MEASURED}),
+            **keys(dict.fromkeys(MEASURED) | metrics | self._validated),
             "seconds": self._seconds,
             "images_per_second": self._images * trainer.world_size / (self._seconds - self._uncounted),
-            **keys({name.removeprefix("trajectory/"): value for name, value in more.items()}),
         }
         self.epochs.append(row)
         val_batches = int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0
@@ -115,7 +112,7 @@ class ClassifierRecord(RecordCallback):
         return bool(self.batches["val_batches"] and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.test = {f"test_{name}": trainer.callback_metrics[f"test/{name}"].item() for name in ("acc", "loss")}
+        self.test = keys({n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("test/")})
 
     def summary(self, model: LightningModule, device: torch.device) -> dict[str, Any]:
         """The content of summary.json, once all is done; ``device`` is where it was, for Lightning moves it away."""
@@ -140,8 +137,9 @@ class ClassifierRecord(RecordCallback):
 
 
 def keys(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Metrics by their names in summary.json, such as val_acc for val/acc."""
-    return {name.replace("/", "_"): value for name, value in metrics.items()}
+    """Metrics by their names in summary.json, such as val_acc for val/acc, but for the latest step's own values."""
+    named = {name.removeprefix("trajectory/").replace("/", "_"): value for name, value in metrics.items()}
+    return {name: value for name, value in named.items() if not name.endswith("_step")}
 
 
 def cell(name: str, value: float | None) -> str:

@@ -31,10 +31,6 @@ class OneCycle(Callback):
         self.lr, self.warmup_fraction = float(lr), float(warmup_fraction)
         self.num_steps = 0  # of the whole run; known when training starts
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            self.num_steps = 0  # a checkpoint, if there is one, is loaded later
-
     def state_dict(self) -> dict[str, int]:
         return {"num_steps": self.num_steps}
 

@@ -78,7 +78,7 @@ def is_users(error: Exception) -> bool:
     if isinstance(error, UsageError | MisconfigurationException | NonFiniteLoss | torch.OutOfMemoryError):
         return True
     if isinstance(error, OSError):
-        return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT)
+        return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     by_callback = any(name.startswith("pytorch_lightning.callbacks.") for name in modules)
     return by_callback or modules[-1].startswith(LIBRARIES) or "can't allocate memory" in str(error)

@@ -153,14 +153,16 @@ class Run:
 @contextmanager
 def open_run(parser: Parser, cfg: Namespace, folder: Path) -> Iterator[Run]:
     """A Run; where nothing has been trained in it, a folder that was new is removed again."""
-    is_new = not folder.exists() or not any(folder.iterdir())
+    is_new, run = not folder.exists() or not any(folder.iterdir()), None
     try:
-        yield Run(parser, cfg, folder)
+        run = Run(parser, cfg, folder)
+        yield run
     except BaseException:
-        if is_new and is_rank_zero() and not (folder / "config.yaml").exists():
+        if run and is_new and is_rank_zero() and not (folder / "config.yaml").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):
-                folder.parent.rmdir()  # where there is nothing else in it
+        for empty in (folder, folder.parent):
+            with suppress(OSError):  # it is gone, or there is something in it
+                empty.rmdir()
         raise
 
 
@@ -168,8 +170,7 @@ def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
     Raises:
-        UsageError: none is named where torchrun or SLURM have started several processes, or to resume its last
-            checkpoint.
+        UsageError: none is named where torchrun or SLURM have started several processes, or for ``--ckpt_path last``.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:

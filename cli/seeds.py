@@ -53,8 +53,8 @@ def train_seeds(
 def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> Summary | None:
     path = folder / "summary.json"
     summary: Summary | None = read_json(path) if cfg.ckpt_path and path.exists() else None
-    settings = comparable(plain_settings(parser, cfg))
-    return summary if summary and comparable(summary["settings"]) == settings else None
+    settings = comparable(plain_settings(parser, cfg), "ckpt_path")
+    return summary if summary and comparable(summary["settings"], "ckpt_path") == settings else None
 
 
 def summary_of_all(summaries: list[Summary]) -> Summary:

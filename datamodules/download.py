@@ -41,8 +41,7 @@ def download_cifar10(data_root: Path, mirrors: Sequence[str] = MIRRORS, md5: str
 
 
 def _download(archive: Path, mirrors: Sequence[str], md5: str) -> None:
-    causes = []
-    timeout = socket.getdefaulttimeout()
+    causes, timeout = [], socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:
         for url in mirrors:

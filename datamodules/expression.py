@@ -45,8 +45,7 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
 
 def finite_values(expression: str, x: Tensor) -> Tensor:
     """As ``evaluate``; ValueError also where, at an element of ``x``, f is not finite or its size is above LARGEST."""
-    # An even grid may hold 1e-16 in place of 0, the pole of 1/x.
-    places = torch.cat([x, x.round(decimals=9).clamp(x.min(), x.max())])
+    places = torch.cat([x, x.round(decimals=9).clamp(x.min(), x.max())])  # an even grid may hold 1e-16 in place of 0
     outside = places[~(evaluate(expression, places).abs() <= LARGEST)]
     if len(outside):
         raise ValueError(

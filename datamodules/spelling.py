@@ -20,7 +20,7 @@ TOKEN = re.compile(
             (?:(?P<called>√|[A-Za-z_]\w*)[ \t]*)? (?P<opening>[(|]) |
             √[ \t]*(?P<radicand>{NUMBER}|π|x\b) |
             (?P<bare>[A-Za-z_]\w*)[ \t]+(?P<argument>(?:{NUMBER}[ \t]*)?(?:(?:π|pi)[ \t]*)?x\b|{NUMBER})
-        ) | (?P<other>.))"""
+        ) | (?P<other>[A-Za-z_]\w*|.))"""
 )
 NO_POWER = ("root", "bare", "superscript")  # kinds of operands behind which a power is not clear: √x^2, sin x^2, x²^3
 

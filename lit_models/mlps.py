@@ -14,9 +14,8 @@ from torch import Tensor, nn
 class MLPs(nn.Module):
     """M networks of the same shape, each from R to R: one for each of ``seeds``, its layers as wide as ``hidden``.
 
-    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side, so that an
-    optimizer is a few operations on one tensor. Member m starts as ``torch.nn.Linear`` would (uniform in plus or minus
-    1 / sqrt(fan_in)), drawn from a generator of its own: the same whatever the company it trains in.
+    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side. Member m
+    starts as ``torch.nn.Linear`` would (uniform in plus or minus 1 / sqrt(fan_in)), drawn from a generator of its own.
 
     Raises:
         ValueError: ``hidden`` is empty.

@@ -1,7 +1,6 @@
 """Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) for convolutions: every direction of a step is as long.
 
-``torch.optim.Muon`` takes matrices only, one at a time; here a convolution's filters are the rows of one, and those of
-equal shape are orthogonalized in one batch.
+``torch.optim.Muon`` takes matrices only, one at a time; here those of equal shape are orthogonalized in one batch.
 """
 
 from collections.abc import Callable, Iterable

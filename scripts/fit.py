@@ -72,7 +72,10 @@ def fit() -> None:
         callbacks = [record, TensorBoardTexts(run.settings), saving]
         # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
         instead: dict[str, Any] = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None}
-        if run.checkpoint and epochs_left(run, last) == 0:
+        done = run.checkpoint.next_step - 1 if run.checkpoint else 0
+        if done > last:
+            raise UsageError(f"{run.ckpt_path} has {done:,} epochs already: ask for at least as many with --epochs")
+        if done == last:
             instead["limit_train_batches"] = 0
         trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
         read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
@@ -113,15 +116,6 @@ def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = No
         step = max(save_every, math.ceil(last / MOST_SAVES))
         epochs |= set(range(step, last, step))
     return sorted(e for e in epochs if e <= last)
-
-
-def epochs_left(run: Run, last: int) -> int:
-    """Epochs that the checkpoint's run lacks. Raises UsageError where it has more than are asked for."""
-    assert run.checkpoint is not None
-    done = run.checkpoint.next_step - 1
-    if done > last:
-        raise UsageError(f"{run.checkpoint.path} has {done:,} epochs already: ask for at least as many with --epochs")
-    return last - done
 
 
 def write_results(

@@ -9,12 +9,13 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from analysis.figures import pictures_figure, pixels_of, save_png
-from analysis.files import standard_json
+from analysis.files import standard_json, write_atomically
 from cli.command import UsageError, main
 from cli.parser import Parser
 from cli.weights import SHIPPED, PictureClassifier, load
@@ -62,8 +63,8 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
     if as_json:
         print(standard_json(rows))
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as a Chinese file name's
-    shown = [pixels.numpy() for pixels in pictures.values()][:100]
-    save_png(pixels_of(pictures_figure(shown, titles[:100])), sheet)
+    shown = pictures_figure([pixels.numpy() for pixels in pictures.values()][:100], titles[:100])
+    save_png(pixels_of(shown), sheet)
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
 
 
@@ -97,13 +98,14 @@ def export(network: nn.Module, path: Path) -> None:
     name, example = ("x", torch.zeros(3).double()) if is_curve else ("images", torch.zeros(3, 3, 32, 32))
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     if path.suffix == ".pt2":
-        torch.export.save(program, path)
+        write_atomically(path, lambda file: torch.export.save(program, file))
     elif path.suffix == ".onnx":
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it did not optimize
         try:
-            torch.onnx.export(program, f=path, input_names=[name], external_data=False, verbose=False)
+            onnx: Any = torch.onnx.export(program, input_names=[name], verbose=False)
         except ImportError as error:
             raise UsageError(f"--export FILE.onnx needs {error.name}: pip install 'litlab[export]'") from None
+        write_atomically(path, lambda file: file.write(onnx.model_proto.SerializeToString()))
     else:
         raise UsageError(f"--export writes .onnx or .pt2, not {path}")
     print(f"Wrote {path}", file=sys.stderr)

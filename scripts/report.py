@@ -61,7 +61,7 @@ def run() -> None:
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
     """The finished runs in these folders and below them, no run twice. Raises UsageError where a folder has none."""
-    runs = {}
+    runs: dict[Path, Run] = {}
     for folder in folders:
         files = sorted(folder.rglob("summary.json"))
         if not files:
@@ -69,7 +69,7 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
         for file in files:
             summary = read_json(file)
             if "settings" in summary:  # else it is of several seeds, whose runs are below it
-                runs[file.resolve()] = Run(file.parent, summary)
+                runs.setdefault(file.resolve(), Run(file.parent, summary))
     return list(runs.values())
 
 

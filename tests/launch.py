@@ -1,8 +1,9 @@
 """Runs command lines for the tests, without the seconds that each would spend on the same imports.
 
-On Linux a server that has imported torch, Lightning and the like, and nothing of this project, forks for each command.
-What it forks is as good as a new process, with its own arguments, folder, environment, output, exit code and exit, but
-for the hash seed: what is compared bit for bit is compared with a run of ``run_anew``, which starts Python as users do.
+On Linux a server that has imported torch, Lightning and the like, and drawn the synthetic images, forks for each
+command. What it forks is as good as a new process, with its own arguments, folder, environment, output, exit code and
+exit, but for the hash seed: what is compared bit for bit is compared with a run of ``run_anew``, which starts Python as
+users do.
 """
 
 import functools
@@ -103,8 +104,23 @@ def serve(channel: socket.socket) -> str:
     return sys.argv[0]
 
 
+def draw_images() -> None:
+    """They stay in the cache of ``read_images``, for what is forked with the default ``--data_root``."""
+    import torch
+
+    sys.path.insert(1, str(ROOT))
+    from datamodules.cifar10 import read_images
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # other threads would be lost, and waited for, in what is forked
+    for train in (True, False):
+        read_images("synthetic", Path("data"), train)
+    torch.set_num_threads(threads)
+
+
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
+    draw_images()
     gc.freeze()  # shared with all that it forks, which need not look through it when they end
     runpy.run_path(serve(socket.socket(fileno=int(sys.argv[1]))), run_name="__main__")

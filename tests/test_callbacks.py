@@ -1,9 +1,9 @@
-"""Schedules, records and files of a run."""
+"""The learning-rate schedules, the weights' trajectory, the pictures of a test."""
 
 import math
-import os
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -14,14 +14,8 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-import callbacks.test_pictures
-from callbacks import LRStep, OneCycle
-from callbacks.saving import SaveLast
+from callbacks import LRStep, OneCycle, test_pictures
 from callbacks.weight_trajectory import WeightTrajectory
-
-resumes_inside = pytest.mark.filterwarnings(
-    "ignore:You're resuming from a checkpoint that ended before the epoch ended"
-)
 
 
 def make_trainer(*callbacks: Callback, **flags: Any) -> Trainer:
@@ -64,7 +58,6 @@ def saving(folder: Path) -> ModelCheckpoint:
     return ModelCheckpoint(folder, "{step}", every_n_train_steps=1, save_top_k=-1)
 
 
-@resumes_inside
 @pytest.mark.parametrize(
     ("milestones", "unit", "steps"),
     [
@@ -85,15 +78,6 @@ def test_lr_step_sets_every_group_from_each_milestone_on_after_any_resume(
         assert resumed == {step: expected[step] for step in range(stop, 14)}
 
 
-def test_lr_step_depends_on_the_epoch_alone(tmp_path: Path) -> None:
-    """A run without milestones is resumed with some, the first of them long past, and with none again."""
-    rates(LRStep({3: 0.02}), saving(tmp_path), max_epochs=4)
-    resume: dict[str, Any] = {"ckpt_path": tmp_path / "step=8.ckpt", "max_epochs": 5}
-    assert set(rates(LRStep({2: 0.05}), **resume).values()) == {(0.05, 0.05)}
-    assert set(rates(LRStep({}), **resume).values()) == {(0.1, 0.2)}
-
-
-@resumes_inside
 def test_one_cycle_rises_and_falls_over_the_whole_run_and_after_a_resume(tmp_path: Path) -> None:
     # 10 steps, each at its middle 0.05, 0.15, ...: up to 0.4 at 0.2 of the run, then down to 0 at its end.
     expected = [0.4 * x for x in (0.25, 0.75, 15 / 16, 13 / 16, 11 / 16, 9 / 16, 7 / 16, 5 / 16, 3 / 16, 1 / 16)]
@@ -139,7 +123,6 @@ class Pushed(LightningModule):
 
 
 # Four steps of length 0.1 * 5: straight on; oscillating; and round a right angle, 2 there and 2 here.
-@resumes_inside
 @pytest.mark.parametrize(
     ("gradients", "displacement"),
     [
@@ -154,39 +137,9 @@ def test_a_trajectory_distinguishes_a_straight_walk_from_oscillation(
     whole, resumed = (make_trainer(WeightTrajectory(), *more, max_epochs=2) for more in ([saving(tmp_path)], []))
     whole.fit(Pushed(gradients))
     resumed.fit(Pushed(gradients), ckpt_path=tmp_path / "step=6.ckpt", weights_only=True)
+    expected = {"trajectory/path": 2.0, "trajectory/displacement": displacement}
     for trainer in (whole, resumed):
-        metrics = {name: value.item() for name, value in trainer.callback_metrics.items()}
-        expected = {"trajectory/path": 2.0, "trajectory/displacement": displacement}
-        assert metrics == pytest.approx(expected, abs=1e-6)
-
-
-# SaveLast
-
-
-class Killed(BaseException):
-    pass
-
-
-def test_a_branch_is_kept_before_the_checkpoint_from_which_it_would_not_be_made_again(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Killed just before last.ckpt of the epoch's end is in place, the branch is there: a resume makes both again."""
-    replace = os.replace
-
-    def killed(source: Path, target: Path) -> None:
-        if Path(target).name == "last.ckpt" and torch.load(source, weights_only=True)["epoch"] == 1:
-            raise Killed
-        replace(source, target)
-
-    monkeypatch.setattr(os, "replace", killed)
-    with pytest.raises(Killed):
-        make_trainer(SaveLast(tmp_path, branches=[2]), max_epochs=3).fit(TwoGroups())
-    epochs = {path.name: torch.load(path, weights_only=True)["epoch"] for path in tmp_path.glob("*.ckpt")}
-    assert epochs == {"end_of_epoch1.ckpt": 1, "last.ckpt": 0}
-    monkeypatch.undo()
-    last, trainer = tmp_path / "last.ckpt", make_trainer(SaveLast(tmp_path, branches=[2]), max_epochs=3)
-    trainer.fit(TwoGroups(), ckpt_path=last, weights_only=True)
-    assert torch.load(last, weights_only=True)["epoch"] == 2
+        assert trainer.callback_metrics == pytest.approx(expected, abs=1e-6)
 
 
 # TestPictures
@@ -217,17 +170,14 @@ class Pictures(LightningDataModule):
 
 
 def test_the_pictures_of_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: dict[str, list[Any]] = {"confusion": [], "pictures": []}
-    for name, calls in drawn.items():
-        draw = getattr(callbacks.test_pictures, f"{name}_figure")
-        keep = lambda *args, calls=calls, draw=draw, **more: (calls.append(args), draw(*args, **more))[1]  # noqa: E731
-        monkeypatch.setattr(callbacks.test_pictures, f"{name}_figure", keep)
-    make_trainer(callbacks.test_pictures.TestPictures(tmp_path)).test(Answers(), Pictures(), verbose=False)
+    confusion, errors = Mock(wraps=test_pictures.confusion_figure), Mock(wraps=test_pictures.pictures_figure)
+    monkeypatch.setattr(test_pictures, "confusion_figure", confusion)
+    monkeypatch.setattr(test_pictures, "pictures_figure", errors)
+    make_trainer(test_pictures.TestPictures(tmp_path)).test(Answers(), Pictures(), verbose=False)
     # A row is a true label: of 0 half is predicted as 2, of 1 a third as 0, of 2 none.
-    assert drawn["confusion"][0][0] == pytest.approx(
-        torch.tensor([[0.5, 0, 0.5], [1 / 3, 2 / 3, 0], [0, 0, 1]]).numpy()
-    )
+    rows = [[1 / 2, 0, 1 / 2], [1 / 3, 2 / 3, 0], [0, 0, 1]]
+    assert confusion.call_args.args[0].tolist() == [pytest.approx(row) for row in rows]
     # e^5 / (e^5 + 2) = 98.7 %, e^2 / (e^2 + 2) = 78.7 %
-    assert drawn["pictures"][0][1] == ["cat 98.7%\ntrue: dog", "fox 78.7%\ntrue: cat"]
+    assert errors.call_args_list[0].args[1] == ["cat 98.7%\ntrue: dog", "fox 78.7%\ntrue: cat"]
     for name in ("confusion", "confident_errors", "filters"):
         assert Image.open(tmp_path / f"{name}.png").width > 300

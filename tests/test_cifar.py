@@ -3,6 +3,7 @@
 import csv
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +24,7 @@ def whole_images(accuracy: float, images: int) -> bool:
 
 @pytest.fixture(scope="module")
 def tested(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The whole run, resumed to be tested on 32 images: what that printed, and its folder."""
+    """The whole run, resumed to be tested on 16 images: what that printed, and its folder."""
     folder = tmp_path_factory.mktemp("tested")
     shutil.copytree(whole, folder / "run")
     resume = ("--run_dir", "run", "--ckpt_path", "last", "--limit_test_batches", "2")
@@ -38,7 +39,7 @@ def test_summary_has_what_the_design_names(tested: tuple[str, Path]) -> None:
     }
     assert (content["recipe"], content["data"], content["device"]) == ("lab", "synthetic", "cpu")
     assert (content["parameters"], content["train_batches"], content["val_batches"]) == (269_722, 6, 2)
-    assert content["test_loss"] > 0 and whole_images(content["test_acc"], 32)
+    assert content["test_loss"] > 0 and whole_images(content["test_acc"], 16)
     assert content["images_per_second"] > 0 and content["peak_memory_mb"] > 0
     assert content["seconds"]["total"] > content["seconds"]["train"] > 0
     assert [row["epoch"] for row in content["epochs"]] == [0, 1, 2]
@@ -48,7 +49,7 @@ def test_summary_has_what_the_design_names(tested: tuple[str, Path]) -> None:
             *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds", "images_per_second")
         }
         assert row["train_loss"] > 0 and row["val_loss"] > 0 and row["seconds"] > 0
-        assert whole_images(row["train_acc"], 96) and whole_images(row["val_acc"], 32)
+        assert whole_images(row["train_acc"], 48) and whole_images(row["val_acc"], 16)
 
 
 def test_run_outputs_and_the_last_lines(tested: tuple[str, Path]) -> None:
@@ -90,8 +91,8 @@ def test_a_branch_shows_what_happens_without_the_drop(whole: Path, tmp_path: Pat
 
 def test_each_seed_is_an_ordinary_run_and_finished_ones_are_skipped(tmp_path: Path) -> None:
     """Interrupted in the second seed, and resumed; with the training subset measured, and a validation split."""
-    flags = "--max_epochs 1 --limit_test_batches 2 --num_seeds 2 --probe_train true --val_size 32 --run_dir top".split()
-    interrupt = callback(tmp_path, "on_train_start", "Path('top/seed1').exists() and os.kill(os.getpid(), 2)")
+    flags = "--max_epochs 1 --limit_test_batches 2 --num_seeds 2 --probe_train true --val_size 16 --run_dir top".split()
+    interrupt = callback(tmp_path, "on_train_start", "Path('top/seed1').exists() and signal.raise_signal(2)")
     done = command(tmp_path, *CIFAR, *flags, interrupt)
     assert done.returncode == 130 and "--run_dir top --ckpt_path last" in done.stdout, done.stderr
     assert not (tmp_path / "top" / "summary.json").exists()
@@ -108,7 +109,7 @@ def test_each_seed_is_an_ordinary_run_and_finished_ones_are_skipped(tmp_path: Pa
     assert runs[0]["test_loss"] != runs[1]["test_loss"]
     for run in runs:
         (epoch,) = run["epochs"]
-        assert (run["measured_on"], run["val_batches"]) == ("validation", 2) and whole_images(epoch["val_acc"], 32)
+        assert (run["measured_on"], run["val_batches"]) == ("validation", 2) and whole_images(epoch["val_acc"], 16)
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0 and 0 < epoch["displacement"] <= epoch["path"]
     assert (tmp_path / "top" / "training.png").exists()
 
@@ -122,7 +123,7 @@ def test_the_papers_recipe_and_an_end_inside_an_epoch(tmp_path: Path) -> None:
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, False)
     assert checkpoint(tmp_path / "run")["hyper_parameters"]["he_init"] is True
     content = summary(tmp_path / "run")
-    assert (content["train_batches"], content["val_batches"]) == (2, 12)  # a tenth of the test split's 125
+    assert (content["train_batches"], content["val_batches"]) == (2, 25)  # a tenth of the test split's 250
     first, second = content["epochs"]
     assert (first["lr"], second["lr"]) == (0.1, 0.01)  # the milestone 2 counts steps
     assert all(row[name] is not None for row in (first, second) for name in ("train_acc", "val_acc", "val_loss"))
@@ -131,7 +132,7 @@ def test_the_papers_recipe_and_an_end_inside_an_epoch(tmp_path: Path) -> None:
 
 def test_the_fast_recipe(tmp_path: Path) -> None:
     """Five epochs of four steps."""
-    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 16 --max_epochs 5".split()
+    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 8 --max_epochs 5".split()
     flags += "--limit_train_batches 4 --limit_test_batches 1 --run_dir run".split()
     size = callback(tmp_path, "on_train_batch_end", "print('size', args[1][0].shape[-1])")
     output = succeed(tmp_path, "cifar.py", *flags, size).stdout
@@ -139,7 +140,7 @@ def test_the_fast_recipe(tmp_path: Path) -> None:
     assert sizes == [20] * 12 + [24] * 4 + [32] * 4  # up to 0.6 and 0.8 of the steps
     content = summary(tmp_path / "run")
     assert [row["val_acc"] for row in content["epochs"]] == [None] * 5, "the test split is measured once"
-    assert whole_images(content["test_acc"], 16)
+    assert whole_images(content["test_acc"], 8)
     done = [(4 * epoch + 3.5) / 20 for epoch in range(5)]  # the middle of an epoch's last step
     rates = [row["lr"] for row in content["epochs"]]
     assert rates == pytest.approx([0.2 * min(d / 0.2, (1 - d) / (1 - 0.2)) for d in done])
@@ -186,7 +187,7 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
     data = ("--data", "cifar10", "--data_root", str(cifar10_root.resolve()), "--download", "false")
     succeed(tmp_path, *CIFAR, *data, "--max_epochs", "1", "--run_dir", "real")
     content = summary(tmp_path / "real")
-    assert content["data"] == "cifar10" and whole_images(content["epochs"][0]["train_acc"], 96)
+    assert content["data"] == "cifar10" and whole_images(content["epochs"][0]["train_acc"], 48)
     real = cifar10_root.resolve() / "cifar-10-batches-py"
     (tmp_path / real.name).mkdir()
     for path in real.iterdir():
@@ -204,8 +205,6 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
     ("flags", "word"),
     [
         ("--nonsense 3", "--nonsense"),
-        ("--max_epochs", "--max_epochs"),
-        ("--lr -0.1", "-0.1"),
         ("--recipe nonsense", "recipe"),
         ("--recipe fast --config paper.yaml", "one recipe"),
         ("--recipe fast --max_epochs -1", "max_epochs"),
@@ -215,7 +214,9 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
         ("--batch_size 0", "batch_size"),
         ("--data cifar10 --data_root nowhere --download false", "nowhere"),
         ("--accelerator gpu", "gpu"),
-        ("--compile true", "g++"),
+        pytest.param(
+            "--compile true", "g++", marks=pytest.mark.skipif(sys.platform != "linux", reason="not asked for")
+        ),
         ("--ckpt_path nowhere.ckpt", "nowhere.ckpt"),
         ("--run_dir paper.yaml/run", "paper.yaml"),
     ],
@@ -224,7 +225,8 @@ def test_a_usage_error_is_one_line_and_leaves_nothing(flags: str, word: str, tmp
     (tmp_path / "paper.yaml").write_text("recipe: paper\n")
     own = "" if "fast" in flags or "warmup" in flags else "--max_epochs 1 --milestones {}"
     where = ("--data", "synthetic", "--limit_train_batches", "1", "--run_dir", "new/run")
-    done = command(tmp_path, "cifar.py", *where, *own.split(), *flags.split(), PATH=os.devnull)
+    env = {"PATH": os.devnull} if "compile" in flags else {}
+    done = command(tmp_path, "cifar.py", *where, *own.split(), *flags.split(), **env)
     assert_refused(done, "error: ", word)
     assert [path.name for path in tmp_path.iterdir()] == ["paper.yaml"]
 

@@ -2,10 +2,9 @@
 
 import hashlib
 import math
-import re
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import pytest
 import torch
@@ -17,13 +16,10 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
-from datamodules.augmentation import MEAN, STD, Augmentation, crop_and_flip, normalize, resize
+from datamodules.augmentation import MEAN, STD, Augmentation, crop_and_flip, normalize
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.synthetic import synthetic_images
 from lit_models import ResNet20Classifier
-
-FOLDER = "cifar-10-batches-py"
-
 
 # Order and augmentation, read off marked images: red is the row, green the column, blue the label, which is its number
 
@@ -40,20 +36,14 @@ def batches(num: int = 1000, seed: int = 0, epoch: int = 0, rank: int = 0, world
     return loader
 
 
-class Plan(NamedTuple):
-    order: Tensor
-    shift: Tensor  # (M, 2), from 0 to 8
-    flip: Tensor
-
-
-def plan(loader: Iterable[tuple[Tensor, Tensor]]) -> Plan:
-    """What was drawn for the marked images, which lie at [1, 1] to [9, 9] of the original in the middle."""
+def plan(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Order, shift from 0 to 8, and flip, as drawn for the marked images; the middle shows one of [1, 1] to [9, 9]."""
     images, order = whole(loader)
     pixels = (images * torch.tensor(STD)[:, None, None] + torch.tensor(MEAN)[:, None, None]).mul(255).round()
     red, green, blue = pixels.long().unbind(1)
     assert torch.equal(blue[:, 5, 5], order % 251)  # each image has its own label
     flip = green[:, 5, 6] < green[:, 5, 4]
-    return Plan(order, torch.stack([red[:, 5, 5], green[:, 5, 5]], 1) - 1, flip)
+    return order, torch.stack([red[:, 5, 5], green[:, 5, 5]], 1) - 1, flip
 
 
 def whole(loader: Iterable[tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
@@ -73,7 +63,7 @@ def test_order_and_augmentation_depend_on_seed_and_epoch_alone() -> None:
     list(loader)  # another epoch in between
     loader.set_epoch(2)
     assert same(loader, first)
-    assert torch.equal(plan(first).order.sort().values, torch.arange(1000))  # each image once
+    assert torch.equal(plan(first)[0].sort().values, torch.arange(1000))  # each image once
     for other in (batches(seed=3, epoch=3), batches(seed=4, epoch=2)):
         assert not any(torch.equal(mine, its) for mine, its in zip(plan(first), plan(other), strict=True))
 
@@ -95,8 +85,8 @@ def test_processes_share_the_batches_and_the_evaluation(world: int) -> None:
 
 
 def test_an_epoch_is_resumed_at_the_batch_where_it_was_saved() -> None:
-    everything, interrupted, finished = list(batches(epoch=4)), batches(epoch=4), batches(epoch=4)
-    left = iter(interrupted)
+    interrupted, finished = batches(epoch=4), batches(epoch=4)
+    everything, left = list(finished), iter(interrupted)
     seen = [next(left) for _ in range(3)]
     resumed, ended_early, at_end = batches(), batches(), batches()
     for loader, saved in ((resumed, interrupted), (ended_early, interrupted), (at_end, finished)):
@@ -119,29 +109,27 @@ def assert_uniform(places: Tensor, cells: int) -> None:
     assert k - 2 * math.sqrt(k * t) < chi2 < k + 2 * math.sqrt(k * t) + 2 * t
 
 
-def test_shifts_are_uniform_on_81_places_and_flips_are_fair_and_independent() -> None:
+def test_shifts_and_flips_are_uniform_and_independent() -> None:
     _, shift, flip = plan(batches(50_000))
     place = shift[:, 0] * 9 + shift[:, 1]
     assert_uniform(place, 81)
     assert_uniform(place * 2 + flip, 162)  # the flip is independent of the place
     assert_uniform(place[:-1:2] * 81 + place[1::2], 81 * 81)  # and an image's place of its neighbor's
-
-
-def test_alternate_flips_mirror_each_image_in_every_second_epoch() -> None:
     flips = []
-    for epoch in range(4):
+    for epoch in range(3):
         order, shift, flip = plan(batches(20_000, epoch=epoch, max_shift=2, alternate_flips=True))
         assert_uniform((shift[:, 0] - 2) * 5 + shift[:, 1] - 2, 25)  # from 2 to 6; 4 is the image itself
         flips.append(flip[order.argsort()])
     assert_uniform(flips[0].long(), 2)
-    assert torch.equal(flips[1], ~flips[0]) and torch.equal(flips[2], flips[0]) and torch.equal(flips[3], flips[1])
+    assert torch.equal(flips[1], ~flips[0]) and torch.equal(flips[2], flips[0])
 
 
 def test_batches_are_made_on_the_images_own_device() -> None:
     """On PyTorch's meta device, which like a GPU refuses to mix tensors with the CPU's, and computes nothing."""
     images, labels = (tensor.to("meta") for tensor in marked(100))
     augmentation = Augmentation(2, reflect=True, alternate_flips=True)
-    for loader in (TrainBatches(images, labels, 64, 0, augmentation, size=lambda: 8), EvalBatches(images, labels, 64)):
+    train = TrainBatches(images, labels, 64, 0, augmentation, size_now=lambda: 8)
+    for loader in (train, EvalBatches(images, labels, 64)):
         assert {tensor.device.type for batch in loader for tensor in batch} == {"meta"}
 
 
@@ -166,8 +154,6 @@ def test_the_official_images_and_labels(cifar: CIFAR10DataModule, cifar10_root: 
     assert cifar.classes[3] == "cat" and cifar.test[1][0] == 3  # the first test image is a cat
     again = ready(CIFAR10DataModule(cifar10_root, download=False))
     assert again.train[0].data_ptr() == cifar.train[0].data_ptr()  # several seeds share the memory
-    again.train[1].fill_(3)
-    assert len(cifar.train[1].unique()) == 10  # but not the labels, which may be changed
 
 
 def test_the_constants_are_those_of_the_images(cifar: CIFAR10DataModule) -> None:
@@ -219,18 +205,6 @@ def test_the_loaders_give_what_torchvisions_transforms_give(cifar: CIFAR10DataMo
         assert torch.equal(labels, cifar.test[1][78 * 128 :])
 
 
-def test_resize_is_the_mean_over_the_pixels_that_a_new_one_covers(cifar: CIFAR10DataModule) -> None:
-    images = cifar.train[0][:8]
-    halved = resize(images, 16)
-    assert halved.dtype == torch.uint8
-    # A new pixel inside lies in the middle of 4 x 4 old ones, which count by a triangle two pixels wide to either side.
-    blocks = images[:, 1:-1, 1:-1].float().unfold(1, 4, 2).unfold(2, 4, 2)
-    weights = torch.tensor([1.0, 3, 3, 1]) / 8
-    mean = (blocks * weights * weights[:, None]).sum((-1, -2))
-    assert (halved[:, 1:-1, 1:-1] - mean).abs().max() <= 1.01  # rounded after the rows, and after the columns
-    assert resize(images, 32) is images
-
-
 def small(**arguments: Any) -> CIFAR10DataModule:
     data = CIFAR10DataModule(dataset="synthetic", batch_size=8, **arguments)
     data.train = data.test = synthetic_images(80, seed=0)
@@ -262,58 +236,41 @@ def test_the_loaders_are_as_the_arguments_say() -> None:
 # Finding the files
 
 
-@pytest.fixture
-def linked(cifar10_root: Path, tmp_path: Path) -> Path:
-    """A data_root of our own, whose files are links to the real ones."""
-    (tmp_path / FOLDER).mkdir()
-    for file in (cifar10_root / FOLDER).iterdir():
-        (tmp_path / FOLDER / file.name).symlink_to(file.resolve())
-    return tmp_path
-
-
-def test_a_flipped_bit_and_a_missing_file_are_refused(linked: Path) -> None:
-    path = linked / FOLDER / "data_batch_2"
+def test_what_is_not_cifar10_is_refused(cifar10_root: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    for file in (cifar10_root / folder.name).iterdir():
+        (folder / file.name).symlink_to(file.resolve())
+    path = folder / "data_batch_2"
     content = bytearray(path.read_bytes())
     content[len(content) // 2] ^= 1
     path.unlink()
+    with pytest.raises(MisconfigurationException, match="not in nowhere.*CIFAR10_ROOT.*--download"):
+        CIFAR10DataModule("nowhere", download=False).prepare_data()
     with pytest.raises(MisconfigurationException, match="data_batch_2 is missing"):
-        CIFAR10DataModule(linked).prepare_data()
+        CIFAR10DataModule(tmp_path).prepare_data()
     path.write_bytes(content)
     with pytest.raises(MisconfigurationException, match="data_batch_2 is corrupt"):
-        CIFAR10DataModule(linked).prepare_data()
+        CIFAR10DataModule(tmp_path).prepare_data()
 
 
-def test_absent_data_without_leave_to_download(tmp_path: Path) -> None:
-    words = f"not in {re.escape(str(tmp_path))}.*CIFAR10_ROOT.*--download"
-    with pytest.raises(MisconfigurationException, match=words):
-        CIFAR10DataModule(tmp_path, download=False).prepare_data()
-    assert not list(tmp_path.iterdir())
-
-
-OUT_OF_RANGE: dict[type, dict[str, list[Any]]] = {
-    CIFAR10DataModule: {
-        "batch_size": [0],
-        "val_size": [-1, 50_000],
-        "max_shift": [5],
-        "image_sizes": [{1.0: 24}, {0.5: 64}],
-        "dataset": ["CIFAR10"],
-        "padding_mode": ["reflection"],
-    },
-    CurveDataModule: {
-        "x_min": [5.0, 6.0, math.nan, 5 - 1e-15],  # the last leaves a few numbers of float64 up to 5
-        "x_max": [math.inf],
-        "num_samples": [0],
-        "noise_std": [-1.0, math.nan],
-    },
-}
-
-
-@pytest.mark.parametrize("module", OUT_OF_RANGE)
-def test_arguments_out_of_range(module: type) -> None:
-    for name, values in OUT_OF_RANGE[module].items():
-        for value in values:
-            with pytest.raises(ValueError, match=name):
-                module(**{name: value})
+@pytest.mark.parametrize(
+    ("module", "name", "values"),
+    [
+        (CIFAR10DataModule, "batch_size", [0]),
+        (CIFAR10DataModule, "val_size", [-1, 50_000]),
+        (CIFAR10DataModule, "max_shift", [5]),
+        (CIFAR10DataModule, "image_sizes", [{1.0: 24}, {0.5: 64}]),
+        (CIFAR10DataModule, "padding_mode", ["reflection"]),
+        (CurveDataModule, "x_min", [5.0, 6.0, math.nan, -math.inf]),  # x_max is 5
+        (CurveDataModule, "num_samples", [0]),
+        (CurveDataModule, "noise_std", [-1.0, math.nan]),
+    ],
+)
+def test_arguments_out_of_range(module: type, name: str, values: list[Any]) -> None:
+    for value in values:
+        with pytest.raises(ValueError, match=name):
+            module(**{name: value})
 
 
 # The synthetic images
@@ -344,8 +301,8 @@ def test_a_sample_has_the_moments_it_is_drawn_with() -> None:
             assert abs(values.mean().item()) < 5 * (variance / n) ** 0.5
             assert values.var().item() == pytest.approx(variance, rel=5 * (2 / n) ** 0.5)
         assert_uniform(((x + 5) * 8.1).long(), 81)
-    everything = torch.cat([data.x, data.y - data.x])  # independent of each other
-    assert (torch.corrcoef(everything) - torch.eye(4)).abs().max() < 5 / n**0.5
+    independent = torch.cat([data.x, data.y - data.x])
+    assert (torch.corrcoef(independent) - torch.eye(4)).abs().max() < 5 / n**0.5
 
 
 def test_a_seeds_sample_depends_on_the_seed_alone() -> None:
@@ -369,11 +326,10 @@ def test_validation_is_on_1001_even_points_without_noise() -> None:
 
 
 def test_scale_brings_every_sample_to_the_labs_own() -> None:
-    data = CurveDataModule("100 * x + 7", x_min=2, x_max=6, seeds=(0, 1))
+    data = CurveDataModule("100 * x + 7", x_min=2, x_max=6)
     scale = data.scale
     assert scale["x_mean"] == pytest.approx(4) and scale["x_scale"] == pytest.approx(2 / 5)
-    for y, mean, std in zip(data.y, scale["y_mean"], scale["y_scale"], strict=True):
-        standard = (y - mean) / std  # the lab's y has a deviation of about 8: 57.8 from f, 9 from the noise, squared
-        assert standard.mean().item() == pytest.approx(0, abs=1e-9)
-        assert standard.square().mean().item() == pytest.approx(8**2)
+    standard = (data.y[0] - scale["y_mean"][0]) / scale["y_scale"][0]
+    assert standard.mean().item() == pytest.approx(0, abs=1e-9)
+    assert standard.square().mean().item() == pytest.approx(8**2)  # 57.8 from the lab's f, 9 from its noise
     assert CurveDataModule("3", noise_std=0.0).scale["y_scale"] == [1.0]  # nothing is divided by zero

@@ -2,7 +2,6 @@
 
 import hashlib
 import io
-import re
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -72,17 +71,17 @@ def assert_whole(root: Path, *others: str) -> None:
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_mirror_is_named_and_the_next_one_used(url, tmp_path: Path, name: str, capfd, monkeypatch) -> None:
     monkeypatch.setattr(download, "TIMEOUT", 1.0 if name == "silent" else 30.0)
-    with pytest.raises(MisconfigurationException, match=f"127.0.0.1: .*{BAD[name][2]}.*put {NAME} .*by hand, or"):
+    with pytest.raises(MisconfigurationException, match=f"{url(name)}: .*{BAD[name][2]}.*put {NAME} into"):
         download_cifar10(tmp_path, [url(name)], MD5)
     assert not [*tmp_path.iterdir()]
     download_cifar10(tmp_path / "new", [url(name), url("good")], MD5)
     assert_whole(tmp_path / "new")
-    assert "CIFAR-10: downloading from 127.0.0.1" in capfd.readouterr().err
+    assert f"CIFAR-10: downloading {url('good')}\n" in capfd.readouterr().err
 
 
 def test_an_archive_at_hand_is_used_and_kept(tmp_path: Path) -> None:
     (tmp_path / NAME).write_bytes(GOOD[:-1])
-    with pytest.raises(MisconfigurationException, match=f"{NAME} is not the CIFAR-10 archive: delete it"):
+    with pytest.raises(MisconfigurationException, match=f"{NAME} is not the CIFAR-10 archive"):
         download_cifar10(tmp_path, [], MD5)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
     (tmp_path / NAME).write_bytes(GOOD)
@@ -94,8 +93,3 @@ def test_two_at_once(url, tmp_path: Path) -> None:
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(lambda _: download_cifar10(tmp_path, [url("together")], MD5), range(2)))
     assert_whole(tmp_path)
-
-
-def test_a_data_root_that_is_a_file_is_named() -> None:
-    with pytest.raises(MisconfigurationException, match=f"cannot put CIFAR-10 into {re.escape(__file__)}"):
-        download_cifar10(Path(__file__), [], MD5)

@@ -51,8 +51,8 @@ STANDARD += parts("""
     x**2 + 2*sin(x) + cos(x-1) - 5   (x+1)**2 + sin(x**2+1) - log(x**2+1)   3   3e2   1_000.5e-1 * x   pi + e + π
     1 + 2 * x - 3 / 4   -x**2   (-x)**2   2**-x   2**3**2   +x - -x   π + .5 - 5.
     minimum(x, 0.5)   max(x, max(-x, 0.1))   heaviside(x, 1)   where(x >= 0, x**0.5, 0)   2*(x > 0) - (x < 0)
-    -0.5 < x < 0.5   (x < -0.5) + (x != 2)   x if x else 2   x if x > 0 else -x if x > -1 else 2   log(x) if x > 0 else 0
-    1/x if x != 0 else 0
+    -0.5 < x < 0.5   (x < -0.5) + (x != 2)   x if x else 2   x if x > 0 else -x if x > -1 else 2
+    log(x) if x > 0 else 0   1/x if x != 0 else 0
 """)
 
 
@@ -64,7 +64,7 @@ def test_an_expression_in_pythons_syntax_stays_and_means_what_python_means(expre
 
 SPELLINGS = parts("""
     2x^2 - |x| + sin x -> 2*x**2 - abs(x) + sin(x)   -x^2 -> -x**2   2^-x -> 2**-x   2^x^2 -> 2**x**2
-    x^(2)x -> x**(2)*x   2(x+1) -> 2*(x+1)   x (x+1) -> x*(x+1)   (x+1)(x-1) -> (x+1)*(x-1)
+    2(x+1) -> 2*(x+1)   x (x+1) -> x*(x+1)   (x+1)(x-1) -> (x+1)*(x-1)
     sin(2x)cos(3x) -> sin(2*x)*cos(3*x)   x²x -> x**2*x   2x/3 -> 2*x/3   2·x − 3×x ÷ 4 -> 2*x - 3*x / 4
     x² + x³ + x⁻¹ + 2³ -> x**2 + x**3 + x**-1 + 2**3   2πx -> 2*π*x   2pi x -> 2*pi*x   3e^x -> 3*e**x
     1e3x + 2e -> 1e3*x + 2*e   x e^-x -> x*e**-x   e(x+1) -> e*(x+1)   x^2 sin(x) -> x**2*sin(x)
@@ -81,33 +81,24 @@ SPELLINGS = parts("""
 @pytest.mark.parametrize("pair", SPELLINGS)
 def test_usual_spellings_are_read(pair: str) -> None:
     text, expression = pair.split(" -> ")
-    assert standard(text) == expression
-
-
-def test_the_data_module_names_the_function_that_it_computes() -> None:
-    data, same = CurveDataModule("2x^2"), CurveDataModule("2*x**2")
-    assert data.function == data.hparams["function"] == "2*x**2" and torch.equal(data.y, same.y)
+    data = CurveDataModule(text, x_min=0.1, x_max=0.9)
+    assert data.function == data.hparams["function"] == expression
 
 
 UNCLEAR = parts("""
-    1/2x   1/x²x   1/-2x   x/2 sin(x)   1/(2)x   2x % 3x   e^2x   e^-2x   x^2x   x^2(x+1)   e^x²x   x²^3
-    e^sin x cos x   sin x^2   sin x²   sin x(x+1)   sin x x   sin 2*x   sin x/2   sin   sin²x   sin^2(x)   sin cos x
-    sin -x   √2x   √x²   √(x+1)²   √(x+1)(x-1)   ln|x|²   |x|x   |x|x|x|   |2|x|-1|   (|x)+x|   (|x))   |x   x||
-    (x<0) | (x>1) | (x==3)   x<0 | x>1 | -x>5   1/x^2 sin(x)   e^2sin(x)   2 3   x²2   x 2
+    1/2x   1/x²x   1/-2x   x/2 sin(x)   1/(2)x   1/x^2 sin(x)   e^2x   e^-2x   x^2x   x^2(x+1)   x^(2)x   e^x²x   x²^3
+    e^2sin(x)   e^sin x cos x   sin x^2   sin x²   sin x(x+1)   sin x x   sin 2*x   sin x/2   √2x   √x²   √(x+1)²   √x*2
+    √(x+1)(x-1)   ln|x|²   |x|x   |x|x|x|   |2|x|-1|   (|x)+x|   (|x))   |x   x||   2x)   sin(2x   2 3   x²2   x 2
+    (x<0) | (x>1) | (x==3)   x<0 | x>1 | -x>5
 """)
 
 
-@pytest.mark.parametrize("text", UNCLEAR)
-def test_what_can_be_read_in_two_ways_gets_one_line_that_asks_for_parentheses(text: str) -> None:
-    with pytest.raises(ValueError, match=f"^the function '{re.escape(text)}' is not clear: write each .* parentheses"):
-        CurveDataModule(text)
-
-
-REFUSED = {"": "at its end", "x\nx": "at", "\0": "null", "\ud800": "surrogate", "9" * 900: "too large"}
+REFUSED = dict.fromkeys(UNCLEAR, "is not clear: write each .* parentheses")
+REFUSED |= {"": "syntax", "x\nx": "syntax", "\0": "null", "\ud800": "surrogate", "9" * 900: "too large"}
 REFUSED |= {"x+" * 9999 + "x": "19999 characters", "(" * 490 + "x" + ")" * 490: ""}
 OTHERS = parts("""
-    x + -> at its end   x +* 2 -> at '[*] 2'   sin(2x -> never closed   2x) -> unmatched   x; x -> at '; x'
-    x = 1 -> at '= 1'   x if x > 0 -> else   sin(x, x) -> from 1 to 1   x and 1 -> condition   t^2 -> 't' is none of
+    x +   x +* 2   x; x   x = 1   x if x > 0   sin   sin²x   sin^2(x)   sin cos x   sin -x   max(x, 1, 2)
+    t^2 -> 't' is none of   sin(x, x) -> is none of   x // 2   x % 2   x < 1 or x > 2   not x
     xe^x   x2   f(2x)   0,5x   1j*x   x.real   sin.__globals__   x[0]   [1, 2]   b'x'   (x := 1)   x in x   ~x   x @ x
     1 << 9**9   sin(*x)   sin(input=x)   True   {x: x}   eval('1')   __import__('os').system('true')   (lambda: x)()
 """)
@@ -115,18 +106,17 @@ REFUSED |= {text: match for text, _, match in (other.partition(" -> ") for other
 
 
 @pytest.mark.parametrize("text", REFUSED)
-def test_what_is_not_in_the_language_gets_one_line(text: str) -> None:
+def test_what_is_not_clear_or_not_in_the_language_gets_one_line(text: str) -> None:
     with pytest.raises(ValueError, match=f"^the function .*({REFUSED[text]})") as caught:
         CurveDataModule(text)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
 
 
-POLES = parts("""
-    1/x at 0   1/(x-1) at 1   sqrt(x) at -5   log(x-1) at -5   sin(x)/x at 0   exp(100*x) at 3.46   x/0 at -5
-""")
+# exp(100*x) exceeds 1e150 from 150*log(10)/100 = 3.454 on.
+POLES = ["1/x at 0", "1/(x-1) at 1", "sqrt(x) at -5", "sin(x)/x at 0", "exp(100*x) at 3.46", "x/0 at -5"]
 
 
-@pytest.mark.parametrize("pole", POLES)  # exp(100*x) exceeds 1e150 from 150*log(10)/100 = 3.454 on
+@pytest.mark.parametrize("pole", POLES)
 def test_f_is_finite_and_of_usable_size_on_the_interval(pole: str) -> None:
     function, x = pole.split(" at ")
     with pytest.raises(ValueError, match=rf"not finite or exceeds 1e\+150 at x = {x}; choose another .* else 1"):
@@ -148,25 +138,3 @@ def test_any_text_is_refused_in_one_line_or_means_what_its_standard_form_means(t
     else:
         assert standard(expression) == expression
         assert_means_what_python_means(expression)
-
-
-FORMS = [pair.split(" -> ") for pair in parts("""
-    |{}| -> abs({})   √({}) -> sqrt({})   ({})({}) -> ({})*({})   2({}) -> 2*({})   ({})² -> ({})**2   -{} -> -{}
-    {} + {} -> {} + {}   ({})^({}) -> ({})**({})   ln({})/({}) -> log({})/({})   sin|{}| -> sin(abs({}))
-""")]  # fmt: skip
-ATOMS = "x -> x   2x -> 2*x   √x -> sqrt(x)   x² -> x**2   2πx -> 2*π*x   2^-x -> 2**-x   3·x -> 3*x"
-
-
-def put_into(form: list[str], first: list[str], second: list[str]) -> list[str]:
-    return [side.format(*inner) for side, inner in zip(form, zip(first, second, strict=True), strict=True)]
-
-
-@settings(max_examples=300, deadline=None, derandomize=True)
-@given(
-    st.recursive(
-        st.sampled_from([pair.split(" -> ") for pair in parts(ATOMS)]),
-        lambda pairs: st.builds(put_into, st.sampled_from(FORMS), pairs, pairs),
-    )
-)
-def test_spellings_within_each_other_are_read_as_each_is_alone(pair: list[str]) -> None:
-    assert standard(pair[0]) == pair[1]

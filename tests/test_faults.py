@@ -15,7 +15,7 @@ from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summ
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither these signals nor these limits")
 FIT = ("fit.py", "--epochs", "50", "--run_dir", "run")
 LAST = ("--run_dir", "run", "--ckpt_path", "last")
-KILL = "os.kill(os.getpid(), signal.{})"
+KILL = "signal.raise_signal(signal.{})"
 AT_STEP_9 = "if trainer.global_step == 8: "  # the ninth is about to be trained, in the second epoch of three
 
 
@@ -32,12 +32,15 @@ AT_STEP_9 = "if trainer.global_step == 8: "  # the ninth is about to be trained,
 def test_a_signal_saves_and_the_resumed_run_is_the_same(
     signum: str, hook: str, code: str, steps: int, whole: Path, tmp_path: Path
 ) -> None:
-    done = command(tmp_path, *CIFAR, callback(tmp_path, hook, code + KILL.format(signum)), "--run_dir", "run")
+    done = command(tmp_path, *CIFAR, callback(tmp_path, hook, code + KILL.format(signum)), "--run_dir", "my run")
     assert done.returncode == 128 + getattr(signal, signum), done.stderr
-    assert done.stdout.endswith("Interrupted. To resume: repeat the command with --run_dir run --ckpt_path last\n")
-    assert checkpoint(tmp_path / "run")["global_step"] == steps and not (tmp_path / "run" / "summary.json").exists()
-    succeed(tmp_path, *CIFAR, *LAST)
-    assert_same_run(tmp_path / "run", whole)
+    advice = "To resume: repeat the command with --run_dir 'my run' --ckpt_path last"
+    assert done.stdout.endswith(f"\nInterrupted. {advice}\n")
+    run = tmp_path / "my run"
+    assert checkpoint(run)["global_step"] == steps and not (run / "summary.json").exists()
+    done = succeed(tmp_path, *CIFAR, "--run_dir", "my run", "--ckpt_path", "last")
+    assert done.stdout.endswith("are in my run; TensorBoard: tensorboard --logdir 'my run'\n")
+    assert_same_run(run, whole)
 
 
 def test_ctrl_c_in_the_validation_after_an_early_end_leaves_at_once(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ import csv
 import functools
 import pickle
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +23,8 @@ from pytorch_lightning.callbacks import (
 from pytorch_lightning.loggers import CSVLogger, TensorBoardLogger
 from pytorch_lightning.tuner import Tuner
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy, MulticlassAUROC
+from torch.optim.lr_scheduler import ExponentialLR
+from torchmetrics.classification import MulticlassAUROC
 
 from callbacks import LRStep
 from callbacks.classifier_record import ClassifierRecord
@@ -87,56 +88,52 @@ def weights_of(model: LightningModule) -> Tensor:
 # A whole run of each experiment
 
 
-class Run(NamedTuple):
-    folder: Path
-    model: LightningModule
-    data: LightningDataModule
-    trainer: Trainer
-
-
 ARGUMENTS: dict[str, dict[str, Any]] = {"images": {"lr": 0.05, "momentum": 0.5}, "curve": {"lrs": [0.1, 0.01]}}
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
+def runs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Trainer]:
     """Each experiment, all its steps logged; the images' have an LR step. Checkpoints: of each step or measurement."""
     runs = {}
     for name, arguments in ARGUMENTS.items():
         folder = tmp_path_factory.mktemp(name)
-        model, data = experiment(name, **arguments)
         every = {"every_n_train_steps": 1} if name == "images" else {}
         callbacks = [ModelCheckpoint(folder, "{step}", save_top_k=-1, **every), LearningRateMonitor("step")]
         if name == "images":
             best = ModelCheckpoint(folder, "best", monitor="val/acc", mode="max")
             callbacks = [best, LRStep({1: 0.01}), EpochAverages(), *callbacks]
         loggers = [csv_in(folder), TensorBoardLogger(folder, name="board", version="")]
-        trainer = make_trainer(folder, *callbacks, name=name, logger=loggers, log_every_n_steps=1)
-        trainer.fit(model, data)
-        runs[name] = Run(folder, model, data, trainer)
+        runs[name] = make_trainer(folder, *callbacks, name=name, logger=loggers, log_every_n_steps=1)
+        runs[name].fit(*experiment(name, **arguments))
     return runs
 
 
-def test_steps_and_epochs_of_images_are_logged(runs: dict[str, Run]) -> None:
-    run = runs["images"]
-    number, rate, loss = logged(run.folder, "step", "lr_step", "train/loss_step")
+def parts(run: Trainer) -> tuple[Path, LightningModule, Any]:
+    """The folder, the model, and the data."""
+    return Path(run.default_root_dir), run.lightning_module, run.datamodule  # type: ignore[attr-defined]
+
+
+def test_steps_and_epochs_of_images_are_logged(runs: dict[str, Trainer]) -> None:
+    folder, *_ = parts(runs["images"])
+    number, rate, loss = logged(folder, "step", "lr_step", "train/loss_step")
     assert number == tuple(range(8)) and rate == pytest.approx([0.05] * 4 + [0.01] * 4)
-    assert logged(run.folder, "lr-SGD") == [pytest.approx(rate)]
+    assert logged(folder, "lr-SGD") == [pytest.approx(rate)]
     # Means over the images of an epoch's batches: 16, 16, 16 and 12.
     means = [np.average(loss[i : i + 4], weights=[16, 16, 16, 12]) for i in (0, 4)]
-    epochs = logged(run.folder, "epoch", "step", "lr", "train/loss")
+    epochs = logged(folder, "epoch", "step", "lr", "train/loss")
     assert epochs == [pytest.approx(values, rel=1e-5) for values in ((0, 1), (3, 7), (0.05, 0.01), means)]
-    assert run.trainer.checkpoint_callback.best_model_score == max(*logged(run.folder, "val/acc"))
+    assert runs["images"].checkpoint_callback.best_model_score == max(*logged(folder, "val/acc"))
 
 
-def test_a_curve_is_logged_over_its_epochs(runs: dict[str, Run]) -> None:
+def test_a_curve_is_logged_over_its_epochs(runs: dict[str, Trainer]) -> None:
     for metric in ("train/loss", "val/loss"):
-        assert logged(runs["curve"].folder, "step", metric)[0] == MEASURED
-    assert logged(runs["curve"].folder, "lr-ElementwiseAdam") == [pytest.approx([0.1] * 4)]
+        assert logged(parts(runs["curve"])[0], "step", metric)[0] == MEASURED
+    assert logged(parts(runs["curve"])[0], "lr-ElementwiseAdam") == [pytest.approx([0.1] * 4)]
 
 
 @BOTH
-def test_models_and_data_load_from_a_checkpoint(name: str, runs: dict[str, Run]) -> None:
-    folder, model, data, _ = runs[name]
+def test_models_and_data_load_from_a_checkpoint(name: str, runs: dict[str, Trainer]) -> None:
+    folder, model, data = parts(runs[name])
     last = folder / f"step={8 if name == 'images' else MEASURED[-1]}.ckpt"
     again = type(model).load_from_checkpoint(last)
     assert torch.equal(weights_of(again), weights_of(model)) and again.hparams == model.hparams
@@ -147,22 +144,21 @@ def test_models_and_data_load_from_a_checkpoint(name: str, runs: dict[str, Run])
         assert yaml.safe_load(written.read_text()) == {**model.hparams, **data.hparams}
 
 
-@pytest.mark.filterwarnings("ignore:You're resuming from a checkpoint that ended before the epoch ended")
 @pytest.mark.parametrize(("name", "step"), [("images", 3), ("images", 4), ("images", 6), ("curve", 1), ("curve", 30)])
-def test_a_resumed_run_is_the_same_run(name: str, step: int, runs: dict[str, Run], tmp_path: Path) -> None:
-    run = runs[name]
+def test_a_resumed_run_is_the_same_run(name: str, step: int, runs: dict[str, Trainer], tmp_path: Path) -> None:
+    folder, expected, _ = parts(runs[name])
     model, data = experiment(name, **ARGUMENTS[name])
     seed_everything(99)  # nothing of what follows depends on it
     callbacks = [EpochAverages(), LRStep({1: 0.01})] if name == "images" else []
     trainer = make_trainer(tmp_path, *callbacks, name=name, logger=csv_in(tmp_path))
-    trainer.fit(model, data, ckpt_path=run.folder / f"step={step}.ckpt", weights_only=True)
-    assert torch.equal(weights_of(model), weights_of(run.model))
+    trainer.fit(model, data, ckpt_path=folder / f"step={step}.ckpt", weights_only=True)
+    assert torch.equal(weights_of(model), weights_of(expected))
     (losses,) = logged(tmp_path, "train/loss")  # of a resumed epoch, the whole epoch's
-    assert losses and losses == logged(run.folder, "train/loss")[0][-len(losses) :]
+    assert losses and losses == logged(folder, "train/loss")[0][-len(losses) :]
 
 
-def test_validation_test_and_prediction_of_images_agree(runs: dict[str, Run], tmp_path: Path) -> None:
-    _, model, data, *_ = runs["images"]
+def test_validation_test_and_prediction_agree(runs: dict[str, Trainer], tmp_path: Path) -> None:
+    _, model, data = parts(runs["images"])
     trainer = make_trainer(tmp_path)
     (validated,), (tested,) = (measure(model, data, verbose=False) for measure in (trainer.validate, trainer.test))
     probabilities = torch.cat(trainer.predict(model, data))
@@ -171,14 +167,6 @@ def test_validation_test_and_prediction_of_images_agree(runs: dict[str, Run], tm
     assert tested["test/acc"] == pytest.approx((probabilities.argmax(1) == data.test[1]).double().mean().item())
     assert tested["test/loss"] == pytest.approx(loss, rel=1e-5)
     assert [validated["val/acc"], validated["val/loss"]] == [tested["test/acc"], tested["test/loss"]]
-
-
-def test_validation_test_and_prediction_of_a_curve_agree(runs: dict[str, Run], tmp_path: Path) -> None:
-    _, model, data, *_ = runs["curve"]
-    trainer = make_trainer(tmp_path, name="curve")
-    (validated,), (tested,) = (measure(model, data, verbose=False) for measure in (trainer.validate, trainer.test))
-    error = (trainer.predict(model, data)[0] - data.truth).square().mean(1).quantile(0.5).item()
-    assert validated["val/loss"] == tested["test/loss"] == pytest.approx(error)
 
 
 @pytest.mark.parametrize("inference_mode", [True, False])
@@ -248,26 +236,19 @@ def test_the_tuner_finds_a_learning_rate_and_a_batch_size(tmp_path: Path) -> Non
     assert len(steps.rates) == 2 * 8  # 60 images, 8 a batch
 
 
-@pytest.mark.parametrize(
-    ("precision", "optimizer", "dtype"),
-    [
-        ("32-true", "sgd", torch.float32),
-        ("bf16-mixed", "sgd", torch.float32),
-        ("16-mixed", "muon", torch.float32),
-        ("bf16-true", "muon", torch.bfloat16),
-        ("64-true", "sgd", torch.float64),
-    ],
-)
-def test_precisions_clipping_and_accumulation(
-    precision: Any, optimizer: str, dtype: torch.dtype, tmp_path: Path
-) -> None:
+DTYPES = {"bf16-true": torch.bfloat16, "64-true": torch.float64}
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true", "64-true"])
+def test_precisions_clipping_and_accumulation(precision: Any, tmp_path: Path) -> None:
+    optimizer = "muon" if precision in ("16-mixed", "bf16-true") else "sgd"
     model, data = experiment("images", optimizer=optimizer, weight_decay=0.0)
     before = weights_of(model)
     flags = {"gradient_clip_val": 1e-3, "accumulate_grad_batches": 2, "max_epochs": 1}
     trainer = make_trainer(tmp_path, precision=precision, **flags)
     trainer.fit(model, data)
     assert trainer.global_step == 2 and trainer.callback_metrics["val/loss"].isfinite()
-    assert weights_of(model).dtype == dtype
+    assert weights_of(model).dtype == DTYPES.get(precision, torch.float32)
     assert trainer.callback_metrics["train/loss"].dtype == torch.float32  # of bfloat16's the sums would saturate
     way = (weights_of(model) - before).norm()
     assert 0 < way and (way < 2.001 * 0.1 * 1e-3 or optimizer == "muon")  # two clipped steps
@@ -277,50 +258,37 @@ def test_precisions_clipping_and_accumulation(
 
 
 class Linear(ResNet20Classifier):
-    """Another network, other metrics, another optimizer, and a scheduler."""
+    """Another network, another metric, another optimizer, and a scheduler."""
 
     def __init__(self, width: int = 3, lr: float = 1.0) -> None:
         super().__init__(lr=lr * width / 30)
         self.save_hyperparameters()
         self.net = torch.nn.Sequential(torch.nn.AvgPool2d(32), torch.nn.Flatten(), torch.nn.Linear(width, 10))
-        self.train_metrics.add_metrics({"top5": MulticlassAccuracy(10, average="micro", top_k=5)})
         self.train_metrics.add_metrics({"auroc": MulticlassAUROC(10)})  # keeps all that it sees in a list
-        self.losses: list[Tensor] = []
-
-    def training_step(self, batch: Any, batch_idx: int) -> Any:
-        self.losses.append(super().training_step(batch, batch_idx))
-        return self.losses[-1]
 
     def configure_optimizers(self) -> Any:
         optimizer = torch.optim.AdamW(self.parameters(), self.lr)
-        scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.5)
-        return [optimizer], [{"scheduler": scheduler, "interval": "step"}]
+        return [optimizer], [{"scheduler": ExponentialLR(optimizer, 0.5), "interval": "step"}]
 
 
 def test_a_subclass_brings_its_own_network_metrics_optimizer_and_scheduler(tmp_path: Path) -> None:
-    steps, record, saved = Steps(), ClassifierRecord({}), ModelCheckpoint(tmp_path / "last")
-    callbacks = (StopOnNonFiniteLoss(), EpochAverages(), LRStep({}), steps, record, saved)
-    model = Linear()
-    trainer = make_trainer(tmp_path, *callbacks, max_epochs=1, logger=csv_in(tmp_path), log_every_n_steps=1)
+    steps, record = Steps(), ClassifierRecord({}, is_branch=False, start=0.0)
+    callbacks = (StopOnNonFiniteLoss(), EpochAverages(), LRStep({}), steps, record)
+    model, trainer = Linear(), make_trainer(tmp_path, *callbacks, max_epochs=1, logger=csv_in(tmp_path))
     trainer.fit(model, images())
+    trainer.save_checkpoint(tmp_path / "a.ckpt")
     assert steps.rates == pytest.approx([0.1, 0.05, 0.025, 0.0125])
-    assert logged(tmp_path, "lr_step") == [pytest.approx(steps.rates)]
     assert logged(tmp_path, "lr") == [pytest.approx([0.0125])] and record.epochs[0]["lr"] == pytest.approx(0.0125)
-    metrics = trainer.callback_metrics
-    assert metrics["train/acc"] <= metrics["train/top5"] <= 1 and 0 <= metrics["train/auroc"] <= 1
-    again = Linear.load_from_checkpoint(saved.best_model_path)
-    assert torch.equal(weights_of(again), weights_of(model)) and dict(again.hparams)["width"] == 3
+    assert 0 <= trainer.callback_metrics["train/auroc"] <= 1
+    again = Linear.load_from_checkpoint(tmp_path / "a.ckpt")
+    assert torch.equal(weights_of(again), weights_of(model)) and again.hparams["width"] == 3
 
 
 def test_a_module_is_copied_pickled_and_exported() -> None:
     model, _ = experiment("images", compile=True)
     x = torch.randn(2, 3, 32, 32)
-    expected = model.eval()(x)
-    for other in (
-        copy.deepcopy(model),
-        pickle.loads(pickle.dumps(model)),
-        torch.export.export(model.net, (x,)).module(),
-    ):
+    expected, exported = model.eval()(x), torch.export.export(model.net, (x,))
+    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), exported.module()):
         torch.testing.assert_close(other(x), expected)
 
 
@@ -344,9 +312,6 @@ def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(tmp_path: Pa
 def test_settings_that_mean_nothing_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         FunctionRegressor(**wrong)
-    for others in ({"optimizer": "SGD"}, {"optimizer": "muon", "muon_lr_ratio": -1}, {"momentum": -1}):
-        with pytest.raises(ValueError, match="optimizer|lr_ratio|momentum"):
-            ResNet20Classifier(**others)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shlex
-import statistics
 from pathlib import Path
 
 import launch
@@ -13,15 +12,13 @@ import torch
 from launch import ROOT, assert_refused, succeed
 from PIL import Image
 
-README, CHINESE, RESULTS = (
-    (ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md", "docs/results.md")
-)
+README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
 SHORT = {
     "fit.py": "--max_epochs 20",
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 # Commands that take longer than others, or differ little from one that is run anyway.
-SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root|run_dir runs/cifar|paper|fast( --max_epochs 120)?$")
+SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root|run_dir runs/cifar|paper|fast( --max_epochs \d+)?$")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -57,23 +54,6 @@ def test_what_the_documents_link_to_is_there() -> None:
             assert (page.parent / path).exists(), path
             if path.endswith((".png", ".gif")):
                 assert (page.parent / path).read_bytes().startswith((b"\x89PNG", b"GIF8"))
-
-
-def test_the_epochs_of_the_lab_recipe_are_those_of_the_reported_runs() -> None:
-    with_it, without = (
-        [json.loads(path.read_text())["epochs"] for path in (ROOT / "docs" / "report").glob(f"{name}_*/summary.json")]
-        for name in ("with", "without")
-    )
-    assert len(with_it) == len(without) == 3
-    for epoch, rows in enumerate(zip(*with_it, strict=True)):
-        mean = {name: statistics.mean(row[name] for row in rows) for name in rows[0] if rows[0][name] is not None}
-        percent = [f"{100 * mean[name]:.1f} %" for name in ("train_acc", "probe_acc", "val_acc")]
-        stayed = f"{100 * statistics.mean(run[epoch]['val_acc'] for run in without):.1f} %" if epoch > 4 else "-"
-        losses = [f"{mean[name]:.3f}" for name in ("train_loss", "val_loss")]
-        cells = [str(epoch), f"{rows[0]['lr']:g}", losses[0], *percent[:2], losses[1], percent[2], stayed]
-        assert f"\n| {' | '.join(cells)} |\n" in RESULTS
-    final = [100 * run[-1]["val_acc"] for run in with_it]
-    assert f"{statistics.mean(final):.2f} % ± {statistics.stdev(final):.2f}" in README
 
 
 @pytest.fixture(scope="module")
@@ -129,10 +109,8 @@ def test_the_classifier_from_python(tmp_path: Path, cifar10_root: Path) -> None:
         assert block.count(whole) == 1
         block = block.replace(whole, short)
     (tmp_path / "data").symlink_to(cifar10_root)
-    expression = "[type(model).__name__, model.lr, trainer.optimizers[0].param_groups[0]['lr'], "
-    expression += "sorted(trainer.callback_metrics)]"
-    known = ["ResNet20Classifier", 0.1, 0.01, ["test/acc", "test/loss"]]
-    assert printed_by(tmp_path, block, expression) == known
+    expression = "[model.lr, trainer.optimizers[0].param_groups[0]['lr'], sorted(trainer.callback_metrics)]"
+    assert printed_by(tmp_path, block, expression) == [0.1, 0.01, ["test/acc", "test/loss"]]
 
 
 def test_the_curve_from_python(tmp_path: Path) -> None:

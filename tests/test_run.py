@@ -1,17 +1,14 @@
 """The folder of a run, and how a run is resumed: by whom, from what, with which settings."""
 
-import os
 import shutil
 from pathlib import Path
 
 import pytest
-import torch
 from jsonargparse import Namespace
 from launch import assert_refused, command, succeed
 from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
 
-from cli.run import locked, run_folder, where_to_look
-from cli.trainer import MetricsRows, read_rows
+from cli.run import locked, run_folder
 
 LAST = ("--run_dir", "run", "--ckpt_path", "last")
 
@@ -42,11 +39,6 @@ def test_processes_that_are_started_one_by_one_need_a_run_dir(env: dict[str, str
     assert_refused(command(tmp_path, "fit.py", "--epochs", "5", **env), "--run_dir")
 
 
-@pytest.mark.skipif(os.name == "nt", reason="quotes as a POSIX shell")
-def test_where_to_look_can_be_typed() -> None:
-    assert where_to_look(Path("my runs/a")).endswith("tensorboard --logdir 'my runs/a'")
-
-
 def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -> None:
     before, folder = files(copy.parent), copy.parent
     lock = locked(copy)
@@ -55,7 +47,7 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
     for flags, word in (
         (("--run_dir", "run"), "run holds a run"),
         (("--run_dir", "run", "--num_seeds", "2"), "run holds a single run"),
-        ((*LAST, "--batch_size", "32"), "--batch_size 16, not 32"),
+        ((*LAST, "--batch_size", "32"), "--batch_size 8, not 32"),
         ((*LAST, "--recipe", "paper", "--max_steps", "99"), "--recipe lab, not paper"),
         ((*LAST, "--milestones", "{1: 0.01}"), "--milestones"),
         ((*LAST, "--max_epochs", "4", "--callbacks+=BackboneFinetuning"), "backbone"),
@@ -116,26 +108,9 @@ def test_an_epoch_that_was_cut_is_said(tmp_path: Path) -> None:
 
 
 def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path) -> None:
-    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 16 --limit_train_batches 2".split()
+    flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 8 --limit_train_batches 2".split()
     fast = ("cifar.py", *flags, "--limit_test_batches", "0", "--max_epochs")
     succeed(tmp_path, *fast, "1", "--run_dir", "run")
     before = files(tmp_path)
     assert_refused(command(tmp_path, *fast, "2", *LAST), "2 steps, not 4")
     assert files(tmp_path).items() >= before.items()
-
-
-# metrics.csv
-
-
-def test_metrics_continue_where_the_checkpoint_was_saved(tmp_path: Path) -> None:
-    path = tmp_path / "metrics.csv"
-    rows = MetricsRows(path, [])
-    for step in range(4):
-        rows.log_metrics({"loss": torch.tensor(0.5 + step)}, step)
-        rows.save()
-    rows.log_metrics({"acc": 0.25}, 4)  # a new column
-    rows.save()
-    resumed = MetricsRows(path, read_rows(path, 3))
-    resumed.log_metrics({"loss": 3.25}, 3)
-    resumed.save()
-    assert path.read_text().splitlines() == ["loss,step", "0.5,0", "1.5,1", "2.5,2", "3.25,3"]

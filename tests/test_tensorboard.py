@@ -5,8 +5,6 @@ import io
 import re
 import subprocess
 import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import urlencode
 
@@ -34,11 +32,8 @@ PICTURES = {
     "fit/curve": {"val/curve", "val/errors"},
     "cifar/images": {"val/training", "test/confusion", "test/confident_errors", "train/filters"},
 }
-CHROMIUM = (
-    *("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run"),
-    *("--disable-background-networking", "--disable-component-update", "--disable-sync", "--disable-quic"),
-    "--window-size=1500,1300",
-)
+CHROMIUM = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync "
+CHROMIUM += "--disable-background-networking --disable-component-update --disable-quic --window-size=1500,1300"
 TAGS = ("lr", "train/loss", "val/acc")
 
 
@@ -71,22 +66,16 @@ def test_a_resumed_run_is_one_curve_with_every_point_of_metrics_csv(
     for tag in NAMES[run]:
         expected = [(int(row["step"]), pytest.approx(float(row[tag]))) for row in rows if row[tag]]
         points = [(event.step, event.value) for event in events[run].Scalars(tag)]
-        assert points == expected and len({step for step, _ in points}) == len(points) > 0
-
-
-def test_points_lie_at_their_epochs(events: dict[str, EventAccumulator]) -> None:
-    images = events["cifar/images"]
-    assert [event.value for event in images.Scalars("lr")] == pytest.approx([0.1, 0.1, 0.01])
-    assert len(images.Scalars("val/acc")) == 3 and len(images.Scalars("test/acc")) == 1
-    epochs = [event.step for event in events["fit/curve"].Scalars("train/loss")]
-    assert epochs[0] == 1 and epochs[-1] == 100
+        assert points == expected and len({step for step, _ in points}) == len(points)
+    lengths = {"val/loss": 3, "test/acc": 1} if run == "cifar/images" else {}
+    assert all(len(events[run].Scalars(tag)) == length for tag, length in lengths.items())
 
 
 def test_the_pictures_and_a_slider_over_the_growing_curve(events: dict[str, EventAccumulator]) -> None:
     assert {run: set(events[run].Tags()["images"]) for run in PICTURES} == PICTURES
     epochs = [picture.step for picture in events["fit/curve"].Images("val/curve")]
-    resumed = epochs[epochs.index(1, 1) :]  # behind the pictures from the end of the first run
-    assert resumed[-1] == 100 and 30 in resumed and resumed == sorted(set(resumed)) and 8 <= len(resumed) <= 10
+    resumed = epochs[epochs.index(epochs[0], 1) :]  # behind the pictures from the end of the first run
+    assert resumed[-1] == 100 and resumed == sorted(set(resumed)) and 8 <= len(resumed) <= 10
 
 
 def test_settings_command_versions_and_machine(events: dict[str, EventAccumulator]) -> None:
@@ -96,32 +85,6 @@ def test_settings_command_versions_and_machine(events: dict[str, EventAccumulato
             assert word in text.tensor_proto.string_val[0].decode()
         content = events[run].PluginTagToContent("hparams")["_hparams_/session_start_info"]
         assert settings <= set(HParamsPluginData.FromString(content).session_start_info.hparams)
-
-
-@pytest.fixture
-def address(folder: Path) -> Iterator[str]:
-    """The address of a TensorBoard over the runs."""
-    log = folder / "tensorboard.log"
-    command = [sys.executable, "-m", "tensorboard.main", "--logdir", "runs", "--host", "127.0.0.1", "--port", "0"]
-    with open(log, "w") as file, subprocess.Popen(command, cwd=folder, stdout=file, stderr=file) as process:
-        try:
-            while not (found := re.search(r"http://127\.0\.0\.1:\d+/", log.read_text())):
-                assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
-            yield found[0]
-        finally:
-            process.terminate()
-
-
-@pytest.fixture
-def browser(browser_binaries: tuple[str, str], tmp_path: Path) -> Iterator[webdriver.Chrome]:
-    chromium, chromedriver = browser_binaries
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    for argument in (*CHROMIUM, f"--user-data-dir={tmp_path}"):
-        options.add_argument(argument)
-    with webdriver.Chrome(options=options, service=Service(executable_path=chromedriver)) as driver:
-        yield driver
 
 
 def drawn_lines(browser: webdriver.Chrome) -> dict[str, bool]:
@@ -136,10 +99,25 @@ def drawn_lines(browser: webdriver.Chrome) -> dict[str, bool]:
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_curves(browser: webdriver.Chrome, address: str) -> None:
-    query = urlencode({"tagFilter": f"^({'|'.join(TAGS)})$"})
-    browser.get(f"{address}?{query}#timeseries")
-    wait = WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException])  # the page redraws itself
-    wait.until(lambda browser: drawn_lines(browser) == dict.fromkeys(TAGS, True))
-    page = browser.find_element(By.TAG_NAME, "body").text
-    assert "fit/curve" in page and "cifar/images" in page
+def test_a_browser_shows_the_curves(folder: Path, browser_binaries: tuple[str, str], tmp_path: Path) -> None:
+    chromium, chromedriver = browser_binaries
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for argument in CHROMIUM.split():
+        options.add_argument(argument)
+    options.add_argument(f"--user-data-dir={tmp_path}")
+    command = [sys.executable, *"-m tensorboard.main --logdir runs --host 127.0.0.1 --port 0".split()]
+    with (
+        subprocess.Popen(command, cwd=folder, stderr=subprocess.PIPE, text=True) as tensorboard,
+        webdriver.Chrome(options=options, service=Service(executable_path=chromedriver)) as browser,
+    ):
+        try:
+            line = next(line for line in tensorboard.stderr or () if "http://" in line)
+            query = urlencode({"tagFilter": f"^({'|'.join(TAGS)})$"})
+            browser.get(f"{re.findall(r'http://[^ ]+/', line)[0]}?{query}#timeseries")
+            wait = WebDriverWait(browser, 120, ignored_exceptions=[WebDriverException])  # the page redraws itself
+            wait.until(lambda browser: drawn_lines(browser) == dict.fromkeys(TAGS, True))
+            page = browser.find_element(By.TAG_NAME, "body").text
+            assert "fit/curve" in page and "cifar/images" in page
+        finally:
+            tensorboard.terminate()

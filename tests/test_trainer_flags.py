@@ -38,7 +38,6 @@ def summary(folder: Path, run_dir: str = "run") -> dict[str, Any]:
         ("fit.py --max_time '{second: 10}'", "second"),
         (f"fit.py {STOP} val_loss", "val_loss"),
         ("fit.py --callbacks+=BackboneFinetuning", "backbone"),
-        ("fit.py --callbacks+=LearningRateMonitor --logger false", "logger"),
         ("fit.py --plugins pytorch_lightning.plugins.io.AsyncCheckpointIO", "CheckpointIO"),
         ("cifar.py --val_check_interval 100", "val_check_interval"),
         ("cifar.py --num_seeds 2 --callbacks+=BackboneFinetuning", "backbone"),
