@@ -110,7 +110,7 @@ def waterfall_chart(accuracies: Mapping[str, float], end: str) -> alt.LayerChart
     for name, (a, b) in zip(names, itertools.pairwise([values[0], *values, values[-1]]), strict=True):
         text = f"{b:.1f} %" if name in (names[0], end) else f"{b - a:+.1f} pp"
         rows.append({"name": name, "start": a, "end": b, "right": max(a, b), "text": text})
-    scale = alt.Scale(domain=[1.1 * low - 0.1 * high, 1.4 * high - 0.4 * low], nice=False)  # room for the text
+    scale = alt.Scale(domain=[1.1 * low - 0.1 * high, 1.6 * high - 0.6 * low], nice=False)  # room for the text
     x, y = alt.X("start:Q", title="accuracy [%]", scale=scale), alt.Y("name:N", sort=names, title=None)
     base = data(rows).encode(x, y)
     layers = [

@@ -13,7 +13,7 @@ from lit_models import ResNet20
 
 # the accuracies in between, in this order; each changes one thing
 STEPS = {
-    "epoch_average": "training accuracy (epoch average)",
+    "epoch_average": "train (epoch average)",
     "batch_norm": "final weights, train mode",
     "augmented": "eval mode",
     "probe": "not augmented",
