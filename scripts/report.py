@@ -67,7 +67,10 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
         if not files:
             raise UsageError(f"{folder} holds no finished run: there is no summary.json")
         for file in files:
-            summary = read_json(file)
+            try:
+                summary = read_json(file)
+            except ValueError as error:
+                raise UsageError(f"{file} is damaged ({error}): remove it, and run its command again") from None
             if "settings" in summary:  # else it is of several seeds, whose runs are below it
                 runs.setdefault(file.resolve(), Run(file.parent, summary))
     return list(runs.values())
