@@ -111,8 +111,8 @@ def quiet() -> None:
     """Silences advice that a user of these commands cannot follow."""
     for kind in (PossibleUserWarning, FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", kind)
-    for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", "torch.jit.trace"):
+    nothing_validated = "Total length of `list` across ranks is zero"
+    for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", nothing_validated):
         warnings.filterwarnings("ignore", f".*{message}")
-    warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")  # nothing is validated
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
