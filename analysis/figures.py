@@ -3,6 +3,7 @@
 import io
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -31,6 +32,15 @@ def pixels_of(figure: Figure) -> np.ndarray:
 def save_png(pixels: np.ndarray, path: Path) -> None:
     """Writes (H, W, 3) uint8 ``pixels`` to ``path``, whole or not at all."""
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "png"))
+
+
+def show_pictures(pictures: Iterable[tuple[int, np.ndarray]], tag: str, loggers: Iterable[Any]) -> None:
+    """Shows pictures, each a step and (H, W, 3) uint8 pixels, in TensorBoard, which has a slider over a tag's steps."""
+    writers = [logger.experiment for logger in loggers if hasattr(logger.experiment, "add_image")]
+    for step, pixels in pictures if writers else ():  # nothing is drawn for nobody
+        for writer in writers:
+            writer.add_image(tag, pixels, step, dataformats="HWC")
+            writer.flush()  # training is over, and nobody else will
 
 
 def finish(axes: Axes, title: str, x: str = "") -> None:
