@@ -1,4 +1,4 @@
-"""The charts of the report, in Vega-Lite by Altair: the pointer shows numbers; report.html sets the color of texts."""
+"""The charts of the report, in Vega-Lite by Altair; report.html sets the color of texts."""
 
 import itertools
 import math
@@ -8,10 +8,9 @@ from typing import Any
 import altair as alt
 
 from analysis.curves import Growth
-from analysis.figures import GREY
+from analysis.figures import GREY, counts_of
 from analysis.runs import Rows
 
-COLORS = ["#1f77b4", "#ff7f0e", GREY]  # the first two as in Matplotlib
 WHOLE = ",.7~g"  # of epochs
 CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -26,7 +25,6 @@ CONFIG: dict[str, Any] = {
 
 
 def finished(layers: Sequence[alt.Chart], height: int = 260) -> alt.LayerChart:
-    """As wide as its place."""
     return alt.LayerChart(layer=list(layers), width="container", height=height).configure(**CONFIG)
 
 
@@ -35,7 +33,7 @@ def data(rows: Rows) -> alt.Chart:
 
 
 def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
-    """The point that is nearest to the pointer, with its numbers."""
+    """The point nearest to the pointer, with its numbers."""
     near = alt.selection_point(nearest=True, on="pointerover", empty=False, encodings=["x", "y"])
     points = base.mark_point(filled=True, size=60, clip=True).add_params(near)
     return points.encode(opacity=alt.condition(near, alt.value(1), alt.value(0)), tooltip=tips)
@@ -44,10 +42,10 @@ def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
 def lines_chart(
     lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), log: bool = False
 ) -> alt.LayerChart:
-    """Lines and bands, the numbers of each point under the pointer; ``x`` and ``y`` are the titles of the axes.
+    """Lines and bands; ``x`` and ``y`` are the titles of the axes, ``log`` is for both.
 
-    ``lines``, at least one, have the name of the "line", its "run", and lists "x" and "y"; for a band also lists "lower
-    quartile" and "upper quartile". ``marks`` are vertical lines, x and text. With ``log`` both axes are logarithmic.
+    ``lines``, at least one, have the names "line" and "run" and lists "x" and "y"; for a band also lists "lower
+    quartile" and "upper quartile". ``marks`` are vertical lines, x and text.
     """
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
     axis = alt.Axis(format=WHOLE, tickMinStep=alt.Undefined if log else 1)  # no ticks between two epochs
@@ -68,15 +66,14 @@ def lines_chart(
 def fits_chart(growth: Growth) -> alt.LayerChart:
     """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
     fits, points = growth["fits"], growth["points"]
-    counts, lrs = sorted({fit["epochs"] for fit in fits}), sorted({fit["lr"] for fit in fits})
+    counts, lrs = counts_of(growth), sorted({fit["lr"] for fit in fits})
     best = min(fits, key=lambda fit: fit["true_mse"] or math.inf)
     slider = alt.binding_range(min=0, max=len(counts) - 1, step=1, name="epochs ")
     params = [
         alt.param("step", value=counts.index(best["epochs"]), bind=slider),
         alt.param("lr", value=best["lr"], bind=alt.binding_radio(options=lrs, name="learning rate ")),
         alt.param("counts", value=counts),
-        # The grid is the same for all fits, so the page holds it once.
-        alt.param("grid", value=growth["x"]),
+        alt.param("grid", value=growth["x"]),  # once for all fits
         alt.param("truth", value=growth["truth"]),
     ]
     chosen = data(fits).transform_filter("datum.epochs == counts[step] && datum.lr == lr")
@@ -91,7 +88,8 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
         .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y, alt.ColorDatum(names[1]))
     )
     drawn = data([{"line": "training points", **points}]).transform_flatten(["x", "y"])
-    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*names[1:3], "training points"], range=COLORS))
+    order = [*names[1:3], "training points"]
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=["#1f77b4", "#ff7f0e", GREY]))
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
         curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2])),

@@ -13,24 +13,19 @@ METRICS = {"train_mse": math.inf, "true_mse": math.inf, "true_max_abs_error": ma
 
 
 class Growth(TypedDict):
-    """The content of curves.json: the grid, f on it, "x" and "y" of the first seed's training points, and all fits.
-
-    A fit has "lr", "epochs", the median "true_mse" over the seeds, the first seed's curve "fit", empty where it
-    diverged, and the quartiles "low" and "high" of the seeds' curves.
+    """The content of curves.json. A fit has "lr", "epochs", the median "true_mse" over the seeds, the first seed's
+    curve "fit", empty where it diverged, and the quartiles "low" and "high" of the seeds' curves.
     """
 
     x: list[float]
-    truth: list[float]
-    points: dict[str, list[float]]
+    truth: list[float]  # f(x)
+    points: dict[str, list[float]]  # "x" and "y" of the first seed's training points
     fits: list[dict[str, Any]]
 
 
-def spread_over_seeds(
-    lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]
-) -> list[dict[str, Any]]:
-    """For each learning rate and epoch count, in this order, {"lr", "epochs", metric: ``quartiles`` over the seeds}.
-
-    ``values`` are (T, L, S) for each of METRICS, not finite where a seed diverged.
+def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> list[Row]:
+    """{"lr", "epochs", metric: ``quartiles`` over the seeds} for each learning rate and then each epoch count, from
+    ``values`` (T, L, S) for each of METRICS, not finite where a seed diverged.
     """
     return [
         {"lr": lr, "epochs": int(count)} | {m: quartiles(values[m][t, i], worst) for m, worst in METRICS.items()}
@@ -41,19 +36,19 @@ def spread_over_seeds(
 
 def error_of(row: Row) -> float:
     """The median MSE against f in a row of ``spread_over_seeds``; infinity for what diverged, null in JSON."""
-    median: float | None = row["true_mse"]["median"]
-    return math.inf if median is None else median
+    median = row["true_mse"]["median"]
+    return math.inf if median is None else float(median)
 
 
 def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
     """Compares the error (T, S) at the last epoch count with that at the best, for one learning rate.
 
-    For each seed the best epoch count is the one that the *other* seeds would choose, so that picking the minimum of a
-    noisy curve does not by itself look like harm. Gives the ratio's median over the seeds with its confidence interval,
-    and a verdict: "hurts", "helps" (lowest at the end), "no evidence", "one seed", or "diverged", without a ratio.
+    For each seed the *other* seeds choose the best epoch count: to pick the minimum of a noisy curve would by itself
+    look like harm. Gives the ratio's median over the seeds with its confidence interval, and a verdict: "hurts",
+    "helps" (lowest at the end), "no evidence", "one seed", or "diverged", without a ratio.
     """
     S, best, last = true_mse.shape[1], int(epochs[medians(true_mse).argmin()]), int(epochs[-1])
-    content = {"best_epochs": best, "last_epochs": last}
+    content: dict[str, Any] = {"best_epochs": best, "last_epochs": last}
     diverged = ~np.isfinite(true_mse).all(0)
     if diverged.any():
         return content | {"verdict": "diverged", "diverged": int(diverged.sum())}
@@ -61,22 +56,19 @@ def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
     chosen = [medians(error).argmin() for error in others]
     ratios = true_mse[-1] / np.maximum(true_mse[chosen, np.arange(S)], 1e-30)  # an error may be 0
     low, high, coverage = median_ci(ratios)
-    verdict = "no evidence"
+    content |= {"ratio": float(np.median(ratios)), "low": low, "high": high, "coverage": coverage}
     if best == last:
-        verdict = "helps"
-    elif S == 1:
-        verdict = "one seed"
-    elif low > 1 and coverage >= 0.95:
-        verdict = "hurts"
-    ratio = float(np.median(ratios))
-    return content | {"ratio": ratio, "low": low, "high": high, "coverage": coverage, "verdict": verdict}
+        return content | {"verdict": "helps"}
+    if S == 1:
+        return content | {"verdict": "one seed"}
+    return content | {"verdict": "hurts" if low > 1 and coverage >= 0.95 else "no evidence"}
 
 
 def early_stopping(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.ndarray) -> dict[str, Any]:
     """The best epoch count by the error itself, and by a held-out noisy sample, all that one has when f is unknown.
 
-    Both arrays are (T, S). The best epoch count is that of the median over the seeds. A held-out sample chooses for its
-    own seed alone; given are the medians of the epoch counts that the seeds choose, and of their errors there.
+    Both arrays are (T, S). The errors' median over the seeds chooses the best. A held-out sample chooses for its own
+    seed; given are the medians of the epoch counts that the seeds choose, and of their errors there.
     """
     errors = medians(true_mse)
     chosen = np.where(np.isfinite(held_out_mse), held_out_mse, math.inf).argmin(0)
@@ -91,15 +83,13 @@ def early_stopping(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.nd
 
 def more_training_text(part: Row) -> str:
     """A sentence on the content of ``more_training`` and its learning rate, "lr"."""
-    start = f"Learning rate {part['lr']:g}: "
     if part["verdict"] == "diverged":
-        return f"{start}diverged ({part['diverged']} of the seeds)."
-    start += f"the MSE against the noise-free f is lowest at {part['best_epochs']:,} epochs"
+        return "Learning rate {lr:g}: diverged ({diverged} of the seeds).".format_map(part)
+    text = "Learning rate {lr:g}: the MSE against the noise-free f is lowest at {best_epochs:,} epochs"
     if part["verdict"] == "helps":
-        return f"{start}, the most that were measured."
-    interval = "{coverage:.0%} CI {low:.2f} to {high:.2f}".format
-    evidence = "one seed" if part["verdict"] == "one seed" else interval(**part)
-    return f"{start}; at {part['last_epochs']:,} it is {part['ratio']:.2f} times as large ({evidence})."
+        return f"{text}, the most that were measured.".format_map(part)
+    evidence = "one seed" if part["verdict"] == "one seed" else "{coverage:.0%} CI {low:.2f} to {high:.2f}"
+    return f"{text}; at {{last_epochs:,}} it is {{ratio:.2f}} times as large ({evidence}).".format_map(part)
 
 
 def early_stopping_text(choice: Row) -> str:
@@ -107,22 +97,17 @@ def early_stopping_text(choice: Row) -> str:
     best, there = number(choice["best_true_mse"]), number(choice["held_out_true_mse"])
     if best == "diverged":
         return f"Learning rate {choice['lr']:g}: diverged."
-    return (
-        f"Learning rate {choice['lr']:g}: the MSE against the noise-free f is lowest at {choice['best_epochs']:,} "
-        f"epochs ({best}); a validation sample would stop at {choice['held_out_epochs']:,} ({there})."
-    )
+    text = "Learning rate {lr:g}: the MSE against the noise-free f is lowest at {best_epochs:,} epochs"
+    return f"{text} ({best}); a validation sample would stop at {{held_out_epochs:,}} ({there}).".format_map(choice)
 
 
 def fit_text(summary: Row) -> str:
     """A curve fit's results for the terminal, from the content of summary.json: a table, a sentence a learning rate."""
-    has_quartiles = summary["settings"]["num_seeds"] > 1
-    columns = "{:>8} {:>9} {:>10} {:>14} {:>10} {:>9}" + "   {}" * has_quartiles
-    lines = [
-        columns.format("lr", "epochs", "train mse", "mse against f", "max error", "r2", "quartiles of mse against f")
-    ]
+    columns = "{:>8} {:>9} {:>10} {:>14} {:>10} {:>9}" + "   {}" * (summary["settings"]["num_seeds"] > 1)
+    titles = ("lr", "epochs", "train mse", "mse against f", "max error", "r2", "quartiles of mse against f")
+    lines = [columns.format(*titles)]
     for row in summary["over_seeds"]:
-        # A constant function has no R², however well it is fitted.
-        missing = "diverged" if math.isinf(error_of(row)) else "-"
+        missing = "diverged" if math.isinf(error_of(row)) else "-"  # a constant function has no R²
         errors = (number(row[name]["median"], missing, 4) for name in METRICS)
         spread = f"{number(row['true_mse']['q25'])} to {number(row['true_mse']['q75'])}"
         lines.append(columns.format(f"{row['lr']:g}", f"{row['epochs']:,}", *errors, spread))

@@ -1,6 +1,6 @@
 """What the learning-rate drop does to accuracy, and why: recorded by the runs, and measured from their checkpoints."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Any
 
@@ -11,8 +11,8 @@ from torch import Tensor
 from torch.nn.utils import vector_to_parameters
 from torch.optim.swa_utils import update_bn
 
-from analysis.measure import Nets, measured
-from analysis.runs import Row, Run, epoch_of_drop
+from analysis.measure import Nets, accuracy, measured
+from analysis.runs import FinishedRun, Row, epoch_of_drop
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
 from lit_models import ResNet20
@@ -22,14 +22,13 @@ ALONG = (-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25)  # 0: the weights before the drop, 
 ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: after it
 
 
-def drop_numbers(run: Run, other: Run | None, data_root: str) -> tuple[dict[str, float], Row]:
+def drop_numbers(run: FinishedRun, other: FinishedRun | None, data_root: str) -> tuple[dict[str, float], Row]:
     """What a run shows of its drop, accuracies in percent, and what ``measure_lines`` gives, where it can be measured.
 
     "effect" and "final_effect" are with the drop minus without it (``other``), in the first epoch after it and in the
-    last. "residual_sd" is the standard deviation around a straight line after the drop. "path" is the length of the
-    weights' path in an epoch and "straightness" the distance between its ends in percent of it: 100 for a straight
-    path, near 100 / sqrt(steps) for independent random steps, less where steps undo each other. "renewed_*" are
-    accuracies with batch normalization's running averages renewed.
+    last; "residual_sd" is the standard deviation around a straight line from there. "straightness" is the distance
+    between the ends of the weights' path in an epoch in percent of the "path": 100 for a straight one, near
+    100 / sqrt(steps) for independent random steps, less where steps undo each other.
     """
     at, numbers = epoch_of_drop(run) or 0, dict[str, float]()
     for suffix, each in (("", run), ("_without", other)):
@@ -60,18 +59,17 @@ def drop_numbers(run: Run, other: Run | None, data_root: str) -> tuple[dict[str,
 
 def line_numbers(lines: Row) -> dict[str, float]:
     """Changes of the losses, and how many percent of the steps cross a valley: are lower inside than at both ends."""
-    numbers = {}
-    for name, losses in (("loss_change", lines["with"]), ("loss_change_without", lines["without"])):
-        numbers[name] = losses[ALONG.index(1)] - losses[ALONG.index(0)]
-    start, end = ACROSS.index(0), ACROSS.index(1)
-    for name, steps in (("crossing", lines["steps"]), ("crossing_after", lines["small_steps"])):
-        if steps:
-            crosses = [min(losses[start + 1 : end]) < min(losses[start], losses[end]) for losses in steps]
-            numbers[name] = 100 * np.mean(crosses)
+    numbers, start, end = {}, ACROSS.index(0), ACROSS.index(1)
+    for way, suffix in (("with", ""), ("without", "_without")):
+        numbers[f"loss_change{suffix}"] = lines[way][ALONG.index(1)] - lines[way][ALONG.index(0)]
+    for kind, suffix in (("steps", ""), ("small_steps", "_after")):
+        crosses = [min(losses[start + 1 : end]) < min(losses[start], losses[end]) for losses in lines[kind]]
+        if crosses:
+            numbers[f"crossing{suffix}"] = 100 * np.mean(crosses)
     return numbers
 
 
-def measure_renewed(nets: Nets, data: CIFAR10DataModule, run: Run) -> dict[str, float]:
+def measure_renewed(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, float]:
     """Accuracies of the weights "before" the drop and one epoch later, "with" and "without" it, in eval mode.
 
     Running averages are renewed: means over 80 training batches at the same weights (Wu and Johnson 2021, arXiv
@@ -80,46 +78,36 @@ def measure_renewed(nets: Nets, data: CIFAR10DataModule, run: Run) -> dict[str, 
     accuracies = {}
     for name, net in zip(("before", "with", "without"), nets, strict=True):
         update_bn(islice(data.train_dataloader(), RENEWAL_BATCHES), net)
-        net.eval()
-        with torch.inference_mode():
-            batches = islice(data.val_dataloader()[0], run.summary["val_batches"])
-            correct = torch.cat([net(images).argmax(1) == labels for images, labels in batches])
-        accuracies[name] = correct.float().mean().item()
+        accuracies[name] = accuracy(net.eval(), islice(data.val_dataloader()[0], run.summary["val_batches"]))
     return accuracies
 
 
 def gradients(net: ResNet20, data: CIFAR10DataModule, most: int) -> Iterator[Tensor]:
-    """(P,) gradients of the training loss at the network's weights at that time, for up to ``most`` batches."""
+    """(P,) gradients of the training loss, each at the network's weights at that time, of up to ``most`` batches."""
     net.train()
     for images, labels in islice(data.train_dataloader(), most):
         loss = F.cross_entropy(net(images), labels)
-        yield flat(torch.autograd.grad(loss, list(net.parameters())))
+        yield torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(net.parameters()))])
 
 
-def flat(parts: Iterable[Tensor]) -> Tensor:
-    """(P,) all numbers of all parts."""
-    return torch.cat([part.reshape(-1) for part in parts])
-
-
-def measure_noise(nets: Nets, data: CIFAR10DataModule, run: Run) -> dict[str, float]:
-    """The gradient-noise fraction before the drop: the trace of the covariance of the gradients of training batches at
-    the same weights, over their mean squared norm. The rest is the squared norm of the gradient of all images.
+def measure_noise(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, float]:
+    """The gradient-noise fraction before the drop: the trace of the covariance of training batches' gradients at the
+    same weights, over their mean squared norm. The rest is the squared norm of the gradient of all images.
     """
     each = torch.stack(list(gradients(nets[0], data, NOISE_BATCHES)))
     return {"noise": (each.var(0).sum() / each.square().sum(1).mean()).item()}
 
 
-def measure_lines(nets: Nets, data: CIFAR10DataModule, run: Run) -> dict[str, Any]:
+def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, Any]:
     """The training loss along straight lines between weights (Goodfellow et al. 2015, Xing et al. 2018).
 
-    On the first training images, from which batch normalization takes its statistics anew at each point. "with" and
-    "without": at ALONG of the way from the weights before the drop to those one epoch later. "steps": at ACROSS of the
-    way of single steps of SGD, one after the other; "small_steps" as many at the learning rate after the drop. With
-    momentum, or Muon, no step follows its own gradient alone, and both are empty.
+    On the first training images, in train mode. "with" and "without": at ALONG of the way from the weights before the
+    drop to those one epoch later. "steps": at ACROSS of the way of successive steps of SGD; "small_steps" as many at
+    the learning rate after the drop. With momentum, or Muon, no step follows its gradient alone, and both are empty.
     """
     net, settings = nets[0].train(), run.summary["settings"]
     images, labels = normalize(data.train[0][:LINE_IMAGES]), data.train[1][:LINE_IMAGES]
-    start, *ends = (flat(net.parameters()).detach() for net in nets)
+    start, *ends = (torch.cat([part.detach().flatten() for part in each.parameters()]) for each in nets)
 
     @torch.no_grad()
     def losses(origin: Tensor, way: Tensor, at: Sequence[float]) -> list[float]:

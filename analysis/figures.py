@@ -1,6 +1,7 @@
 """All figures by Matplotlib: fitted curves and their animation, training curves, confusion matrix, pictures."""
 
 import io
+import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,6 @@ def pixels_of(figure: Figure) -> np.ndarray:
 
 
 def save_png(pixels: np.ndarray, path: Path) -> None:
-    """Writes (H, W, 3) uint8 ``pixels`` to ``path``, whole or not at all."""
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "png"))
 
 
@@ -51,14 +51,13 @@ def finish(axes: Axes, title: str, x: str = "") -> None:
 
 
 def add_legend(figure: Figure) -> None:
-    """Below all axes; what several of them show is named once."""
     parts = [axes.get_legend_handles_labels() for axes in figure.axes]
     named = {label: line for lines, labels in parts for line, label in zip(lines, labels, strict=True)}
     figure.legend(list(named.values()), list(named), loc="outside lower center", ncols=3, fontsize=7)
 
 
 def draw_line(axes: Axes, x: Sequence[float], lines: Iterable[np.ndarray], color: str, label: str) -> None:
-    """Draws three lines: one, and the edges of the band around it."""
+    """Draws a line, and the band between the two others."""
     line, low, high = lines
     axes.plot(x, line, color=color, label=label)
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
@@ -69,7 +68,7 @@ def counts_of(growth: Growth) -> list[int]:
 
 
 def draw_fits(axes: Axes, growth: Growth, epochs: int) -> None:
-    """Draws training points, f, and the fits of all learning rates; the bands are the quartiles of the seeds."""
+    """Draws training points, f, and the fits of all learning rates with the quartiles of the seeds."""
     axes.clear()
     axes.plot(*growth["points"].values(), ".", color=GREY, alpha=0.5, markersize=4, label="points")
     axes.plot(growth["x"], growth["truth"], "--", color="black", linewidth=1.5, label="f(x)")
@@ -78,13 +77,12 @@ def draw_fits(axes: Axes, growth: Growth, epochs: int) -> None:
     fits = [fit for fit in growth["fits"] if fit["epochs"] == epochs]
     for i, fit in enumerate(fits):
         if fit["fit"]:
-            lines = [fit[name] for name in ("fit", "low", "high")]
-            draw_line(axes, growth["x"], lines, f"C{i}", f"lr {fit['lr']:g}")
+            draw_line(axes, growth["x"], [fit["fit"], fit["low"], fit["high"]], f"C{i}", f"lr {fit['lr']:g}")
     finish(axes, f"epochs: {epochs:,}, MSE against f: {', '.join(number(fit['true_mse']) for fit in fits)}")
 
 
 def fits_figure(growth: Growth, reported: Collection[int], function: str) -> Figure:
-    """The fitted curves after these epoch counts, those that were kept, one below the other."""
+    """The fitted curves after those of these epoch counts that were kept, one below the other."""
     counts = [count for count in counts_of(growth) if count in reported]
     figure = Figure(figsize=(6, 2.4 * len(counts) + 0.8), dpi=110, layout="constrained")
     for axes, epochs in zip(figure.subplots(len(counts), sharex=True, squeeze=False).flat, counts, strict=True):
@@ -95,7 +93,7 @@ def fits_figure(growth: Growth, reported: Collection[int], function: str) -> Fig
 
 
 def growing(figure: Figure, growth: Growth, counts: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields each epoch count and its picture: the fits in the first axes; elsewhere the last line shows the epochs."""
+    """Yields each epoch count and its picture: fits in the first axes; in others the last line stands at the epochs."""
     for epochs in counts:
         draw_fits(figure.axes[0], growth, epochs)
         for axes in figure.axes[1:]:
@@ -111,9 +109,8 @@ def fit_cards(growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
     counts = counts_of(growth)
     figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
     figure.subplots()
-    return growing(
-        figure, growth, counts[:: -(len(counts) // 10 + 1)][::-1]
-    )  # of more, TensorBoard shows a random choice
+    few = counts[:: -(len(counts) // 10 + 1)][::-1]  # of more, TensorBoard shows a random choice
+    return growing(figure, growth, few)
 
 
 def fit_animation(growth: Growth) -> bytes:
@@ -136,10 +133,7 @@ def fit_animation(growth: Growth) -> bytes:
 
 
 def errors_figure(rows: Rows, noise_variance: float) -> Figure:
-    """Training MSE and MSE against the noise-free f over epochs, log-log: medians and quartiles over the seeds.
-
-    ``rows`` are as from ``spread_over_seeds``; ``noise_variance``, in squared units of y, is drawn for reference.
-    """
+    """Both MSEs over epochs, log-log, from ``spread_over_seeds``; ``noise_variance`` is in squared units of y."""
     figure = Figure(figsize=(6, 3), dpi=165, layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, 2), MSE.items(), strict=True):
         axes.set(xscale="log", yscale="log")
@@ -156,17 +150,13 @@ def errors_figure(rows: Rows, noise_variance: float) -> Figure:
 
 
 def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], measured_on: str) -> Figure:
-    """Accuracy and loss over epochs, with the epochs at which the learning rate changed.
-
-    ``runs`` are the "epochs" of each run's summary.json, ``test_accs`` and ``measured_on`` as there.
-    """
+    """Accuracy and loss over epochs, from "epochs", "test_acc" and "measured_on" of the runs' summary.json."""
     figure = Figure(figsize=(5, 3), dpi=220, layout="constrained")
     for axes, (kind, (title, scale)) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for i, (name, line) in enumerate(LINES.items()):
             for rows in runs:
                 x, y = over_epochs(rows, f"{name}_{kind}", scale)
-                label = line or measured_on
-                axes.plot(x, y, color=f"C{i}", label=label if x else "", marker=".", markersize=4)
+                axes.plot(x, y, ".-", color=f"C{i}", label=(line or measured_on) if x else "", markersize=4)
         for epoch, lr in lr_changes(runs[0]):
             axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
         axes.xaxis.get_major_locator().set_params(integer=True)
@@ -177,7 +167,7 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """(C, C) fractions of each true class, a row for each, a column for each predicted label; shown in percent."""
+    """(C, C) fractions of each true class, a row each; a column is a predicted label; shown in percent."""
     figure = Figure(figsize=(4, 2.9), dpi=240, layout="constrained")
     axes = figure.subplots()
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
@@ -198,7 +188,7 @@ def pictures_figure(
 ) -> Figure:
     """(H, W, 3) pictures, floats from 0 to 1 or uint8, in a grid, each under its title."""
     columns = min(len(pictures), columns)
-    rows = -(-len(pictures) // columns)
+    rows = math.ceil(len(pictures) / columns)
     height = 0.65 + (0.15 * (titles[0].count("\n") + 4) if titles else 0)
     figure = Figure(figsize=(1.1 * columns, height * rows + 0.4), dpi=220, layout="constrained")
     figure.suptitle(title, fontsize=9)

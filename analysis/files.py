@@ -1,7 +1,6 @@
 """Files that are either whole or absent: written aside, flushed to the disk, then renamed."""
 
 import json
-import math
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -28,24 +27,15 @@ def write_atomically(path: Path, write: Callable[[BinaryIO], object], durable: b
 
 
 def write_json(path: Path, content: object, indent: int | None = 2) -> None:
-    """Writes ``standard_json``."""
     text = standard_json(content, indent) + "\n"
     write_atomically(path, lambda file: file.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
-    """The content of a JSON file. Raises OSError where it cannot be read, ValueError where it is no JSON."""
+    """Raises OSError where the file cannot be read, ValueError where it is no JSON."""
     return json.loads(path.read_text(encoding="utf-8"))
 
 
 def standard_json(content: object, indent: int | None = 2) -> str:
     """Standard JSON, on one line without an indent; nan and infinity, which it lacks, become null."""
-    return json.dumps(_standard(content), indent=indent, allow_nan=False)
-
-
-def _standard(content: object) -> object:
-    if isinstance(content, dict):
-        return {key: _standard(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_standard(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+    return json.dumps(json.loads(json.dumps(content), parse_constant=lambda _: None), indent=indent)

@@ -1,31 +1,35 @@
 """Networks and images of finished runs, from which the report measures what the runs have not recorded."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
+from torch import Tensor
 
 from analysis.files import read_json, write_json
-from analysis.runs import Run
+from analysis.runs import FinishedRun
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 
 Nets = Sequence[ResNet20]
-Measure = Callable[[Nets, CIFAR10DataModule, Run], dict[str, Any]]
+Measure = Callable[[Nets, CIFAR10DataModule, FinishedRun], dict[str, Any]]
 
 
-def measured(name: str, weights: Sequence[tuple[Run, int]], data_root: str, measure: Measure) -> dict[str, Any]:
-    """What ``measure`` gives for the networks of these runs after so many epochs, kept in ``name``.json of the first.
-
-    ``measure`` gets the networks, and the first run with its data. {} where a checkpoint or the images are missing.
+def measured(name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str, measure: Measure) -> dict[str, Any]:
+    """What ``measure`` gives for the networks of these runs after so many epochs, and for the first run's data, kept in
+    ``name``.json of the first run. {} where a checkpoint or the images are missing.
     """
     run = weights[0][0]
     path, end = run.path / f"{name}.json", {"train_loss": run.epochs[-1]["train_loss"]}
     if path.exists() and (kept := read_json(path)).items() >= end.items():  # else the run was continued
         return kept
     try:
-        nets, data = [network_after(*each) for each in weights], data_of(run, data_root)
+        nets = [network_after(*each) for each in weights]
+        same = {name: run.summary["settings"][name] for name in ("batch_size", "val_size", "max_shift", "padding_mode")}
+        data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"], **same)
+        data.prepare_data()
+        data.setup()
     except (FileNotFoundError, MisconfigurationException):
         return {}
     content = end | measure(nets, data, run)
@@ -33,7 +37,7 @@ def measured(name: str, weights: Sequence[tuple[Run, int]], data_root: str, meas
     return content
 
 
-def network_after(run: Run, epochs: int) -> ResNet20:
+def network_after(run: FinishedRun, epochs: int) -> ResNet20:
     """The network after so many epochs. Raises FileNotFoundError where its checkpoint is not kept."""
     name = "last" if epochs == len(run.epochs) else f"end_of_epoch{epochs - 1}"
     content = torch.load(run.path / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
@@ -44,10 +48,6 @@ def network_after(run: Run, epochs: int) -> ResNet20:
     return net
 
 
-def data_of(run: Run, data_root: str) -> CIFAR10DataModule:
-    """The images as the run saw them. Raises MisconfigurationException where they are not at hand."""
-    same = {name: run.summary["settings"][name] for name in ("batch_size", "val_size", "max_shift", "padding_mode")}
-    data = CIFAR10DataModule(data_root, download=False, dataset=run.summary["data"], **same)
-    data.prepare_data()
-    data.setup()
-    return data
+@torch.inference_mode()
+def accuracy(net: ResNet20, batches: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return torch.cat([net(images).argmax(1) == labels for images, labels in batches]).float().mean().item()

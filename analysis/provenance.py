@@ -25,15 +25,12 @@ def quoted(path: Path) -> str:
     return subprocess.list2cmdline([str(path)]) if os.name == "nt" else shlex.quote(str(path))
 
 
-def about(device: torch.device) -> dict[str, str]:
-    """{"command", "versions", "machine"} of this process, as Markdown; ``device`` is where the networks run."""
-    versions = ["Python " + platform.python_version(), *(f"{name} {version(name)}" for name in PACKAGES)]
-    machine = [f"{platform.system()} {platform.machine()}", f"{os.cpu_count()} CPU cores"]
-    machine += [f"PyTorch threads: {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}"]
-    if device.type == "cuda":
-        machine.append(torch.cuda.get_device_name(device))
-    return {
-        "command": f"`{command_line()}`",
-        "versions": "\n".join(f"- {line}" for line in versions),
-        "machine": "\n".join(f"- {line}" for line in machine),
-    }
+def about() -> list[str]:
+    """The versions and the machine of this process, a line each."""
+    return [
+        f"Python {platform.python_version()}",
+        *(f"{name} {version(name)}" for name in PACKAGES),
+        f"{platform.system()} {platform.machine()}",
+        f"{os.cpu_count()} CPU cores",
+        f"PyTorch threads: {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}",
+    ]

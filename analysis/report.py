@@ -15,12 +15,12 @@ from analysis.drop import ACROSS, ALONG, drop_numbers
 from analysis.figures import LINES, MEASURES, MSE
 from analysis.files import read_json
 from analysis.gap import STEPS, gap_numbers
-from analysis.runs import Pair, Row, Rows, Run, epoch_of_drop, groups, lr_changes, over_epochs
+from analysis.runs import FinishedRun, Pair, Row, Rows, epoch_of_drop, groups, lr_changes, over_epochs
 from analysis.statistics import mean_ci, number, over_runs, spread
 
 QUARTILES = {"y": "median", "lower quartile": "q25", "upper quartile": "q75"}
 LOSS = ("training loss [nats]", [(0, ""), (1, "")])  # axis and marks
-EFFECT_STEPS = {  # from the accuracy without the drop to that with it
+EFFECT = {  # from the accuracy without the drop to that with it
     "without the drop": "first_without",
     "running averages renewed": "renewed_without",
     "weights after the drop": "renewed_with",
@@ -38,7 +38,7 @@ class Section:
 
 
 def render(**facts: Any) -> str:
-    """The page, from "sections", "runs", and what else report.html names."""
+    """The page; ``facts`` are what report.html names."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
     env.filters.update(number=number, count="{:,}".format, g="{:g}".format, spread=spread)
@@ -46,8 +46,7 @@ def render(**facts: Any) -> str:
     return env.get_template("report.html").render(facts)
 
 
-def make_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
-    """The sections of all runs."""
+def make_sections(runs: Sequence[FinishedRun], data_root: str) -> list[Section]:
     sections = [s for run in runs if run.is_curve and run.summary["over_seeds"] for s in curve_sections(run)]
     for pairs in groups([run for run in runs if not run.is_curve and run.epochs]):
         seeds = [run for run, _ in pairs]
@@ -59,8 +58,7 @@ def make_sections(runs: Sequence[Run], data_root: str) -> list[Section]:
     return sections
 
 
-def curve_sections(run: Run) -> list[Section]:
-    """1: what do more epochs do, what does the learning rate do, and which settings fit best?"""
+def curve_sections(run: FinishedRun) -> list[Section]:
     rows = run.summary["over_seeds"]
     best = min(rows, key=error_of)
     epochs = max((row["epochs"] for row in rows), key=lambda count: (count == 1000, count))  # 1,000, or the most
@@ -86,7 +84,7 @@ def curve_sections(run: Run) -> list[Section]:
 
 
 def mse_chart(rows: Rows, x: str, each: str, metric: str) -> alt.LayerChart:
-    """Medians and quartiles over the seeds: over "epochs" or "lr", with a line for each of the other."""
+    """Medians and quartiles of the seeds over ``x``, "epochs" or "lr", with a line for ``each`` of the other."""
     names, lines = {"lr": "learning rate", "epochs": "epochs"}, []
     for value in dict.fromkeys(row[each] for row in rows):
         part = [row for row in rows if row[each] == value]
@@ -95,8 +93,8 @@ def mse_chart(rows: Rows, x: str, each: str, metric: str) -> alt.LayerChart:
     return lines_chart(lines, names[x], MSE[metric], log=True)
 
 
-def training_section(runs: Sequence[Run]) -> Section:
-    """2: accuracy and loss over the epochs, for runs that differ by their seeds only."""
+def training_section(runs: Sequence[FinishedRun]) -> Section:
+    """Accuracy and loss over the epochs, for runs that differ by their seeds only."""
     summary, charts = runs[0].summary, {}
     for kind, (title, scale) in MEASURES.items():
         lines: list[Row] = []
@@ -104,41 +102,37 @@ def training_section(runs: Sequence[Run]) -> Section:
             lines += epoch_lines(runs, line or summary["measured_on"], f"{name}_{kind}", scale)
         charts[kind] = epochs_chart(runs, lines, title)
     tested = [100 * run.summary["test_acc"] for run in runs if run.summary["test_acc"] is not None]
-    # A time limit may end one run earlier than another.
-    epochs = list(zip(*(run.epochs for run in runs), strict=False))
-    test = mean_ci(tested) if tested else None
-    return Section("training", {"summary": summary, "runs": runs, "epochs": epochs, "test": test}, charts)
+    epochs = list(zip(*(run.epochs for run in runs), strict=False))  # a time limit may end one run earlier
+    facts = {"runs": runs, "epochs": epochs, "test": mean_ci(tested) if tested else None}
+    return Section("training", {"summary": summary, **facts}, charts)
 
 
-def epoch_lines(runs: Iterable[Run | None], line: str, name: str, scale: float = 100) -> list[Row]:
+def epoch_lines(runs: Iterable[FinishedRun | None], line: str, name: str, scale: float = 100) -> list[Row]:
     """A line of a chart for each run in which this was measured."""
     each = [(run.path.name, *over_epochs(run.epochs, name, scale)) for run in runs if run]
     return [{"line": line, "run": run, "x": x, "y": y} for run, x, y in each if x]
 
 
-def epochs_chart(runs: Sequence[Run], lines: Rows, title: str) -> alt.LayerChart:
+def epochs_chart(runs: Sequence[FinishedRun], lines: Rows, title: str) -> alt.LayerChart:
     marks = [(epoch - 0.5, f"lr {lr:g}") for epoch, lr in lr_changes(runs[0].epochs)]
     return lines_chart(lines, "epoch (counted from 0)", title, marks)
 
 
 def drop_section(pairs: Sequence[Pair], data_root: str) -> Section:
-    """2: what did the drop do?"""
     runs, others = zip(*pairs, strict=True)
-    numbers, along, across = [], [], []
+    numbers, along, across = [], list[Row](), list[Row]()
     for run, other in pairs:
-        found, losses = drop_numbers(run, other, data_root)
-        numbers.append(found)
-        name = {"run": run.path.name}
-        for i, y in enumerate(losses.get("steps", ()), start=1):
-            across.append({"line": f"step {i}", **name, "x": ACROSS, "y": y})
-        for way in ("without", "with") if losses else ():
-            along.append({"line": f"{way} the drop", **name, "x": ALONG, "y": losses[way]})
+        numbers_of_run, losses = drop_numbers(run, other, data_root)
+        numbers.append(numbers_of_run)
+        if losses:
+            name, steps = {"run": run.path.name}, enumerate(losses["steps"], start=1)
+            across += [{"line": f"step {i}", **name, "x": ACROSS, "y": y} for i, y in steps]
+            along += [{"line": f"{w} the drop", **name, "x": ALONG, "y": losses[w]} for w in ("without", "with")]
     lines = epoch_lines(others, "without the drop", "val_acc") + epoch_lines(runs, "with the drop", "val_acc")
     mean, summary = over_runs(numbers), runs[0].summary
     charts = {"drop": epochs_chart(runs, lines, f"{summary['measured_on']} accuracy [%]")}
     if "renewed_effect" in mean:
-        effect = {title: mean[name].mean for title, name in EFFECT_STEPS.items()}
-        charts["effect"] = waterfall_chart(effect, "with the drop")
+        charts["effect"] = waterfall_chart({title: mean[name].mean for title, name in EFFECT.items()}, "with the drop")
     if along:
         charts["along"] = lines_chart(along, "before the drop: 0, one epoch later: 1", *LOSS)
     if across:
@@ -146,8 +140,7 @@ def drop_section(pairs: Sequence[Pair], data_root: str) -> Section:
     return Section("drop", {"summary": summary, "runs": runs, "numbers": numbers, "mean": mean}, charts)
 
 
-def gap_section(runs: Sequence[Run], data_root: str) -> Section:
-    """2: what lies between training and test accuracy?"""
+def gap_section(runs: Sequence[FinishedRun], data_root: str) -> Section:
     numbers = [gap_numbers(run, data_root) for run in runs]
     mean = over_runs(numbers)
     changes = over_runs([{b: one[b] - one[a] for a, b in itertools.pairwise(mean)} for one in numbers])

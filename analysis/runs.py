@@ -9,14 +9,13 @@ from typing import Any
 
 Row = Mapping[str, Any]  # an object of a summary.json
 Rows = Sequence[Row]
-
-# settings that say where the data are, how a run is shown and how often it is saved, not what it learns
+# settings that do not change what a run learns
 NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar", "ckpt_path"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """A finished run: its directory, and its summary.json."""
+class FinishedRun:
+    """A run that has its summary.json, in the folder ``path``."""
 
     path: Path
     summary: Row
@@ -30,7 +29,7 @@ class Run:
         return self.summary["epochs"]
 
 
-Pair = tuple[Run, Run | None]  # a run, and the one that continued it without its drop
+Pair = tuple[FinishedRun, FinishedRun | None]  # a run, and the one that continued it without its drop
 
 
 def over_epochs(rows: Rows, name: str, scale: float = 100) -> tuple[list[int], list[float]]:
@@ -45,7 +44,7 @@ def lr_changes(rows: Rows) -> list[tuple[int, float]]:
     return changes if 2 * len(changes) <= len(rows) else []
 
 
-def epoch_of_drop(run: Run) -> int | None:
+def epoch_of_drop(run: FinishedRun) -> int | None:
     """The first epoch after the only milestone, if that lowered the learning rate and each epoch was measured."""
     rows, changes = run.epochs, lr_changes(run.epochs)
     is_drop = len(changes) == 1 and rows[-1]["lr"] < rows[0]["lr"] and run.summary["settings"].get("milestones")
@@ -57,17 +56,17 @@ def comparable(settings: Row, but: str = "") -> str:
     return json.dumps({k: v for k, v in settings.items() if k not in {*NEUTRAL, but}}, sort_keys=True)
 
 
-def is_branch(run: Run, other: Run) -> bool:
+def is_branch(run: FinishedRun, other: FinishedRun) -> bool:
     """Whether ``other`` continued ``run`` from just before its drop, without it, as long and with its settings."""
     origin = other.summary["origin"]
-    if origin is None or origin["epochs"] != epoch_of_drop(run):
+    if not origin or origin["epochs"] != epoch_of_drop(run):
         return False
     settings = (run.summary["settings"], other.summary["settings"], origin["settings"])
     has_no_drop = [row["lr"] for row in other.epochs] == [run.epochs[0]["lr"]] * len(run.epochs)
     return has_no_drop and len({comparable(each, "milestones") for each in settings}) == 1
 
 
-def groups(runs: Sequence[Run]) -> list[list[Pair]]:
+def groups(runs: Sequence[FinishedRun]) -> list[list[Pair]]:
     """Runs that differ by their seeds only together, each with its branch; a seed counts once, however often it ran."""
     together: dict[str, dict[int, Pair]] = {}
     for run in runs:

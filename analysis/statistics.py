@@ -1,7 +1,4 @@
-"""Confidence intervals and quartiles: what a few seeds show of all seeds; and how numbers are written.
-
-Not by scipy: where it is installed, torchmetrics imports its signal processing too, half a second of every start.
-"""
+"""Confidence intervals and quartiles: what a few seeds show of all seeds; and how numbers are written."""
 
 import math
 import statistics
@@ -13,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class MeanCI:
-    """The mean of n values, their standard deviation, and Student's 95 % confidence interval; nan for one value."""
+    """Mean and standard deviation of n values, and Student's 95 % confidence interval; nan for one value."""
 
     n: int
     mean: float
@@ -27,21 +24,23 @@ class MeanCI:
 
     def text(self, unit: str = "", digits: int = 1) -> str:
         """As in "+8.9 pp (3 seeds, 95 % CI +0.2 to +17.5)"."""
-        sign = f"+.{digits}f"
-        interval = f"{self.n} seeds, 95 % CI {self.low:{sign}} to {self.high:{sign}}" if self.n > 1 else "one seed"
-        return f"{self.mean:{sign}}{unit} ({interval})"
+        low, mean, high = (f"{value:+.{digits}f}" for value in (self.low, self.mean, self.high))
+        return f"{mean}{unit} " + (f"({self.n} seeds, 95 % CI {low} to {high})" if self.n > 1 else "(one seed)")
 
 
 def mean_ci(values: Sequence[float]) -> MeanCI:
     """Raises statistics.StatisticsError for no value."""
     n, mean = len(values), statistics.mean(values)
-    sd = statistics.stdev(values) if n > 1 else math.nan
-    half = student_t(n - 1) * sd / math.sqrt(n) if n > 1 else math.nan
+    if n == 1:
+        return MeanCI(1, mean, math.nan, math.nan, math.nan)
+    sd = statistics.stdev(values)
+    half = student_t(n - 1) * sd / math.sqrt(n)
     return MeanCI(n, mean, sd, mean - half, mean + half)
 
 
 def student_t(df: int) -> float:
     """t with P(|T| <= t) = 0.95 for Student's T of ``df`` >= 1 degrees of freedom."""
+    # Not by scipy: where it is installed, torchmetrics imports it at every start, which takes half a second.
     from mpmath import betainc, findroot
 
     def miss(t: float) -> float:
@@ -53,8 +52,8 @@ def student_t(df: int) -> float:
 def median_ci(values: np.ndarray) -> tuple[float, float, float]:
     """(low, high, coverage): a confidence interval for the median of any continuous distribution, from (n,) values.
 
-    From the k-th smallest to the k-th largest value it covers the median with probability
-    1 - 2 P(Binomial(n, 1/2) < k); k is the largest that reaches 95 %, or 1 where none does (n below 6).
+    The k-th smallest to the k-th largest value cover it with probability 1 - 2 P(Binomial(n, 1/2) < k); k is the
+    largest that reaches 95 %, or 1 where none does (n below 6).
     """
     n, ordered = len(values), np.sort(values)
     coverage = [1 - 2 * sum(math.comb(n, i) for i in range(k)) / 2**n for k in range(1, n // 2 + 2)]  # decreases
@@ -65,8 +64,7 @@ def median_ci(values: np.ndarray) -> tuple[float, float, float]:
 def quartiles(values: np.ndarray, worst: float = math.inf) -> dict[str, float]:
     """{"median", "q25", "q75"} of (S,) values over the seeds; a diverged seed counts as ``worst``."""
     known = np.where(np.isfinite(values), values, worst)
-    # Quartiles are values that occurred: between a number and infinity there is nothing to interpolate.
-    q25, q75 = np.quantile(known, (0.25, 0.75), method="nearest")
+    q25, q75 = np.quantile(known, (0.25, 0.75), method="nearest")  # nothing lies between a number and infinity
     return {"median": float(np.median(known)), "q25": float(q25), "q75": float(q75)}
 
 

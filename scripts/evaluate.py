@@ -4,11 +4,9 @@ import cli  # noqa: F401  (first: all other imports are faster)
 
 # isort: split
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from analysis.evaluation import measure
 from analysis.figures import confusion_figure, pixels_of, save_png
@@ -33,7 +31,12 @@ def run() -> None:
     network = load(cfg.ckpt_path, PictureClassifier)
     skipped: list[Path] = []
     if cfg.images:
-        pixels, labels, skipped = own_pictures(cfg.images, network.classes)
+        pictures, skipped = read_pictures([str(cfg.images)])
+        names = [path.relative_to(cfg.images).parts[0] for path in pictures]
+        if not names or not set(names) <= set(network.classes):
+            classes = ", ".join(network.classes)
+            raise UsageError(f"{cfg.images} must hold pictures in sub-folders named as the classes: {classes}")
+        pixels, labels = torch.stack(list(pictures.values())), torch.tensor(list(map(network.classes.index, names)))
     else:
         data = CIFAR10DataModule(cfg.data_root, download=cfg.download)
         if network.classes != list(data.classes):
@@ -41,27 +44,18 @@ def run() -> None:
         data.prepare_data()
         data.setup()
         pixels, labels = data.test
-    measured = measure(network.logits(pixels), labels, network.classes) | {"skipped": list(map(str, skipped))}
+    measured = measure(network.logits(pixels), labels, network.classes)
     confusion = torch.tensor(measured["confusion"])
     fractions = (confusion / confusion.sum(1, keepdim=True)).numpy()
     save_png(pixels_of(confusion_figure(fractions, network.classes)), cfg.confusion)
     if cfg.json:
-        print(standard_json(measured))
+        print(standard_json({**measured, "skipped": [str(path) for path in skipped]}))
     else:
         line = "Test accuracy {test_acc:.2%}, loss {test_loss:.4f}, calibration error {ece:.2%} ({images:,} images)"
         print(line.format(**measured))
         for name, accuracy in measured["per_class_acc"].items():
             print(f"{name:>12} {accuracy:>8.2%}")
     print(f"The confusion matrix is in {cfg.confusion}", file=sys.stderr)
-
-
-def own_pictures(folder: Path, classes: Sequence[str]) -> tuple[Tensor, Tensor, list[Path]]:
-    """(N, 32, 32, 3) uint8, (N,) int64 labels, and the files that are skipped."""
-    pictures, skipped = read_pictures([str(folder)])
-    names = [path.relative_to(folder).parts[0] for path in pictures]
-    if not names or not set(names) <= set(classes):
-        raise UsageError(f"{folder} must hold pictures in sub-folders named as the classes: {', '.join(classes)}")
-    return torch.stack(list(pictures.values())), torch.tensor([classes.index(name) for name in names]), skipped
 
 
 if __name__ == "__main__":

@@ -32,9 +32,9 @@ def run() -> None:
     # Measured again: these weights are used in float32, whatever the precision of the run and of its own test.
     pixels, labels = data.test
     measured = measure(network.logits(pixels), labels, network.classes)
-    facts = {name: measured[name] for name in ("test_acc", "test_loss")}
-    facts |= {"seed": summary["seed"], "epochs": len(summary["epochs"])}
-    facts |= {"mean": network.mean, "std": network.std, "classes": network.classes}
+    facts = {"seed": summary["seed"], "epochs": len(summary["epochs"])}
+    facts |= {name: measured[name] for name in ("test_acc", "test_loss")}
+    facts |= {name: getattr(network, name) for name in ("mean", "std", "classes")}
     metadata = {"command": summary["command"]} | {name: json.dumps(value) for name, value in facts.items()}
     write_atomically(cfg.out, lambda file: file.write(save(network.net.state_dict(), metadata)))
     print(f"Wrote {cfg.out}: test accuracy {measured['test_acc']:.2%} in float32")

@@ -51,7 +51,8 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
     pictures, _ = read_pictures(names)
     if not pictures:
         raise UsageError("none of these pictures could be read")
-    best = network.logits(torch.stack(list(pictures.values()))).softmax(1).topk(min(3, len(network.classes)))
+    pixels = torch.stack(list(pictures.values()))
+    best = network.logits(pixels).softmax(1).topk(min(3, len(network.classes)))
     rows, titles = [], []
     for path, probabilities, places in zip(pictures, best.values.tolist(), best.indices.tolist(), strict=True):
         classes = [network.classes[place] for place in places]
@@ -63,8 +64,7 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
     if as_json:
         print(standard_json(rows))
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as a Chinese file name's
-    shown = pictures_figure([pixels.numpy() for pixels in pictures.values()][:100], titles[:100])
-    save_png(pixels_of(shown), sheet)
+    save_png(pixels_of(pictures_figure(list(pixels[:100].numpy()), titles[:100])), sheet)
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
 
 
@@ -76,13 +76,13 @@ def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: b
     if as_json:
         print(standard_json({"x": numbers, "members": members, "y": values}))
         return
-    print("x", *(f"lr {member['lr']:g} seed {member['seed']}" for member in members), sep="\t")
+    print("x", *map("lr {lr:g} seed {seed}".format_map, members), sep="\t")
     for x, row in zip(numbers, values, strict=True):
         print(x, *(f"{y:.6g}" for y in row), sep="\t")
 
 
 def read_column(path: Path, column: str) -> list[float]:
-    """The numbers in a CSV file's column. Raises UsageError, with the line, where it is no such file."""
+    """The numbers in a CSV file's column. Raises UsageError, with the line, where there is none."""
     with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins its UTF-8 with a mark
         rows = csv.reader(file, skipinitialspace=True)
         try:

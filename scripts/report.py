@@ -9,7 +9,6 @@ import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-import torch
 import vl_convert
 from jsonargparse import Namespace
 
@@ -18,16 +17,14 @@ from analysis.figures import fit_animation
 from analysis.files import read_json, write_atomically
 from analysis.provenance import about
 from analysis.report import make_sections, render
-from analysis.runs import Run
+from analysis.runs import FinishedRun
 from cli.command import UsageError, main
 from cli.parser import Parser, default_data_root
 
 VEGA_LITE = "6.1"  # 6.4 shows "undefined" for names in the tooltip of the nearest point (vega-lite pull request 9707)
 RATES = "fit.py --num_seeds 8 --lr 1 0.1 0.01 0.001 --epochs 10 50 100 200 500 1000 2000 5000 10000"
-OWN = (
-    "fit.py --num_seeds 8 --lr 0.01 0.001 --epochs 200 500 1000 2000 3000 3500 4000 auto "
-    "--function '(x+1)**2 + sin(x**2+1) - log(x**2+1)'"
-)
+OWN = "fit.py --num_seeds 8 --lr 0.01 0.001 --epochs 200 500 1000 2000 3000 3500 4000 auto --function "
+OWN += "'(x+1)**2 + sin(x**2+1) - log(x**2+1)'"
 QUICK = " --max_epochs 8 --limit_train_batches 50 --limit_val_batches 10 --limit_test_batches 20"
 
 
@@ -51,7 +48,7 @@ def run() -> None:
         sections=make_sections(runs, cfg.data_root),
         runs=runs,
         quick=cfg.quick and not cfg.run_dirs,
-        about=about(torch.device("cpu")),
+        about=about(),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE),
         picture=lambda chart: vl_convert.vegalite_to_svg(chart.to_dict() | {"width": 640}, vl_version=VEGA_LITE),
     )
@@ -59,9 +56,9 @@ def run() -> None:
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
 
 
-def read_runs(folders: Iterable[Path]) -> list[Run]:
+def read_runs(folders: Iterable[Path]) -> list[FinishedRun]:
     """The finished runs in these folders and below them, no run twice. Raises UsageError where a folder has none."""
-    runs: dict[Path, Run] = {}
+    runs: dict[Path, FinishedRun] = {}
     for folder in folders:
         files = sorted(folder.rglob("summary.json"))
         if not files:
@@ -72,11 +69,11 @@ def read_runs(folders: Iterable[Path]) -> list[Run]:
             except ValueError as error:
                 raise UsageError(f"{file} is damaged ({error}): remove it, and run its command again") from None
             if "settings" in summary:  # else it is of several seeds, whose runs are below it
-                runs.setdefault(file.resolve(), Run(file.parent, summary))
+                runs.setdefault(file.resolve(), FinishedRun(file.parent, summary))
     return list(runs.values())
 
 
-def growth_of(runs: Sequence[Run], lr: float | None) -> Growth:
+def growth_of(runs: Sequence[FinishedRun], lr: float | None) -> Growth:
     """The fitted curves of the first curve fit that has this learning rate, or any. Raises UsageError without one."""
     for run in runs:
         if run.is_curve and lr in (None, *run.summary["settings"]["lr"]):
@@ -87,20 +84,7 @@ def growth_of(runs: Sequence[Run], lr: float | None) -> Growth:
 
 def make_runs(cfg: Namespace) -> list[Path]:
     """Makes the runs that are missing in ``cfg.runs`` and resumes those that were interrupted; their directories."""
-    commands = commands_of(cfg, Path(cfg.runs + "_quick" * cfg.quick))
-    for run_dir, command in commands.items():
-        if not (run_dir / "summary.json").exists():
-            last = " --ckpt_path last" if (run_dir / "config.yaml").exists() else ""
-            command += f"{last} --run_dir {shlex.quote(str(run_dir))}"
-            print(f"== python scripts/{command}")
-            script, *flags = shlex.split(command)
-            if run_child([sys.executable, str(Path(__file__).with_name(script)), *flags]):
-                raise UsageError(f"the run {run_dir} failed, see above; finished runs will not be repeated")
-    return list(commands)
-
-
-def commands_of(cfg: Namespace, folder: Path) -> dict[Path, str]:
-    """{run directory: command}: the curve fits; for each seed a run with the drop, and its continuation without it."""
+    folder = Path(cfg.runs + "_quick" * cfg.quick)
     commands = {folder / "rates": RATES + " 50000 100000" * (not cfg.quick), folder / "own": OWN}
     for seed in range(1 if cfg.quick else cfg.num_seeds):
         flags = f"--data_root {shlex.quote(cfg.data_root)} --probe_train true{QUICK * cfg.quick} --seed {seed}"
@@ -108,7 +92,15 @@ def commands_of(cfg: Namespace, folder: Path) -> dict[Path, str]:
         branch = shlex.quote(f"{folder}/with_{seed}/checkpoints/end_of_epoch4.ckpt")
         # A milestone that changes nothing: the weights one epoch after it are kept, as in the run with the drop.
         commands[folder / f"without_{seed}"] = f"cifar.py {flags} --milestones '{{5: 0.1}}' --ckpt_path {branch}"
-    return commands
+    for run_dir, command in commands.items():
+        if not (run_dir / "summary.json").exists():
+            last = " --ckpt_path last" if (run_dir / "config.yaml").exists() else ""
+            command += f"{last} --run_dir {shlex.quote(str(run_dir))}"
+            print(f"== python scripts/{command}")
+            script, *arguments = shlex.split(command)
+            if run_child([sys.executable, str(Path(__file__).with_name(script)), *arguments]):
+                raise UsageError(f"the run {run_dir} failed, see above; finished runs will not be repeated")
+    return list(commands)
 
 
 def run_child(command: Sequence[str]) -> int:

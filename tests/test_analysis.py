@@ -18,7 +18,7 @@ from analysis.drop import drop_numbers, measure_lines, measure_noise, measure_re
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.gap import measure_gap
 from analysis.provenance import command_line
-from analysis.runs import Run, lr_changes
+from analysis.runs import FinishedRun, lr_changes
 from analysis.statistics import mean_ci, median_ci, medians, number, over_runs, quartiles, spread
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
@@ -154,14 +154,14 @@ def test_the_text_of_a_fit() -> None:
     ]
 
 
-def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1, **path: float) -> Run:
+def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1, **path: float) -> FinishedRun:
     """Five epochs at the learning rate ``start``, the others at ``lr``."""
     rows = []
     for i, a in enumerate(accuracies):
         row = {"epoch": i, "lr": start if i < 5 else lr, "train_acc": a, "train_loss": 1 - a, "val_acc": a}
         rows.append(row | {name: length / (1 if i < 5 else 10) for name, length in path.items()})
     settings = {"milestones": {"5": lr}, "lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "optimizer": "sgd"}
-    return Run(Path("nowhere"), {"epochs": rows, "settings": settings, "val_batches": 10})
+    return FinishedRun(Path("nowhere"), {"epochs": rows, "settings": settings, "val_batches": 10})
 
 
 DROPPED = run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81)

@@ -25,7 +25,7 @@ from analysis.files import read_json
 from analysis.gap import STEPS, gap_numbers
 from analysis.measure import measured, network_after
 from analysis.report import Section, make_sections, render
-from analysis.runs import Run, is_branch
+from analysis.runs import FinishedRun, is_branch
 from analysis.statistics import mean_ci
 from cli.command import UsageError
 from scripts import report
@@ -40,7 +40,7 @@ Parts = dict[str, dict[str, Any]]
 def parts(page: str | list[Section]) -> Parts:
     """{id of a section of the page: its text without figures, and the table's rows of cells}"""
     if not isinstance(page, str):
-        nothing = {"about": {"versions": "", "machine": ""}, "quick": False, "vega": "", "picture": lambda chart: ""}
+        nothing = {"about": [], "quick": False, "vega": "", "picture": lambda chart: ""}
         page = render(sections=page, runs=(), **nothing)
 
     def plain(part: str) -> str:
@@ -178,13 +178,13 @@ def test_missing_runs_are_made_and_others_resumed(tmp_path: Path, monkeypatch: p
     assert "R_quick/with_0/checkpoints/end_of_epoch4.ckpt" in resumed and resumed[-1].endswith("without_0")
 
 
-def run_of(name: str, **settings: Any) -> Run:
+def run_of(name: str, **settings: Any) -> FinishedRun:
     content = summary(RUNS / name)
     content["settings"] |= settings
-    return Run(RUNS / name, content)
+    return FinishedRun(RUNS / name, content)
 
 
-def kinds(*runs: Run) -> list[tuple[str, int]]:
+def kinds(*runs: FinishedRun) -> list[tuple[str, int]]:
     """The sections of the classifier, each with the number of its runs."""
     return [(s.kind, len(s.facts["runs"])) for s in make_sections(runs, "absent") if s.kind != "training"]
 
@@ -203,7 +203,7 @@ def test_a_branch_continues_its_run_with_the_same_settings() -> None:
     assert is_branch(run, branch) and not is_branch(run, run) and not is_branch(run, run_of("without_1"))
     earlier, shorter = branch.summary["origin"] | {"epochs": 4}, branch.epochs[:-1]
     others = [{"origin": None}, {"origin": earlier}, {"epochs": shorter}, {"epochs": [*shorter, run.epochs[-1]]}]
-    assert not any(is_branch(run, Run(branch.path, branch.summary | other)) for other in others)
+    assert not any(is_branch(run, FinishedRun(branch.path, branch.summary | other)) for other in others)
     assert not is_branch(run, run_of("without_0", weight_decay=0.1))
 
 
@@ -226,7 +226,8 @@ def test_what_is_measured_is_of_the_end_of_the_run(tmp_path: Path, monkeypatch: 
     assert network_after(run, 1).bn1.num_batches_tracked == 4
     run.epochs[-1]["train_loss"] += 1  # type: ignore[index]  # as if continued: what was kept is of before
     assert measured("noise", [(run, 3)], "absent", lambda nets, data, run: {"a": len(data.train[1])})["a"] == 10_000
-    assert measured("x", [(Run(run.path, run.summary | {"data": "cifar10"}), 3)], "absent", gap.measure_gap) == {}
+    absent = FinishedRun(run.path, run.summary | {"data": "cifar10"})
+    assert measured("x", [(absent, 3)], "absent", gap.measure_gap) == {}
     run.summary["epochs"].append(run.epochs[-1])  # the last checkpoint is not of this epoch
     assert list(gap_numbers(run, "absent")) == ["epoch_average", "probe", "test"]
 
