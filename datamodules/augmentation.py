@@ -14,7 +14,7 @@ PADDING = 4
 
 @dataclass(frozen=True)
 class Augmentation:
-    """How training images vary, as in CIFAR10DataModule."""
+    """How training images vary; arguments as in CIFAR10DataModule."""
 
     max_shift: int = PADDING
     reflect: bool = False  # at the edge pixels, as torchvision's "reflect"
@@ -37,34 +37,25 @@ def mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
 def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = False) -> Tensor:
     """Each image cut from its own place in 4 pixels of padding around it, then mirrored or not (He et al. 2015, 4.2).
 
-    Args:
-        images: (N, H, W, 3) uint8.
-        shift: (N, 2) int64, top and left edge of the crop in the padded image, 0 to 8; (4, 4) is the image itself.
-        flip: (N,) bool, whether to mirror left and right.
-        reflect: as in Augmentation.
+    ``images`` are (N, H, H, 3) uint8. ``shift`` (N, 2) int64 is the top and left edge of the crop in the padded image,
+    0 to 8; (4, 4) is the image itself. ``flip`` (N,) bool mirrors left and right; ``reflect`` is as in Augmentation.
     """
-    N, H, W, C = images.shape
-    rows = shift[:, :1] + torch.arange(H, device=images.device)
-    columns = torch.arange(W, device=images.device)
-    columns = shift[:, 1:] + torch.where(flip[:, None], W - 1 - columns, columns)
+    N, H, _, C = images.shape
+    places = shift[:, :, None] + torch.arange(H, device=images.device)  # (N, 2, H), in the padded image
     if reflect:
-        rows, columns = mirrored(rows - PADDING, H), mirrored(columns - PADDING, W)
+        places = H - 1 - (H - 1 - (places - PADDING).abs()).abs()  # in the image: -1 is 1, and H is H - 2
     else:
-        images, H, W = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING)), H + 2 * PADDING, W + 2 * PADDING
+        images = F.pad(images, (0, 0, PADDING, PADDING, PADDING, PADDING))
+    rows, columns = places.unbind(1)
+    columns = torch.where(flip[:, None], columns.flip(1), columns)
     # One index a pixel: three, one a dimension, take three times as long.
-    rows += torch.arange(N, device=images.device)[:, None] * H
-    pixels = rows[:, :, None] * W + columns[:, None, :]
+    rows = rows + torch.arange(N, device=images.device)[:, None] * images.shape[1]
+    pixels = rows[:, :, None] * images.shape[2] + columns[:, None, :]
     return images.reshape(-1, C).index_select(0, pixels.view(-1)).view(*pixels.shape, C)
 
 
-def mirrored(places: Tensor, size: int) -> Tensor:
-    """Places outside 0 to size - 1, reflected at the first or the last."""
-    last = size - 1
-    return last - (last - places.abs()).abs()
-
-
 def resize(images: Tensor, size: int) -> Tensor:
-    """(N, H, W, 3) uint8 -> (N, size, size, 3), each smaller pixel a mean over those that it covers.
+    """(N, H, H, 3) uint8 -> (N, size, size, 3), each smaller pixel a mean over those that it covers.
 
     uint8 on the CPU, where that takes a fifth of the time; float32 elsewhere, where PyTorch has no other.
     """

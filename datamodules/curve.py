@@ -12,28 +12,23 @@ from datamodules.expression import finite_values
 from datamodules.spelling import standard
 
 GRID_POINTS = 1001
-LAB_HALF_WIDTH, LAB_STD = 5.0, 8.0  # of x, and of y = f(x) + noise, in the lab's exercise
 
 
 class CurveDataModule(LightningDataModule):
     """``num_samples`` points for each seed: x uniform on [x_min, x_max], y = f(x) + noise_std * N(0, 1).
 
-    A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. A validation
-    epoch is one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise, and of a validation sample
-    (x, y), drawn like the training one. Testing is as validation; prediction is of the evenly spaced x.
+    A training epoch is one batch of all points, (x, y), each (S, num_samples) float64, a row a seed. Validation and
+    test are one batch of (x, f(x)), each (1001,) float64, evenly spaced and free of noise, and of a validation sample
+    (x, y), drawn like the training one; prediction is of the evenly spaced x. Raises ValueError where f cannot be read
+    or is not finite on the interval, or an argument is out of range.
 
     Args:
-        function: f(x) in Python's syntax, as in "2*x**2 + sin(x)" or "x if x > 0 else 0", or in the usual other ways to
-            write it, as in "2x^2" (datamodules.expression and spelling); ``self.function`` is in Python's.
+        function: f(x), as in "2*x**2 + sin(x)", "x if x > 0 else 0" or "2x^2"; ``self.function`` is in Python's syntax.
         x_min: x is drawn uniformly from x_min ...
         x_max: ... to x_max.
         num_samples: training points (for each seed).
         noise_std: standard deviation of the Gaussian noise on y, in units of y.
         seeds: one seed a sample.
-
-    Raises:
-        ValueError: the function cannot be read, or is not finite on the interval; the interval is empty or not
-            finite; or there is no point to learn from.
     """
 
     def __init__(
@@ -57,9 +52,7 @@ class CurveDataModule(LightningDataModule):
         self.grid = torch.linspace(x_min, x_max, GRID_POINTS, dtype=torch.float64)
         self.truth = finite_values(function, self.grid)
 
-        self.x, self.y, self.held_out_x, self.held_out_y = (
-            torch.empty(len(seeds), num_samples).double() for _ in range(4)
-        )
+        self.x, self.y, self.held_out_x, self.held_out_y = torch.empty(4, len(seeds), num_samples).double()
         for s, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
             for xs, ys in ((self.x, self.y), (self.held_out_x, self.held_out_y)):
@@ -70,34 +63,30 @@ class CurveDataModule(LightningDataModule):
 
     @property
     def scale(self) -> dict[str, Any]:
-        """Center and scale of x and of each seed's y: what brings them to the lab's own, [-5, 5] and deviation 8.
-
-        So a learning rate means the same for every function, and for the default one what it means in the lab.
-        """
-        half = (self.grid[-1] - self.grid[0]).item() / 2
+        """Center and scale of x and of each seed's y, such that a learning rate means what it does in the lab."""
+        half = (self.x_max - self.x_min) / 2
         std = self.y.std(1, correction=0)
         return {
-            "x_mean": self.grid[0].item() + half,
-            "x_scale": half / LAB_HALF_WIDTH,
+            "x_mean": self.x_min + half,
+            "x_scale": half / 5,  # the lab's x is from -5 to 5
             "y_mean": self.y.mean(1).tolist(),
-            "y_scale": torch.where(std > 0, std / LAB_STD, 1.0).tolist(),  # a constant has no spread to scale by
+            "y_scale": torch.where(std > 0, std / 8, 1.0).tolist(),  # the lab's y has deviation 8, a constant none
         }
 
     def setup(self, stage: str | None = None) -> None:
         """Nothing: the points are drawn when it is made."""
 
     def train_dataloader(self) -> DataLoader:
-        return self._one_batch(self.x, self.y)
+        return one_batch(self.x, self.y)
 
     def val_dataloader(self) -> DataLoader:
-        return self._one_batch(self.grid, self.truth, self.held_out_x, self.held_out_y)
+        return one_batch(self.grid, self.truth, self.held_out_x, self.held_out_y)
 
-    def test_dataloader(self) -> DataLoader:
-        return self.val_dataloader()
+    test_dataloader = val_dataloader
 
     def predict_dataloader(self) -> DataLoader:
-        return self._one_batch(self.grid)
+        return one_batch(self.grid)
 
-    @staticmethod
-    def _one_batch(*tensors: Tensor) -> DataLoader:
-        return DataLoader([tensors], batch_size=None)  # type: ignore[arg-type]
+
+def one_batch(*tensors: Tensor) -> DataLoader:
+    return DataLoader([tensors], batch_size=None)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import reduce
+from reprlib import repr as shown
 
 import torch
 from torch import Tensor
@@ -30,11 +31,10 @@ def evaluate(expression: str, x: Tensor) -> Tensor:
     """The expression's value at every element of ``x``, a float64 tensor of any shape; it may be infinite or nan.
 
     The language is Python's, of ``x``, ``pi``, ``e``, numbers, ``+ - * / **``, FUNCTIONS, comparisons, which are 1 or 0
-    as a number, ``a if c else b`` and ``where(c, a, b)``, whose branch not taken may be infinite or nan.
-    ``heaviside(x)`` is 0.5 at 0, and ``heaviside(x, v)`` is v there; ``sinc(x)`` is sin(pi*x)/(pi*x), as in NumPy.
-    Raises ValueError where the text is longer than MAX_LENGTH characters, or not in this language.
+    as a number, and ``a if c else b``, whose branch not taken may be infinite or nan. ``heaviside(x, v)`` is v at 0, or
+    0.5. Raises ValueError where the text is longer than MAX_LENGTH characters, or not in this language.
     """
-    names = {"x": x, "pi": number(math.pi), "π": number(math.pi), "e": number(math.e)}
+    names = {"x": x, "pi": x.new_tensor(math.pi), "π": x.new_tensor(math.pi), "e": x.new_tensor(math.e)}
     try:
         if len(expression) > MAX_LENGTH:
             raise ValueError(f"it has {len(expression)} characters; at most {MAX_LENGTH}")
@@ -55,20 +55,11 @@ def finite_values(expression: str, x: Tensor) -> Tensor:
     return evaluate(expression, x)
 
 
-def shown(text: str) -> str:
-    """The text in quotes, on one line, its end cut off where it is long."""
-    return repr(text if len(text) <= 60 else f"{text[:57]}...")
-
-
-def number(value: float) -> Tensor:
-    return torch.tensor(float(value), dtype=torch.float64)
-
-
 def _value(node: ast.expr, names: Mapping[str, Tensor]) -> Tensor:
     """A float64 tensor of x's shape or with none."""
     match node:
-        case ast.Constant(value=int() | float() as constant) if not isinstance(constant, bool):
-            return number(constant)
+        case ast.Constant(value=int() | float() as constant):
+            return torch.tensor(float(constant), dtype=torch.float64)
         case ast.Name(id=name) if name in names:
             return names[name]
         case ast.UnaryOp(op=op, operand=a) if type(op) in OPERATORS:

@@ -12,12 +12,11 @@ from torch import Tensor
 
 
 def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]:
-    """(32, 32, 3) uint8 for each picture of the named files and folders, and the files that are skipped.
+    """(32, 32, 3) uint8 for each picture of the named files and folders, and the files skipped, with a line on stderr.
 
-    A line on stderr says why. Of a folder all files are read, those of its sub-folders too, without hidden ones.
+    A folder's files include those of its sub-folders, but no hidden ones.
     """
-    pictures: dict[Path, Tensor] = {}
-    skipped = []
+    pictures, skipped = dict[Path, Tensor](), list[Path]()
     for path in (Path(file) for name in names for file in glob(name) or [name]):  # Windows' shells pass *.png as it is
         files = sorted(file for file in path.rglob("[!.]*") if file.is_file()) if path.is_dir() else [path]
         for file in files:
@@ -30,10 +29,7 @@ def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]
 
 
 def read_picture(path: Path) -> Tensor:
-    """(32, 32, 3) uint8: turned as its EXIF says, on white where transparent, the central square, shrunk to 32x32.
-
-    The pixels of a picture of 32x32 are kept. Raises what Pillow raises where it cannot read the file.
-    """
+    """(32, 32, 3) uint8: turned as its EXIF says, on white where transparent, the central square, shrunk to 32x32."""
     with Image.open(path) as image:
         turned = ImageOps.exif_transpose(image).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned).convert("RGB")

@@ -2,10 +2,11 @@
 
 import re
 from contextlib import suppress
+from reprlib import repr as shown
 
 import torch
 
-from datamodules.expression import evaluate, shown
+from datamodules.expression import evaluate
 
 PREFIX = re.compile(r"(?:[fghy]\s*(?:\(\s*x\s*\)\s*)?=(?!=)\s*)?(?:lambda\s+x\s*:(?!=))?")  # y = ..., lambda x: ...
 CHARACTERS = str.maketrans({"^": "**", "−": "-", "·": "*", "⋅": "*", "×": "*", "÷": "/"})
@@ -28,9 +29,7 @@ NO_POWER = ("root", "bare", "superscript")  # kinds of operands behind which a p
 def standard(text: str) -> str:
     """The expression that the text stands for, in the language of ``evaluate``; one in it already is only stripped.
 
-    Also read are ``x^2``, ``x²``, ``2x``, ``2(x+1)``, ``2·x``, ``√x``, ``|x|``, ``sin x``, ``np.sin(x)``,
-    ``math.exp(x)``, ``ln(x)``, ``arctan(x)``, ``y = ...``, ``f(x) = ...`` and ``lambda x: ...``. Raises ValueError
-    where the text cannot be read, or can be read in two ways, as ``1/2x`` or ``sin x^2``.
+    Raises ValueError where the text cannot be read, or can be read in two ways, as ``1/2x`` or ``sin x^2``.
     """
     expression = PREFIX.sub("", text.strip(), count=1).strip()
     no_points = torch.empty(0, dtype=torch.float64)

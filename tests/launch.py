@@ -114,7 +114,7 @@ def draw_images() -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # other threads would be lost, and waited for, in what is forked
     for train in (True, False):
-        read_images("synthetic", Path("data"), train)
+        read_images("synthetic", Path("data"), train, torch.device("cpu"))
     torch.set_num_threads(threads)
 
 

@@ -205,10 +205,37 @@ def test_the_loaders_give_what_torchvisions_transforms_give(cifar: CIFAR10DataMo
         assert torch.equal(labels, cifar.test[1][78 * 128 :])
 
 
+class Small(CIFAR10DataModule):
+    """A subclass with images of its own."""
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train = self.test = synthetic_images(80, seed=0)
+
+
 def small(**arguments: Any) -> CIFAR10DataModule:
-    data = CIFAR10DataModule(dataset="synthetic", batch_size=8, **arguments)
-    data.train = data.test = synthetic_images(80, seed=0)
+    data = Small(dataset="synthetic", batch_size=8, **arguments)
+    data.setup()
     return data
+
+
+class NoisyLabels(CIFAR10DataModule):
+    """A subclass that takes every tenth image, and gives it the next class, in place."""
+
+    def setup(self, stage: str | None = None) -> None:
+        super().setup(stage)
+        images, labels = self.train
+        labels += 1
+        self.train = images[::10], labels[::10] % 10
+
+
+def test_a_subclass_changes_what_setup_gives_however_often_it_is_called() -> None:
+    data, plain = NoisyLabels(dataset="synthetic"), CIFAR10DataModule(dataset="synthetic")
+    for stage in ("fit", "test", None):
+        data.setup(stage)
+        plain.setup(stage)
+        images, labels = plain.train
+        assert same([data.train, data.test], [(images[::10], (labels[::10] + 1) % 10), plain.test])
+        assert data.test[0].data_ptr() == plain.test[0].data_ptr()  # no copy of the pixels
 
 
 def test_images_grow_over_a_run() -> None:
@@ -248,10 +275,10 @@ def test_what_is_not_cifar10_is_refused(cifar10_root: Path, tmp_path: Path) -> N
     with pytest.raises(MisconfigurationException, match="not in nowhere.*CIFAR10_ROOT.*--download"):
         CIFAR10DataModule("nowhere", download=False).prepare_data()
     with pytest.raises(MisconfigurationException, match="data_batch_2 is missing"):
-        CIFAR10DataModule(tmp_path).prepare_data()
+        CIFAR10DataModule(tmp_path).setup()
     path.write_bytes(content)
-    with pytest.raises(MisconfigurationException, match="data_batch_2 is corrupt"):
-        CIFAR10DataModule(tmp_path).prepare_data()
+    with pytest.raises(MisconfigurationException, match="data_batch_2 is missing or corrupt"):
+        CIFAR10DataModule(tmp_path).setup()
 
 
 @pytest.mark.parametrize(

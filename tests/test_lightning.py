@@ -40,11 +40,14 @@ BOTH = pytest.mark.parametrize("name", ["images", "curve"])
 drawn = functools.cache(synthetic_images)
 
 
+class Images(CIFAR10DataModule):
+    def setup(self, stage: str | None = None) -> None:
+        self.train, self.test = drawn(60, 0), drawn(30, 1)  # an epoch's last batch is smaller
+
+
 def images(**arguments: Any) -> CIFAR10DataModule:
     """Four training batches and two test batches."""
-    data = CIFAR10DataModule(dataset="synthetic", **{"batch_size": 16, **arguments})
-    data.train, data.test = drawn(60, 0), drawn(30, 1)  # an epoch's last batch is smaller
-    return data
+    return Images(dataset="synthetic", **{"batch_size": 16, **arguments})
 
 
 def experiment(name: str, **arguments: Any) -> tuple[LightningModule, LightningDataModule]:
