@@ -42,10 +42,8 @@ def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
 def lines_chart(
     lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), log: bool = False
 ) -> alt.LayerChart:
-    """Lines and bands; ``x`` and ``y`` are the titles of the axes, ``log`` is for both.
-
-    ``lines``, at least one, have the names "line" and "run" and lists "x" and "y"; for a band also lists "lower
-    quartile" and "upper quartile". ``marks`` are vertical lines, x and text.
+    """``lines``, at least one, have the names "line" and "run" and lists "x" and "y"; for a band also lists "lower
+    quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are vertical lines, x and text.
     """
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
     axis = alt.Axis(format=WHOLE, tickMinStep=alt.Undefined if log else 1)  # no ticks between two epochs

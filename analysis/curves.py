@@ -24,9 +24,7 @@ class Growth(TypedDict):
 
 
 def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> list[Row]:
-    """{"lr", "epochs", metric: ``quartiles`` over the seeds} for each learning rate and then each epoch count, from
-    ``values`` (T, L, S) for each of METRICS, not finite where a seed diverged.
-    """
+    """{"lr", "epochs", metric: ``quartiles``} for each rate, then count; ``values`` (T, L, S) may not be finite."""
     return [
         {"lr": lr, "epochs": int(count)} | {m: quartiles(values[m][t, i], worst) for m, worst in METRICS.items()}
         for i, lr in enumerate(lrs)
@@ -65,10 +63,9 @@ def more_training(epochs: np.ndarray, true_mse: np.ndarray) -> dict[str, Any]:
 
 
 def early_stopping(epochs: np.ndarray, true_mse: np.ndarray, held_out_mse: np.ndarray) -> dict[str, Any]:
-    """The best epoch count by the error itself, and by a held-out noisy sample, all that one has when f is unknown.
+    """The best epoch count by the errors' median, and by a held-out noisy sample, all that one has when f is unknown.
 
-    Both arrays are (T, S). The errors' median over the seeds chooses the best. A held-out sample chooses for its own
-    seed; given are the medians of the epoch counts that the seeds choose, and of their errors there.
+    Both arrays are (T, S). Each seed has its own sample; given are the medians of the chosen counts and errors there.
     """
     errors = medians(true_mse)
     chosen = np.where(np.isfinite(held_out_mse), held_out_mse, math.inf).argmin(0)

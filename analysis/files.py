@@ -8,16 +8,13 @@ from typing import Any, BinaryIO
 
 
 def write_atomically(path: Path, write: Callable[[BinaryIO], object], durable: bool = True) -> None:
-    """Creates or replaces ``path`` with what ``write`` puts into a file; on any failure ``path`` stays as it was.
-
-    ``durable``: after a power cut too. It takes some milliseconds.
-    """
+    """Replaces ``path`` by what ``write`` writes, or leaves it as it was; ``durable``: after a power cut too."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(aside, "wb") as file:
             write(file)
-            if durable:
+            if durable:  # for some milliseconds
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(aside, path)

@@ -2,9 +2,8 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import altair as alt
 import jinja2
@@ -28,8 +27,7 @@ EFFECT = {  # from the accuracy without the drop to that with it
 }
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """What answers a question; its words and the captions of its charts are in report.html, by kind and by name."""
 
     kind: str

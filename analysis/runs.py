@@ -3,9 +3,8 @@
 import itertools
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 Row = Mapping[str, Any]  # an object of a summary.json
 Rows = Sequence[Row]
@@ -13,8 +12,7 @@ Rows = Sequence[Row]
 NEUTRAL = {"data_root", "download", "num_seeds", "save_every_n_steps", "enable_progress_bar", "ckpt_path"}
 
 
-@dataclass(frozen=True)
-class FinishedRun:
+class FinishedRun(NamedTuple):
     """A run that has its summary.json, in the folder ``path``."""
 
     path: Path

@@ -3,13 +3,12 @@
 import math
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class MeanCI:
+class MeanCI(NamedTuple):
     """Mean and standard deviation of n values, and Student's 95 % confidence interval; nan for one value."""
 
     n: int
