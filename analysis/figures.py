@@ -30,8 +30,11 @@ def pixels_of(figure: Figure) -> np.ndarray:
     return np.asarray(canvas.buffer_rgba())[..., :3]
 
 
-def save_png(pixels: np.ndarray, path: Path) -> None:
+def save_png(figure: Figure, path: Path) -> np.ndarray:
+    """Writes ``path``, whole or not at all; returns the (H, W, 3) uint8 pixels."""
+    pixels = pixels_of(figure)
     write_atomically(path, lambda file: Image.fromarray(pixels).save(file, "png"))
+    return pixels
 
 
 def show_pictures(pictures: Iterable[tuple[int, np.ndarray]], tag: str, loggers: Iterable[Any]) -> None:

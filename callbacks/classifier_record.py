@@ -14,9 +14,8 @@ from torch.optim import Optimizer
 from callbacks.record import RecordCallback
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
-AVERAGED, EVALUATED = ("train/", "trajectory/"), ("val/", "probe/")
 MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
-COLUMNS = ("epoch", "lr", *(name.replace("/", "_") for name in MEASURED), "seconds")
+COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
 
 
 class ClassifierRecord(RecordCallback):
@@ -28,23 +27,20 @@ class ClassifierRecord(RecordCallback):
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}
         self.first_step: float | None = None
-        self._validated: dict[str, float] = {}  # val/* and probe/* of the epoch's latest validation, if it had one
+        self._validated: dict[str, float | None] = {}  # by the epoch's latest validation, if it had one
         self._has_header = False  # on the terminal, in this process
         self._seconds = 0.0  # of training in this epoch, up to ``_since``
         self._since = time.perf_counter()
 
-    def epochs_done(self) -> int:
-        return len(self.epochs)
-
     def state_dict(self) -> dict[str, Any]:
-        state = {"epochs": self.epochs, "batches": self.batches, "validated": self._validated}
-        seconds = self._seconds + time.perf_counter() - self._since
-        return {**super().state_dict(), **state, "seconds_of_this_epoch": seconds}
+        state = {"epochs": self.epochs, "epochs_done": len(self.epochs), "batches": self.batches}
+        state |= {"validated": self._validated, "epoch_seconds": self._seconds + time.perf_counter() - self._since}
+        return {**super().state_dict(), **state}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
-        self._validated, self._seconds = dict(state["validated"]), state["seconds_of_this_epoch"]
         super().load_state_dict(state)
+        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
+        self._validated, self._seconds = dict(state["validated"]), state["epoch_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(pl_module)  # resuming inside an epoch, Lightning leaves out the next hook
@@ -81,20 +77,18 @@ class ClassifierRecord(RecordCallback):
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._since = now(pl_module.device)
-        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(EVALUATED)}
+        self._validated = logged(trainer, "val/", "probe/")
         if trainer.state.fn == TrainerFn.VALIDATING:  # after a training run that ended inside an epoch
-            self.epochs[-1] |= keys(metrics)
-        else:
-            self._validated = metrics
+            self.epochs[-1] |= self._validated
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._lap(pl_module)
-        # Where this epoch had no validation, Lightning still holds the values of an earlier one.
-        metrics = {name: v.item() for name, v in trainer.callback_metrics.items() if name.startswith(AVERAGED)}
         row = {
             "epoch": trainer.current_epoch,
             "lr": self._lr,
-            **keys(dict.fromkeys(MEASURED) | metrics | self._validated),
+            **{name.replace("/", "_"): None for name in MEASURED},
+            **logged(trainer, "train/", "trajectory/"),
+            **self._validated,
             "seconds": self._seconds,
             "images_per_second": self._images * trainer.world_size / (self._seconds - self._uncounted),
         }
@@ -112,11 +106,12 @@ class ClassifierRecord(RecordCallback):
         return bool(self.batches["val_batches"] and self.epochs and self.epochs[-1]["val_acc"] is None)
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.test = keys({n: v.item() for n, v in trainer.callback_metrics.items() if n.startswith("test/")})
+        self.test = logged(trainer, "test/")
 
     def summary(self, model: LightningModule, device: torch.device) -> dict[str, Any]:
         """The content of summary.json, once all is done; ``device`` is where it was, for Lightning moves it away."""
         speeds = [row["images_per_second"] for row in self.epochs]
+        seconds = {"train": sum(row["seconds"] for row in self.epochs), "total": self.total_seconds()}
         return {
             **{name: self.settings[name] for name in ("recipe", "data", "seed")},
             "measured_on": "validation" if self.settings["val_size"] else "test",
@@ -126,20 +121,16 @@ class ClassifierRecord(RecordCallback):
             "epochs": self.epochs,
             **self.test,
             "images_per_second": statistics.median(speeds) if speeds else None,
-            "seconds": {
-                "train": sum(row["seconds"] for row in self.epochs),
-                "total": self.total_seconds(),
-                "to_first_step": self.first_step,
-            },
+            "seconds": {**seconds, "to_first_step": self.first_step},
             "peak_memory_mb": peak_memory_mb(device),
             **self.common(),
         }
 
 
-def keys(metrics: Mapping[str, float | None]) -> dict[str, float | None]:
-    """Metrics by their names in summary.json, such as val_acc for val/acc, but for the latest step's own values."""
-    named = {name.removeprefix("trajectory/").replace("/", "_"): value for name, value in metrics.items()}
-    return {name: value for name, value in named.items() if not name.endswith("_step")}
+def logged(trainer: Trainer, *prefixes: str) -> dict[str, float | None]:
+    """What is logged of an epoch, by the names of summary.json: val_acc for val/acc, path for trajectory/path."""
+    names = [name for name in trainer.callback_metrics if name.startswith(prefixes) and not name.endswith("_step")]
+    return {n.removeprefix("trajectory/").replace("/", "_"): trainer.callback_metrics[n].item() for n in names}
 
 
 def cell(name: str, value: float | None) -> str:

@@ -36,20 +36,17 @@ class CurveRecord(RecordCallback):
         self._train_seconds = 0.0  # without those of a training that is running since then
         self._train_start: float | None = None
 
-    def epochs_done(self) -> int:
-        return max(self.measured, default=0)
-
     def train_seconds(self) -> float:
         running = 0.0 if self._train_start is None else time.perf_counter() - self._train_start
         return self._train_seconds + running
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"measured": self.measured, "curves": self.curves, "train_seconds": self.train_seconds()}
-        return {**super().state_dict(), **state}
+        state = {"measured": self.measured, "curves": self.curves, "epochs_done": max(self.measured, default=0)}
+        return {**super().state_dict(), **state, "train_seconds": self.train_seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.measured, self.curves, self._train_seconds = state["measured"], state["curves"], state["train_seconds"]
         super().load_state_dict(state)
+        self.measured, self.curves, self._train_seconds = state["measured"], state["curves"], state["train_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_start = time.perf_counter()
@@ -70,7 +67,7 @@ class CurveRecord(RecordCallback):
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._train_seconds, self._train_start = self.train_seconds(), None
         if self.measured:
-            self.curves[self.epochs_done()] = self._latest  # which is reported where the training run ends early
+            self.curves[max(self.measured)] = self._latest  # which is reported where the training run ends early
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(T,) measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
@@ -28,18 +27,8 @@ class EpochAverages(Callback):
     def on_load_checkpoint(  # type: ignore[override]
         self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]
     ) -> None:
-        """Each process takes its own sums again, or the first one all of them if the number of processes differs."""
+        """Each process takes its own sums again, and those of processes that are no more are taken by others."""
         for name, states in checkpoint.get("epoch_averages", {}).items():
             for state, sums in states.items():
-                if len(sums) == trainer.world_size:
-                    own = sums[trainer.global_rank]
-                else:
-                    own = sums.sum(0) if trainer.global_rank == 0 else torch.zeros_like(sums[0])
+                own = sums[trainer.global_rank :: trainer.world_size].sum(0)
                 setattr(pl_module.train_metrics[name], state, own.to(pl_module.device))
-
-    def on_train_batch_start(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: ResNet20Classifier, batch: object, batch_idx: int
-    ) -> None:
-        # A checkpoint of an epoch's end, or of its last batch, holds that epoch's sums.
-        if batch_idx == 0:
-            pl_module.train_metrics.reset()

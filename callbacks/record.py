@@ -23,21 +23,17 @@ class RecordCallback(Callback):
         self.origin: dict[str, Any] | None = None
         self._earlier_total = 0.0  # seconds of the processes before a resume
 
-    def epochs_done(self) -> int:
-        """Epochs of which something is recorded."""
-        raise NotImplementedError
-
     def total_seconds(self) -> float:
         return self._earlier_total + time.perf_counter() - self.start
 
     def state_dict(self) -> dict[str, Any]:
+        """A subclass adds its own part, with "epochs_done"."""
         return {"settings": self.settings, "origin": self.origin, "total_seconds": self.total_seconds()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """A subclass calls it once it has loaded its own part."""
         self._earlier_total, self.origin = state["total_seconds"], state["origin"]
         if self.is_branch:
-            self.origin = {"settings": state["settings"], "epochs": self.epochs_done()}
+            self.origin = {"settings": state["settings"], "epochs": state["epochs_done"]}
 
     def common(self) -> dict[str, Any]:
         """What both summaries say of a run in the same way."""

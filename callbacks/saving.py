@@ -20,10 +20,9 @@ from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Checkpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
+from pytorch_lightning.utilities import rank_zero_only
 
 from analysis.files import write_atomically
-
-BATCHES_BETWEEN_LOOKS = 50  # at a clock on which all processes have to agree
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -36,20 +35,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SaveLast(Checkpoint):
-    """Keeps ``last.ckpt`` in ``folder`` up to date: at the end of each epoch, before its last step (so that nothing but
-    that step is lost when validation is interrupted), and inside an epoch as often as asked.
+    """Keeps ``last.ckpt`` up to date: before the last step of each epoch, at its end, and inside it as often as asked.
 
-    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal; while
-    nothing is trained, or by a second signal, at once. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same and
-    puts the job back into the queue, exit code 0.
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal; at
+    once by a second signal, or where nothing is trained. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same
+    and puts the job back into the queue, exit code 0.
 
     Args:
         folder: where the checkpoints go.
         every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
-        interval: else save after so many seconds.
+        interval: else save after so many seconds; several processes, whose clocks differ, do not.
         each_epoch: save at the end of each epoch too.
-        keep_before: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before: a run resumed from there
-            shows what happens without a milestone.
+        keep_before: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before.
         advice: printed on a signal, how to resume.
         requeues: whether the same command finds the run again; else a SLURM job is not put back into the queue.
     """
@@ -69,9 +66,9 @@ class SaveLast(Checkpoint):
         self.keep_before, self.advice, self.requeues = set(keep_before), advice, requeues
         self._kept: Path | None = None
         self._is_aside = False
-        self._saved_at, self._saved_steps = time.monotonic(), 0
-        self._signum = 0
+        self._signum = 0  # a signal that was received
         self._leaves = False  # once the checkpoint that a signal asked for is in its place
+        self._leaves_at_once = False  # where there is nothing to save
         self._previous: dict[int, Any] = {}  # handlers of the signals
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
@@ -88,56 +85,79 @@ class SaveLast(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
-        self._listen()
+        self._listen(False)
 
-    def _listen(self, *args: object, **kwargs: object) -> None:
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # Inside an epoch the next step saves. An epoch of one step has no checkpoint from before its last step.
+        at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
+        is_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
+        # Several processes differ in their batches here: they leave together, at the next step.
+        self._listen(trainer.world_size == 1 and (is_saved or trainer.state.fn != TrainerFn.FITTING))
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._leaves_at_once = False
+
+    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._listen(trainer.world_size == 1)
+
+    def _listen(self, leaves_at_once: bool) -> None:
+        """Again in each stage, at whose beginning Lightning puts a handler of its own in the place of SIGTERM's."""
+        self._leaves_at_once = leaves_at_once
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
         for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
             if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it for SIGHUP
                 self._previous.setdefault(signum, signal.signal(signum, self._received))
+        if self._signum and leaves_at_once:
+            self._leave(self._is_slurms)
 
-    # Again after setup, since then Lightning puts a handler of its own in the place of SIGTERM's.
-    setup = on_validation_start = on_test_start = _listen
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        for signum, handler in self._previous.items():
+            signal.signal(signum, handler)
+        self._previous = {}
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if self._signum:
             os._exit(128 + signum)
         self._signum = signum
+        if self._leaves_at_once:
+            self._leave(self._is_slurms)
 
-    def _is_asked_to_leave(self, trainer: Trainer) -> bool:
-        """Whether any process has received a signal; all processes ask at the same place."""
-        return bool(trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False))
+    @property
+    def _is_slurms(self) -> bool:
+        return self.requeues and self._signum == getattr(signal, "SIGUSR1", None)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: object, batch: object, batch_idx: int
-    ) -> None:
-        if not may_save_now(trainer, batch_idx):
-            return
-        self._leaves = self._is_asked_to_leave(trainer)
-        is_before_last = batch_idx + 1 >= trainer.num_training_batches - trainer.accumulate_grad_batches
-        if self._leaves or (is_before_last and trainer.enable_validation) or self._is_due(trainer, batch_idx):
-            self._save(trainer)
+    def _leave(self, requeue: bool) -> None:
+        if getattr(rank_zero_only, "rank", 0) == 0:
+            print(f"\nInterrupted. {self.advice}", flush=True)
+            if requeue:
+                env = os.environ
+                task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]
+                subprocess.run(["scontrol", "requeue", "_".join(task) or env["SLURM_JOB_ID"]], check=True)
+        raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if may_save_now(trainer, batch_idx := args[-1]):
+            is_before_last = batch_idx + 1 >= trainer.num_training_batches - trainer.accumulate_grad_batches
+            self._save_if(is_before_last and trainer.enable_validation, trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leaves = self._is_asked_to_leave(trainer)
         if trainer.current_epoch + 1 in self.keep_before:
             self._kept = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
-        if self.each_epoch or self._leaves or trainer.should_stop or self._is_due(trainer, 0):
-            self._save(trainer)
+        self._save_if(self.each_epoch or trainer.should_stop, trainer)
 
-    def _is_due(self, trainer: Trainer, batch_idx: int) -> bool:
+    def _save_if(self, is_due: bool, trainer: Trainer) -> None:
+        """Saves aside where it is due, by the number of steps or seconds too, or a process has received a signal."""
         if self.every_n_steps is not None:
-            return steps_done(trainer) // self.every_n_steps > self._saved_steps // self.every_n_steps
-        if trainer.world_size > 1 and batch_idx % BATCHES_BETWEEN_LOOKS:
-            return False
-        return bool(trainer.strategy.broadcast(time.monotonic() - self._saved_at >= self.interval))
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.is_global_zero:
-            self.last.parent.mkdir(exist_ok=True)  # fails where the run's folder has been deleted
-        trainer.save_checkpoint(self.aside)
-        self._is_aside = trainer.is_global_zero
-        self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
+            is_due |= steps_done(trainer) // self.every_n_steps > self._saved_steps // self.every_n_steps
+        elif trainer.world_size == 1:
+            is_due |= time.monotonic() - self._saved_at >= self.interval
+        self._leaves = trainer.strategy.reduce_boolean_decision(bool(self._signum), all=False)
+        if is_due or self._leaves:
+            if trainer.is_global_zero:
+                self.last.parent.mkdir(exist_ok=True)  # fails where the run's folder has been deleted
+            trainer.save_checkpoint(self.aside)
+            self._is_aside = trainer.is_global_zero
+            self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
 
     def _publish(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         """Turns what was saved aside into ``last.ckpt``, in any hook later than the one that saved it."""
@@ -150,43 +170,9 @@ class SaveLast(Checkpoint):
             os.replace(self.aside, self.last)
         self._kept, self._is_aside = None, False
         if self._leaves:
-            self._leave(trainer)
+            self._leave(trainer.strategy.reduce_boolean_decision(self._is_slurms, all=False))
 
     on_train_batch_start = on_train_epoch_start = on_train_end = _publish
-
-    def on_validation_batch_end(self, trainer: Trainer, *args: object) -> None:
-        # Inside an epoch the next step saves. An epoch of one step has no checkpoint from before its last step.
-        at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        is_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
-        if is_saved or trainer.state.fn != TrainerFn.FITTING:
-            self._leave_if_single(trainer)
-
-    def on_test_batch_end(self, trainer: Trainer, *args: object) -> None:
-        self._leave_if_single(trainer)
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous = {}
-        if stage == "test":
-            self._leave_if_single(trainer)
-
-    def _leave_if_single(self, trainer: Trainer) -> None:
-        """Leaves where a signal has asked for it; not one of several processes, which differ in their batches here."""
-        if self._signum and trainer.world_size == 1:
-            self._leave(trainer)
-
-    def _leave(self, trainer: Trainer) -> None:
-        self._leaves = False
-        is_slurms = self.requeues and self._signum == getattr(signal, "SIGUSR1", None)
-        requeue = trainer.strategy.reduce_boolean_decision(is_slurms, all=False)
-        if trainer.is_global_zero:
-            print(f"\nInterrupted. {self.advice}", flush=True)
-            if requeue:
-                env = os.environ
-                task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]
-                subprocess.run(["scontrol", "requeue", "_".join(task) or env["SLURM_JOB_ID"]], check=True)
-        raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
 
 
 def steps_done(trainer: Trainer) -> int:

@@ -10,8 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
-from analysis.figures import confusion_figure, pictures_figure, pixels_of, save_png
-from callbacks.tensorboard_texts import show_pictures
+from analysis.figures import confusion_figure, pictures_figure, save_png, show_pictures
 
 NUM_ERRORS = 20
 
@@ -73,6 +72,5 @@ class TestPictures(Callback):
         return pictures_figure(pixels, titles, "most confident errors") if pixels else None
 
     def _publish(self, trainer: Trainer, figure: Figure, name: str, tag: str) -> None:
-        pixels = pixels_of(figure)
-        save_png(pixels, self.run_dir / f"{name}.png")
+        pixels = save_png(figure, self.run_dir / f"{name}.png")
         show_pictures([(trainer.global_step, pixels)], tag, trainer.loggers)

@@ -22,17 +22,17 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from callbacks.finite_loss import NonFiniteLoss
 
 gc.enable()  # the imports are done
-LIBRARIES = ("pytorch_lightning", "lightning_fabric", "jsonargparse")
+LIBRARIES = ("pytorch_lightning", "lightning_fabric", "jsonargparse", "torch._inductor", "torch._dynamo")
 
 
 class UsageError(Exception):
-    """What the user asked for cannot be done; the message is one line that says why and, where known, what to do."""
+    """What the user asked for cannot be done; the message says why and, where known, what to do."""
 
 
 def main(run: Callable[[], None]) -> NoReturn:
     """Runs a command; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback.
 
-    Ctrl-C ends it with 130, SIGTERM with 143 and SIGHUP with 129, wherever SaveLast does not listen.
+    Ctrl-C ends it with 130, another signal with 128 + its number, wherever SaveLast does not listen.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -73,7 +73,7 @@ def excepthook(args: threading.ExceptHookArgs) -> None:
 def is_users(error: Exception) -> bool:
     """Whether the error is about what the user asked for: flags, files, memory. All others are bugs.
 
-    What Lightning or jsonargparse raise, or a callback of Lightning's meets, is about the flags.
+    What one of LIBRARIES raises, or a callback of Lightning's meets, is about the flags.
     """
     if isinstance(error, UsageError | MisconfigurationException | NonFiniteLoss | torch.OutOfMemoryError):
         return True
@@ -96,10 +96,7 @@ def print_once(line: str, file: TextIO | None = None) -> None:
 
 
 def keep_freed_memory() -> None:
-    """Has glibc keep freed memory for the next step: tens of thousands of page faults less in a step of ResNet-20.
-
-    It makes a step up to 15 % shorter, and the peak no larger.
-    """
+    """Has glibc keep freed memory for the next step, which becomes up to 15 % shorter; the peak is no larger."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other libcs lack it
         M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -102,10 +102,7 @@ def default_data_root() -> str:
 
 
 def limit_imports() -> None:
-    """A config file may name classes of Lightning and callbacks/, and of packages that the command line names too.
-
-    To name a class is to import its module, which runs it.
-    """
+    """A config file may name, and so import and run, Lightning, callbacks/, and packages that a flag names too."""
     named = {name for arg in sys.argv[1:] for name in re.findall(r"[a-z_]\w*(?=\.[a-z_])", arg, re.IGNORECASE)}
     known = {"pytorch_lightning", "lightning_fabric", "callbacks", "builtins.len", "builtins.print"}
     set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*known | named - {"jsonargparse"}])

@@ -1,11 +1,12 @@
 """Run: the folder of a run, its settings, and the checkpoint that it is resumed from."""
 
+import atexit
 import itertools
 import os
 import shutil
 import zipfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Trainer
 
 from analysis.files import write_atomically
 from analysis.provenance import quoted
@@ -36,8 +37,8 @@ MAY_DIFFER_IN_A_BRANCH = MAY_DIFFER | {"milestones", "milestone_unit"}
 class Checkpoint:
     """What the commands look at before Lightning loads a checkpoint.
 
-    ``settings`` are those of the run that saved it. ``next_step`` is the first step that the loggers will see: those of
-    a curve fit count epochs, a classifier's count batches. ``is_cut``: the run had ended inside an epoch.
+    ``settings`` are those of its run, ``next_step`` is the first step that the loggers will see (an epoch of a curve
+    fit, a batch of a classifier), and ``is_cut`` whether the run had ended inside an epoch.
     """
 
     path: Path
@@ -66,37 +67,44 @@ class Checkpoint:
 
     @classmethod
     def latest(cls, folder: Path) -> "Checkpoint":
-        """``last.ckpt``, or if it is damaged the newest valid one. UsageError where there is none."""
-        others = set(folder.glob("*.ckpt")) - {folder / "last.ckpt"}
-        for path in [folder / "last.ckpt", *sorted(others, key=os.path.getmtime, reverse=True)]:
+        """The valid one that has come furthest. Raises UsageError where there is none."""
+        valid = []
+        for path in sorted(folder.glob("*.ckpt")):
             try:
-                return cls.read(path)
+                valid.append(cls.read(path))
             except UsageError as error:
                 print_once(f"Skipped: {error}")
-        raise UsageError(f"there is no valid checkpoint in {folder}: leave out --ckpt_path to start anew")
+        if not valid:
+            raise UsageError(f"there is no valid checkpoint in {folder}: leave out --ckpt_path to start anew")
+        return max(valid, key=lambda each: (each.next_step, each.path.name))  # last.ckpt rather than an epoch's end
 
 
 class Run:
     """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
 
-    Raises:
-        UsageError: the folder holds a run that is not being resumed, another process has it, there is no such
-            checkpoint, or the checkpoint's run had settings that may not differ.
+    ``top`` is the folder that a command names: for one of several seeds that of them all. Raises UsageError where the
+    folder holds a run that is not being resumed, or is in use, or the checkpoint is not one of such a run.
     """
 
-    def __init__(self, parser: Parser, cfg: Namespace, folder: Path) -> None:
-        self.folder, self.settings = folder, plain_settings(parser, cfg)
-        self.named = Path(cfg.run_dir).expanduser() if cfg.run_dir else folder  # with several seeds the folder of all
-        checkpoint = self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
-        self.is_branch = checkpoint is not None and not self._is_own(checkpoint)
-        if checkpoint:
-            origin = str(checkpoint.path.resolve()) if self.is_branch else checkpoint.settings["ckpt_path"]
-            self.settings["ckpt_path"] = origin  # the checkpoint of another run with which this one began
-            self._check_settings(checkpoint)
-            if checkpoint.is_cut:
-                print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
+    def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path) -> None:
+        self.folder, self.config, self.settings = folder, folder / "config.yaml", plain_settings(parser, cfg)
+        self.advice = f"To resume: repeat the command with --run_dir {quoted(top)} --ckpt_path last"
+        self._has_begun = False
+        self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
+        self.is_branch = self.checkpoint is not None and not self._is_own(self.checkpoint)
+        if self.checkpoint:
+            self._take_settings(self.checkpoint)
         if is_rank_zero():
-            self._lock = locked(folder)
+            if not folder.exists() or not any(folder.iterdir()):
+                atexit.register(self._remove_unused)
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = FileLock(folder / ".lock", timeout=0)
+            try:
+                self._lock.acquire()
+            except Timeout:
+                raise UsageError(f"{folder} is in use by another process: wait, or choose another --run_dir") from None
+            except NotImplementedError:  # a disk without locks, as of some clusters
+                pass
 
     @property
     def ckpt_path(self) -> Path | None:
@@ -110,26 +118,24 @@ class Run:
 
         A job that SLURM has put back into the queue resumes by the command line that it was started with.
         """
-        folder, config = self.folder / "checkpoints", self.folder / "config.yaml"
-        if os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and config.exists():
-            ckpt_path = "last"
-        if ckpt_path == "last":
+        if ckpt_path == "last" or (os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and self.config.exists()):
+            checkpoints, has_results = self.folder / "checkpoints", (self.folder / "summary.json").exists()
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
-            if config.exists() and not any(folder.glob("*.ckpt")) and not (self.folder / "summary.json").exists():
-                origin = yaml.safe_load(config.read_text(encoding="utf-8"))["ckpt_path"]
+            if self.config.exists() and not has_results and not any(checkpoints.glob("*.ckpt")):
+                origin = yaml.safe_load(self.config.read_text(encoding="utf-8"))["ckpt_path"]
                 return Checkpoint.read(Path(origin)) if origin else None
-            return Checkpoint.latest(folder)
+            return Checkpoint.latest(checkpoints)
         checkpoint = Checkpoint.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
-        holds_runs = config.exists() or any(self.folder.glob("seed*/config.yaml"))
-        is_resumed = checkpoint is not None and self._is_own(checkpoint)
-        if holds_runs and not is_resumed and is_rank_zero():  # for another process it may be this very run
-            raise UsageError(
-                f"{self.folder} holds a run already: choose another --run_dir, or resume it: --ckpt_path last"
-            )
+        holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
+        if holds_runs and is_rank_zero() and not (checkpoint and self._is_own(checkpoint)):
+            # for another process it may be this very run
+            raise UsageError(f"{self.folder} holds a run: choose another --run_dir, or resume it: --ckpt_path last")
         return checkpoint
 
-    def _check_settings(self, checkpoint: Checkpoint) -> None:
+    def _take_settings(self, checkpoint: Checkpoint) -> None:
         before, now = checkpoint.settings, self.settings
+        # the checkpoint of another run with which this one began
+        now["ckpt_path"] = str(checkpoint.path.resolve()) if self.is_branch else before.get("ckpt_path")
         if before.keys() != now.keys():
             raise UsageError(f"{checkpoint.path} is of another command, or of another version of it")
         may_differ = MAY_DIFFER_IN_A_BRANCH if self.is_branch else MAY_DIFFER
@@ -137,33 +143,24 @@ class Run:
         if changed:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
+        if checkpoint.is_cut:
+            print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Writes config.yaml. Results of a run that is resumed go: it has none until it ends."""
-        if trainer.is_global_zero:
+    def begin(self, trainer: Trainer, *args: object) -> None:
+        """After its first step a run has a config.yaml. One that is resumed has no results any more until it ends."""
+        if trainer.is_global_zero and not self._has_begun:
+            self._has_begun = True
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
                 path.unlink(missing_ok=True)
             write_settings(self.folder, self.settings)
 
-    def how_to_resume(self) -> str:
-        return f"To resume: repeat the command with --run_dir {quoted(self.named)} --ckpt_path last"
-
-
-@contextmanager
-def open_run(parser: Parser, cfg: Namespace, folder: Path) -> Iterator[Run]:
-    """A Run; where nothing has been trained in it, a folder that was new is removed again."""
-    is_new, run = not folder.exists() or not any(folder.iterdir()), None
-    try:
-        run = Run(parser, cfg, folder)
-        yield run
-    except BaseException:
-        if run and is_new and is_rank_zero() and not (folder / "config.yaml").exists():
-            shutil.rmtree(folder, ignore_errors=True)
-        for empty in (folder, folder.parent):
-            with suppress(OSError):  # it is gone, or there is something in it
-                empty.rmdir()
-        raise
+    def _remove_unused(self) -> None:
+        """A new folder in which nothing was trained goes as the process ends."""
+        if not self.config.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # there is something else in it
+                self.folder.parent.rmdir()
 
 
 def run_folder(cfg: Namespace, default: str) -> Path:
@@ -189,25 +186,6 @@ def run_folder(cfg: Namespace, default: str) -> Path:
             os.environ["LITLAB_RUN_DIR"] = str(folder)
             break
     return folder
-
-
-def locked(folder: Path) -> FileLock:
-    """Makes the folder and locks it for as long as the lock lives; on a disk without locks says so and goes without.
-
-    Raises:
-        UsageError: another process has it.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise UsageError(f"{folder} is in use by another process: wait for it, or choose another --run_dir") from None
-    except (NotImplementedError, OSError) as error:
-        if isinstance(error, PermissionError):
-            raise
-        print_once(f"{folder} is on a disk without file locks: start no second process on it")
-    return lock
 
 
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:

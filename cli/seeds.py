@@ -8,9 +8,8 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from analysis.figures import pixels_of, save_png, training_figure
-from analysis.files import read_json, write_json
-from analysis.runs import comparable
+from analysis.figures import save_png, training_figure
+from analysis.files import write_json
 from cli import START
 from cli.command import UsageError, is_rank_zero
 from cli.parser import Parser
@@ -20,41 +19,27 @@ Summary = dict[str, Any]
 
 
 def train_seeds(
-    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, float], Summary]
+    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, Path, float], Summary]
 ) -> list[Summary]:
-    """The summaries of ``train(cfg, folder, start)`` for seed, seed+1, ... in sub-folders of ``top``, which gets means.
-
-    On a resume a run that has ended with the same settings is not repeated.
-    """
+    """The summaries of ``train(cfg, folder, top, start)`` for seed, seed+1, ..., in sub-folders of ``top``."""
     if cfg.ckpt_path not in (None, "last"):
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if (top / "metrics.csv").exists():
         raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
-    jobs = []
+    summaries: list[Summary] = []
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         folder = top / f"seed{seed}"
         ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
-        own = {"seed": seed, "num_seeds": 1, "run_dir": str(top), "ckpt_path": ckpt_path}
-        jobs.append((Namespace({**cfg, **own}), folder))
-    finished = [finished_summary(parser, *job) for job in jobs]  # before any process has run one of them
-    summaries: list[Summary] = []
-    for job, summary in zip(jobs, finished, strict=True):
-        summaries.append(summary or train(*job, time.perf_counter() if summaries else START))
+        own = Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path})
+        summaries.append(train(own, folder, top, time.perf_counter() if summaries else START))
     if is_rank_zero():
         write_settings(top, plain_settings(parser, cfg))
         write_json(top / "summary.json", summary_of_all(summaries))
         if all(summary["epochs"] for summary in summaries):
             epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))
             figure = training_figure(epochs, tested, summaries[0]["measured_on"])
-            save_png(pixels_of(figure), top / "training.png")
+            save_png(figure, top / "training.png")
     return summaries
-
-
-def finished_summary(parser: Parser, cfg: Namespace, folder: Path) -> Summary | None:
-    path = folder / "summary.json"
-    summary: Summary | None = read_json(path) if cfg.ckpt_path and path.exists() else None
-    settings = comparable(plain_settings(parser, cfg), "ckpt_path")
-    return summary if summary and comparable(summary["settings"], "ckpt_path") == settings else None
 
 
 def summary_of_all(summaries: list[Summary]) -> Summary:

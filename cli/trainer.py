@@ -37,12 +37,15 @@ def build_trainer(
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
-    callbacks = [*callbacks, *own, LambdaCallback(on_train_start=run.on_train_start)]
-    if flags.enable_checkpointing is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    bars = [bar] if has_bar and not has_own_bar else []
+    saves = flags.enable_checkpointing is not False
     added = {
         "logger": make_loggers(flags.logger, run),
-        "callbacks": [*callbacks, *([bar] if has_bar and not has_own_bar else [])],
+        "callbacks": [
+            LambdaCallback(on_train_batch_end=run.begin),
+            *(callback for callback in callbacks if saves or not isinstance(callback, Checkpoint)),
+            *[*own, *bars],
+        ],
         "enable_progress_bar": has_bar,
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
         "default_root_dir": flags.default_root_dir or str(run.folder),
@@ -57,10 +60,12 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
     """metrics.csv and TensorBoard of a run, from where the checkpoint is, and those that the user asked for."""
     if asked is False:
         return []
-    first_step = run.checkpoint.next_step if run.checkpoint else 0
-    history = (run.checkpoint.path.resolve().parents[1] if run.checkpoint else run.folder) / "metrics.csv"
-    board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=first_step)
-    return [MetricsCSV(run.folder, first_step, history), board, *([] if asked is True else listed(asked))]
+    step, rows = 0, list[dict[str, str]]()
+    if run.checkpoint:
+        step = run.checkpoint.next_step
+        rows = read_rows(run.checkpoint.path.resolve().parents[1] / "metrics.csv", step)
+    board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=step)
+    return [MetricsCSV(run.folder, rows), board, *([] if asked is True else listed(asked))]
 
 
 def listed(value: Any) -> list[Any]:
@@ -69,14 +74,11 @@ def listed(value: Any) -> list[Any]:
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, but the rows of ``history`` from before ``first_step`` are kept.
+    """Lightning's metrics.csv, but it begins with these rows; Lightning's own begins anew in a folder that was used."""
 
-    Lightning's own logger begins anew in a folder that has been used.
-    """
-
-    def __init__(self, folder: Path, first_step: int, history: Path) -> None:
+    def __init__(self, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
         super().__init__(folder, name="", version="")
-        self._experiment = MetricsRows(folder / "metrics.csv", read_rows(history, first_step))
+        self._experiment = MetricsRows(folder / "metrics.csv", rows)
 
 
 class MetricsRows(ExperimentWriter):

@@ -27,25 +27,23 @@ class FunctionRegressor(LightningModule):
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
     entry of ``measure_at``; the trajectory does not depend on it. So the Trainer's epochs are measurements, on which
     ``EarlyStopping``, ``ModelCheckpoint`` and the like act; training ends after the last of them, or after
-    ``max_epochs`` of them; optimization is manual, without accumulation or clipping of gradients. Logged values have
-    epochs as their step.
+    ``max_epochs`` of them. Logged values have epochs as their step.
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
     (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
     on the noisy points) and ``val/loss``, ``test/loss`` (against f itself), medians over the members, in squared units
-    of y. ``predict_step`` returns (M, N) float64 predictions.
+    of y.
 
     Args:
         lrs: learning rates of Adam.
         seeds: seeds of the initializations, the same as the CurveDataModule's.
         measure_at: the epochs after which to measure, ascending; training ends at the last.
         x_mean, x_scale: center and scale of the inputs, from ``CurveDataModule.scale`` like the next two.
-        y_mean, y_scale: center and scale of the targets, one entry a seed, or one for all.
+        y_mean, y_scale: those of the targets, one entry a seed, or one for all.
         hidden: widths of the hidden layers (ReLU).
 
     Raises:
-        ValueError: a learning rate that is not positive and finite, epochs that are not ascending from 1, no seeds, or
-            another number of ``y_mean`` or ``y_scale``.
+        ValueError: an argument is out of range, or they do not go together.
         MisconfigurationException: from a Trainer of several devices, or one that has reached the last epoch already.
     """
 
@@ -100,6 +98,14 @@ class FunctionRegressor(LightningModule):
         """Leaves float64, which not every device has, on the CPU, where the steps read it."""
         return batch
 
+    def on_train_start(self) -> None:
+        # After some 800 epochs Adam's averages become subnormal numbers, with which a step takes up to twice as long.
+        # They are too small to change a weight: the trajectory is the same to the last bit.
+        torch.set_flush_denormal(True)
+
+    def on_train_end(self) -> None:
+        torch.set_flush_denormal(False)
+
     def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"loss": median, "epochs": int, "train_mse": (M,) float64}."""
         L = len(self.lrs)
@@ -126,10 +132,7 @@ class FunctionRegressor(LightningModule):
         return {"loss": loss, "epochs": until, "train_mse": mse}
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
-        """Compares with f, and with a noisy validation sample.
-
-        Returns {"epochs": int, "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, held_out_mse.
-        """
+        """{"epochs", "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, held_out_mse."""
         measured = self._compare(batch)
         self._log({"val/loss": median(measured["true_mse"])})
         return {"epochs": self.epochs_done, **measured}

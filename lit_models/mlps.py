@@ -1,7 +1,7 @@
-"""Many small MLPs with ReLU trained side by side as one batched network, with the gradient written out; their Adam.
+"""Many small MLPs with ReLU trained side by side as one batched network; their gradient and their Adam.
 
-A full-batch step of one such MLP is some 30 microseconds of arithmetic; autograd's bookkeeping would take several times
-as long. So the backward pass is written by hand, into buffers that every step uses again.
+A full-batch step of one such MLP is some 30 microseconds of arithmetic, and autograd's bookkeeping several times that.
+So the backward pass is written by hand, into buffers that every step uses again.
 """
 
 import math
@@ -12,13 +12,10 @@ from torch import Tensor, nn
 
 
 class MLPs(nn.Module):
-    """M networks of the same shape, each from R to R: one for each of ``seeds``, its layers as wide as ``hidden``.
+    """M networks from R to R, one for each of ``seeds``, with layers as wide as ``hidden`` (ValueError if empty).
 
-    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side. Member m
-    starts as ``torch.nn.Linear`` would (uniform in plus or minus 1 / sqrt(fan_in)), drawn from a generator of its own.
-
-    Raises:
-        ValueError: ``hidden`` is empty.
+    All parameters lie in one flat tensor ``theta``, layer by layer, the M members of a layer side by side. They start
+    as in ``torch.nn.Linear`` (uniform in plus or minus 1 / sqrt(fan_in)), each member by a generator of its own.
     """
 
     def __init__(self, hidden: Sequence[int], seeds: Sequence[int]) -> None:
@@ -58,10 +55,7 @@ class MLPs(nn.Module):
         return torch.baddbmm(bias, weight, x)
 
     def gradient_of_mse(self, x: Tensor, y: Tensor) -> Callable[[], None]:
-        """A function that sets ``theta.grad`` to the gradient of each member's mean squared error.
-
-        ``x`` and ``y`` are (M, 1, N) inputs and targets, of theta's dtype and on its device.
-        """
+        """A function that sets ``theta.grad`` to the gradient of each member's mean squared error; x, y: (M, 1, N)."""
         M, _, N = x.shape
         self.theta.grad = torch.empty_like(self.theta)
         layers, grads = self.layers(self.theta.detach()), self.layers(self.theta.grad)
@@ -97,8 +91,8 @@ class MLPs(nn.Module):
 class ElementwiseAdam(torch.optim.Optimizer):
     """``torch.optim.Adam`` with its defaults, but with a learning rate for every element (arXiv 1412.6980).
 
-    ``element_lr`` has the shape and device of the parameters, whose ``grad`` is set before a step. A group's ``lr`` is
-    the first element's; whatever sets it (a scheduler, a callback) scales all elements alike.
+    ``element_lr`` has the shape and device of the parameters. A group's ``lr`` is the first element's; whatever sets
+    it (a scheduler, a callback) scales all elements alike.
     """
 
     def __init__(self, params: Iterable[Tensor], element_lr: Tensor) -> None:

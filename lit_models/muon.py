@@ -18,9 +18,8 @@ class Muon(torch.optim.SGD):
 
     Args:
         filters: weights of convolutions, (out, in, H, W) with out <= in * H * W, each before a batch normalization.
-        others: parameters that SGD trains.
-        lr, momentum, nesterov, weight_decay, fused: of the others, as in ``torch.optim.SGD``.
-        lr_ratio: the filters' learning rate, as a fraction of ``lr``, which schedules change for both alike.
+        others: parameters that SGD trains, with the settings that ``torch.optim.SGD`` has too.
+        lr_ratio: the filters' learning rate, as a fraction of ``lr``.
         filter_momentum: the filters' momentum.
 
     Raises:

@@ -24,10 +24,7 @@ def cpu_has_bfloat16() -> bool:
 
 
 def can_train_in_mkldnn(net: nn.Module) -> bool:
-    """Whether ``in_mkldnn`` computes what ``net`` does under bfloat16 autocast, and has a gradient.
-
-    Not with layers of a user's own, hooks, frozen batch normalization, or a look for anomalies in each operation.
-    """
+    """Whether ``in_mkldnn`` trains ``net`` as bfloat16 autocast does: not a user's layers, hooks, or frozen layers."""
     if torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled or not cpu_has_bfloat16():
         return False
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")

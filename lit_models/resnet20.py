@@ -33,8 +33,7 @@ class BasicBlock(nn.Module):
 class ResNet20(nn.Module):
     """(N, 3, H, W) float images, H and W usually 32 -> (N, num_classes) logits; 269,722 parameters with ten classes.
 
-    The layers are registered in the order in which the network applies them. ``he_init`` draws the convolutions and
-    the linear layer as He et al. 2015 (arXiv 1502.01852) do; without it they keep PyTorch's default.
+    ``he_init`` draws the convolutions and the linear layer as He et al. 2015 (arXiv 1502.01852) instead of PyTorch do.
     """
 
     def __init__(self, num_classes: int = 10, he_init: bool = False) -> None:

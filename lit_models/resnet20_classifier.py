@@ -20,12 +20,10 @@ Batch = tuple[Tensor, Tensor]
 class ResNet20Classifier(LightningModule):
     """Learns from batches of (N, 3, H, W) float images and (N,) int64 labels.
 
-    Logs ``train/loss``, ``train/acc``, ``val/loss``, ``val/acc``, ``test/loss``, ``test/acc`` (cross-entropy in nats,
-    accuracy as a fraction of 1, each a mean over the images of the epoch) and ``lr``, once an epoch;
-    ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are epoch averages: each batch is
-    scored by the weights before learning from it. A second validation loader, if there is one, holds a training subset,
-    logged as ``probe/*``; ``val/*`` are of what the data module validates on. ``predict_step`` returns (N, 10)
-    class probabilities.
+    Logs {train,val,test}/{loss,acc}, means over the images of an epoch (cross-entropy in nats, accuracy as a fraction
+    of 1), and ``lr``, once an epoch; ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are
+    epoch averages: each batch is scored by the weights before learning from it. What a second validation loader holds
+    is logged as ``probe/*``.
 
     Args:
         lr: learning rate, until a callback changes it.
@@ -36,8 +34,7 @@ class ResNet20Classifier(LightningModule):
         muon_lr_ratio: learning rate of the filters, as a fraction of lr.
         muon_momentum: momentum of the filters.
         he_init: He initialization of convolutions and linear layer instead of PyTorch's default.
-        compile: train through torch.compile. Evaluation and an epoch's last batch, which may be smaller, are not
-            compiled, since each new shape or mode would cost a compilation of its own.
+        compile: train through torch.compile, but an epoch's last batch, whose shape may be another.
 
     Raises:
         ValueError: the optimizer is another, or torch.optim.SGD refuses the settings.
@@ -59,8 +56,9 @@ class ResNet20Classifier(LightningModule):
         if optimizer not in ("sgd", "muon"):
             raise ValueError(f"optimizer is {optimizer!r}; it is 'sgd' or 'muon'")
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
-        lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
-        muon_lr_ratio, muon_momentum = float(muon_lr_ratio), float(muon_momentum)
+        lr, momentum, weight_decay, muon_lr_ratio, muon_momentum = map(
+            float, (lr, momentum, weight_decay, muon_lr_ratio, muon_momentum)
+        )
         self.save_hyperparameters()
         # Not `self.hparams`: a subclass's hparams hold its own arguments, not those that it passes to `super()`.
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
@@ -72,7 +70,6 @@ class ResNet20Classifier(LightningModule):
         self.probe_metrics, self.test_metrics = averages("probe"), averages("test")
         self._faster: Callable[[Tensor], Tensor] | None = None  # what trains ``net``, if not the network itself
         self._is_logged = False
-        self._lr = lr
         self._fused = True  # until setup knows the Trainer
         # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
         ResNet20Classifier.configure_optimizers(self)
@@ -89,8 +86,6 @@ class ResNet20Classifier(LightningModule):
     def setup(self, stage: str) -> None:
         # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
         self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
-        if stage == "fit":
-            self.train_metrics.reset()  # an earlier fit may have ended inside an epoch
 
     def teardown(self, stage: str) -> None:
         self._faster = None  # neither copied nor pickled with the module
@@ -105,18 +100,15 @@ class ResNet20Classifier(LightningModule):
             self._faster = torch.compile(self.net.forward, dynamic=False)
         elif self.trainer.precision == "bf16-mixed" and self.device.type == "cpu" and can_train_in_mkldnn(self.net):
             self._faster = in_mkldnn(self.net)
-        self._is_logged = False  # also where an epoch is resumed: Lightning leaves out on_train_epoch_start there
-
-    def on_train_epoch_start(self) -> None:
         self._is_logged = False
 
-    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
-        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # schedulers change it before the step is logged
-
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # schedulers change it before the step is logged
+        if batch_idx == 0:  # not where an epoch is resumed; Lightning may leave out on_train_epoch_start there
+            self.train_metrics.reset()
         is_last = batch_idx + 1 == self.trainer.num_training_batches
         net = self.net if self._faster is None or (self.compiles and is_last) else self._faster
-        loss, _ = self._step(self.train_metrics, batch, net, logs=not self._is_logged)
+        loss, _ = self._step(self.train_metrics, batch, net, logs=batch_idx == 0 or not self._is_logged)
         self._is_logged = True
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("lr_step", self._lr, on_step=True, on_epoch=False)

@@ -14,21 +14,20 @@ from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import TQDMProgressBar
 
-from analysis.figures import pixels_of, save_png, training_figure
+from analysis.figures import save_png, show_pictures, training_figure
 from analysis.files import write_json
 from callbacks import LRStep, OneCycle
 from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.saving import SaveLast
-from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
 from cli.hardware import should_compile
 from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
 from cli.recipe import NAMES, recipe_defaults
-from cli.run import Run, open_run, run_folder, where_to_look
+from cli.run import Run, run_folder, where_to_look
 from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
@@ -63,7 +62,10 @@ def cifar() -> None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
     folder = run_folder(cfg, "runs/cifar")
     train_one = partial(train, parser)
-    summaries = [train_one(cfg, folder, START)] if cfg.num_seeds == 1 else train_seeds(parser, cfg, folder, train_one)
+    if cfg.num_seeds == 1:
+        summaries = [train_one(cfg, folder, folder, START)]
+    else:
+        summaries = train_seeds(parser, cfg, folder, train_one)
     for summary in summaries:
         if summary["test_acc"] is not None:
             result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
@@ -71,27 +73,27 @@ def cifar() -> None:
     print_once(where_to_look(folder), sys.stdout)
 
 
-def train(parser: Parser, cfg: Namespace, folder: Path, start: float) -> dict[str, Any]:
+def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> dict[str, Any]:
     """One run, in Lightning's order: data, model, callbacks, Trainer, fit, test; returns its summary.
 
-    ``start`` is when it began, for the seconds in all.
+    ``top`` is the folder of all seeds' runs; ``start`` is when this one began, for the seconds in all.
     """
     seed_everything(cfg.seed, workers=True)
-    with open_run(parser, cfg, folder) as run:
-        data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
-        model = build(ResNet20Classifier, cfg, compile=should_compile(cfg, data.num_train - data.val_size))
-        record = ClassifierRecord(run.settings, run.is_branch, start)
-        trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
-        where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
-        print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
-        trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
-        if not cfg.fast_dev_run:
-            if record.ended_unmeasured():
-                trainer.validate(model, data, verbose=False)
-            trainer.test(model, data, verbose=False)
-        summary = record.summary(model, trainer.strategy.root_device)
-        if trainer.is_global_zero:
-            write_results(summary, folder, trainer)
+    run = Run(parser, cfg, folder, top)
+    data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
+    model = build(ResNet20Classifier, cfg, compile=should_compile(cfg, data.num_train - data.val_size))
+    record = ClassifierRecord(run.settings, run.is_branch, start)
+    trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
+    where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
+    print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
+    trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
+    if not cfg.fast_dev_run:
+        if record.ended_unmeasured():
+            trainer.validate(model, data, verbose=False)
+        trainer.test(model, data, verbose=False)
+    summary = record.summary(model, trainer.strategy.root_device)
+    if trainer.is_global_zero:
+        write_results(summary, folder, trainer)
     return summary
 
 
@@ -104,12 +106,11 @@ def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord) -> list[C
         run.folder / "checkpoints",
         cfg.save_every_n_steps,
         keep_before={epoch + i for epoch in epochs for i in (0, 1)},
-        advice=run.how_to_resume(),
+        advice=run.advice,
         requeues=cfg.run_dir is not None,
     )
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    shown = [TensorBoardTexts(run.settings), TestPictures(run.folder)]
-    return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), *shown, saving]
+    return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), TestPictures(run.folder), saving]
 
 
 def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
@@ -122,8 +123,8 @@ def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
 def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> None:
     """The training figure, and summary.json."""
     if summary["epochs"]:
-        pixels = pixels_of(training_figure([summary["epochs"]], [summary["test_acc"]], summary["measured_on"]))
-        save_png(pixels, folder / "training.png")
+        figure = training_figure([summary["epochs"]], [summary["test_acc"]], summary["measured_on"])
+        pixels = save_png(figure, folder / "training.png")
         show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
     write_json(folder / "summary.json", summary)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from analysis.evaluation import measure
-from analysis.figures import confusion_figure, pixels_of, save_png
+from analysis.figures import confusion_figure, save_png
 from analysis.files import standard_json
 from cli.command import UsageError, main
 from cli.parser import Parser, default_data_root
@@ -47,7 +47,7 @@ def run() -> None:
     measured = measure(network.logits(pixels), labels, network.classes)
     confusion = torch.tensor(measured["confusion"])
     fractions = (confusion / confusion.sum(1, keepdim=True)).numpy()
-    save_png(pixels_of(confusion_figure(fractions, network.classes)), cfg.confusion)
+    save_png(confusion_figure(fractions, network.classes), cfg.confusion)
     if cfg.json:
         print(standard_json({**measured, "skipped": [str(path) for path in skipped]}))
     else:

@@ -13,15 +13,14 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pytorch_lightning import Trainer, seed_everything
 
 from analysis.curves import fit_text, spread_over_seeds
-from analysis.figures import errors_figure, fit_cards, fits_figure, pixels_of, save_png
+from analysis.figures import errors_figure, fit_cards, fits_figure, save_png, show_pictures
 from analysis.files import write_json
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
 from callbacks.saving import SaveLast
-from callbacks.tensorboard_texts import TensorBoardTexts, show_pictures
 from cli.command import UsageError, main
 from cli.parser import Parser, add_trainer_flags, build, training_parser
-from cli.run import Run, open_run, run_folder, where_to_look
+from cli.run import Run, run_folder, where_to_look
 from cli.trainer import build_trainer
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
@@ -59,30 +58,30 @@ def fit() -> None:
     model = build(FunctionRegressor, cfg, lrs=lrs, seeds=seeds, measure_at=measure_at, **data.scale)
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
-    with open_run(parser, cfg, run_folder(cfg, "runs/fit")) as run:
-        record = CurveRecord(asked, "auto" in (cfg.epochs or ()), run.settings, run.is_branch, START)
-        saving = SaveLast(
-            run.folder / "checkpoints",
-            cfg.save_every_n_steps,
-            interval=60.0,
-            each_epoch=False,
-            advice=run.how_to_resume(),
-            requeues=cfg.run_dir is not None,
-        )
-        callbacks = [record, TensorBoardTexts(run.settings), saving]
-        # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
-        instead: dict[str, Any] = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None}
-        done = run.checkpoint.next_step - 1 if run.checkpoint else 0
-        if done > last:
-            raise UsageError(f"{run.ckpt_path} has {done:,} epochs already: ask for at least as many with --epochs")
-        if done == last:
-            instead["limit_train_batches"] = 0
-        trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
-        read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
-        print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
-        trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
-        print(fit_text(write_results(record, model, data, trainer, run)) + noise_hint(data))
-        print(where_to_look(run.folder))
+    folder = run_folder(cfg, "runs/fit")
+    run = Run(parser, cfg, folder, folder)
+    record = CurveRecord(asked, "auto" in (cfg.epochs or ()), run.settings, run.is_branch, START)
+    saving = SaveLast(
+        run.folder / "checkpoints",
+        cfg.save_every_n_steps,
+        interval=60.0,
+        each_epoch=False,
+        advice=run.advice,
+        requeues=cfg.run_dir is not None,
+    )
+    # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
+    instead: dict[str, Any] = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None}
+    done = run.checkpoint.next_step - 1 if run.checkpoint else 0
+    if done > last:
+        raise UsageError(f"{run.ckpt_path} has {done:,} epochs already: ask for at least as many with --epochs")
+    if done == last:
+        instead["limit_train_batches"] = 0
+    trainer = build_trainer(parser, cfg, run, [record, saving], TrajectoryBar(), **instead)
+    read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
+    print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
+    trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
+    print(fit_text(write_results(record, model, data, trainer, run)) + noise_hint(data))
+    print(where_to_look(folder))
 
 
 def check(cfg: Namespace) -> None:
@@ -126,10 +125,9 @@ def write_results(
     epochs, values = record.table(model)
     if len(epochs):
         reported = {row["epochs"] for row in summary["over_seeds"]}
-        save_png(pixels_of(fits_figure(growth, reported, data.function)), run.folder / "curves.png")
-        errors = pixels_of(errors_figure(spread_over_seeds(model.lrs, epochs, values), data.noise_std**2))
-        save_png(errors, run.folder / "errors.png")
-        show_pictures([(model.epochs_done, errors)], "val/errors", trainer.loggers)
+        save_png(fits_figure(growth, reported, data.function), run.folder / "curves.png")
+        errors = errors_figure(spread_over_seeds(model.lrs, epochs, values), data.noise_std**2)
+        show_pictures([(model.epochs_done, save_png(errors, run.folder / "errors.png"))], "val/errors", trainer.loggers)
     show_pictures(fit_cards(growth), "val/curve", trainer.loggers)
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)

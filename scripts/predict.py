@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from analysis.figures import pictures_figure, pixels_of, save_png
+from analysis.figures import pictures_figure, save_png
 from analysis.files import standard_json, write_atomically
 from cli.command import UsageError, main
 from cli.parser import Parser
@@ -64,7 +64,7 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
     if as_json:
         print(standard_json(rows))
     warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as a Chinese file name's
-    save_png(pixels_of(pictures_figure(list(pixels[:100].numpy()), titles[:100])), sheet)
+    save_png(pictures_figure(list(pixels[:100].numpy()), titles[:100]), sheet)
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
 
 

@@ -341,7 +341,6 @@ def test_pictures_in_a_grid(tmp_path: Path) -> None:
     figure = figures.pictures_figure(pictures, [f"number ${i}" for i in range(7)], "title")
     assert [axes.get_title() for axes in figure.axes] == [*(f"number \\${i}" for i in range(7)), *[""] * 3]
     assert figure.get_suptitle() == "title" and len(figures.pictures_figure(pictures, columns=7).axes) == 7
-    pixels = figures.pixels_of(figure)
-    figures.save_png(pixels, tmp_path / "picture.png")
+    pixels = figures.save_png(figure, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG" and np.array_equal(np.array(picture), pixels)

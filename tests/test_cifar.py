@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launch import assert_refused, command, succeed
-from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
+from short_runs import CIFAR, assert_same_run, callback, checkpoint, summary
 
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
@@ -89,17 +89,17 @@ def test_a_branch_shows_what_happens_without_the_drop(whole: Path, tmp_path: Pat
     assert before["origin"] is None and content["origin"] == {"settings": before["settings"], "epochs": 2}
 
 
-def test_each_seed_is_an_ordinary_run_and_finished_ones_are_skipped(tmp_path: Path) -> None:
+def test_each_seed_is_an_ordinary_run_and_finished_ones_are_not_trained_again(tmp_path: Path) -> None:
     """Interrupted in the second seed, and resumed; with the training subset measured, and a validation split."""
     flags = "--max_epochs 1 --limit_test_batches 2 --num_seeds 2 --probe_train true --val_size 16 --run_dir top".split()
-    interrupt = callback(tmp_path, "on_train_start", "Path('top/seed1').exists() and signal.raise_signal(2)")
+    interrupt = callback(tmp_path, "on_train_batch_start", "Path('top/seed1').exists() and signal.raise_signal(2)")
     done = command(tmp_path, *CIFAR, *flags, interrupt)
     assert done.returncode == 130 and "--run_dir top --ckpt_path last" in done.stdout, done.stderr
     assert not (tmp_path / "top" / "summary.json").exists()
-    first = files(tmp_path / "top" / "seed0")
-    callback(tmp_path, "on_train_start", "pass")
+    first = [summary(tmp_path / "top" / "seed0")[name] for name in ("epochs", "test_acc", "test_loss")]
+    callback(tmp_path, "on_train_batch_start", "pass")
     succeed(tmp_path, *CIFAR, *flags, interrupt, "--ckpt_path", "last")
-    assert files(tmp_path / "top" / "seed0") == first
+    assert [summary(tmp_path / "top" / "seed0")[name] for name in ("epochs", "test_acc", "test_loss")] == first
     top, runs = summary(tmp_path / "top"), [summary(tmp_path / "top" / f"seed{seed}") for seed in (0, 1)]
     for name in ("test_acc", "test_loss"):
         values = [run[name] for run in runs]
@@ -215,7 +215,7 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
         ("--data cifar10 --data_root nowhere --download false", "nowhere"),
         ("--accelerator gpu", "gpu"),
         pytest.param(
-            "--compile true", "g++", marks=pytest.mark.skipif(sys.platform != "linux", reason="not asked for")
+            "--compile true", "compiler", marks=pytest.mark.skipif(sys.platform != "linux", reason="not asked for")
         ),
         ("--ckpt_path nowhere.ckpt", "nowhere.ckpt"),
         ("--run_dir paper.yaml/run", "paper.yaml"),

@@ -17,7 +17,6 @@ from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 FIT = "fit.py --epochs 30 {} --num_samples 50 --run_dir runs/fit/curve"
 CIFAR = (
@@ -76,15 +75,6 @@ def test_the_pictures_and_a_slider_over_the_growing_curve(events: dict[str, Even
     epochs = [picture.step for picture in events["fit/curve"].Images("val/curve")]
     resumed = epochs[epochs.index(epochs[0], 1) :]  # behind the pictures from the end of the first run
     assert resumed[-1] == 100 and resumed == sorted(set(resumed)) and 8 <= len(resumed) <= 10
-
-
-def test_settings_command_versions_and_machine(events: dict[str, EventAccumulator]) -> None:
-    for run, settings in (("fit/curve", {"lr", "seed", "function"}), ("cifar/images", {"lr", "seed", "recipe"})):
-        for title, word in (("command", "--run_dir"), ("versions", "pytorch-lightning"), ("machine", "CPU cores")):
-            *_, text = events[run].Tensors(f"{title}/text_summary")
-            assert word in text.tensor_proto.string_val[0].decode()
-        content = events[run].PluginTagToContent("hparams")["_hparams_/session_start_info"]
-        assert settings <= set(HParamsPluginData.FromString(content).session_start_info.hparams)
 
 
 def drawn_lines(browser: webdriver.Chrome) -> dict[str, bool]:

@@ -1,0 +1,102 @@
+"""LRStep and OneCycle: the learning rate as a pure function of the epoch or the step, set before each step.
+
+A LearningRateMonitor is listed behind them. Both are right after any resume.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
+
+
+class LRStep(Callback):
+    """From each milestone on, the learning rate of every parameter group is that milestone's, before it their own.
+
+    Args:
+        milestones: {epoch: learning rate}, epochs counted from 0. The lab's recipe is {5: 0.01}.
+        unit: "step" counts milestones in optimizer steps, as He et al. 2015 do: {32_000: 0.01, 48_000: 0.001}.
+
+    Raises:
+        ValueError: a milestone that is no whole number from 0, a learning rate that is negative or not finite, or
+            another unit.
+    """
+
+    def __init__(self, milestones: Mapping[int, float], unit: Literal["epoch", "step"] = "epoch") -> None:
+        for milestone, lr in milestones.items():
+            if not (float(milestone).is_integer() and float(milestone) >= 0 and 0 <= lr < math.inf):
+                what = f"{unit} from 0 and finite learning rate from 0"
+                raise ValueError(f"milestones: {milestone}: {lr} is no {what}: write for example {{5: 0.01}}")
+        if unit not in ("epoch", "step"):
+            raise ValueError(f"unit is {unit!r}; it is 'epoch' or 'step'")
+        self.milestones = dict(sorted((int(milestone), float(lr)) for milestone, lr in milestones.items()))
+        self.unit = unit
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._own = [group["lr"] for group in param_groups(trainer)]  # before a checkpoint's rates are loaded
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.lr_scheduler_configs:  # whose rate it would be
+            for group, lr in zip(param_groups(trainer), self._own, strict=False):  # finetuning adds groups later
+                group["lr"] = lr
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+        now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
+        for lr in [lr for milestone, lr in self.milestones.items() if milestone <= now][-1:]:
+            set_rate(trainer, lr)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.on_train_batch_start(trainer)
+
+
+class OneCycle(Callback):
+    """Up to a peak and down to zero, linearly, over a whole training run (Smith and Topin 2017, arXiv 1708.07120).
+
+    The length of the run is in checkpoints: another one would be another schedule.
+
+    Args:
+        lr: the peak learning rate.
+        warmup_fraction: the part of the training run, as a fraction of 1, in which the rate rises.
+
+    Raises:
+        ValueError: a peak that is not positive and finite, or a warmup_fraction that is not between 0 and 1.
+        MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint of a
+            cycle of another length.
+    """
+
+    def __init__(self, lr: float, warmup_fraction: float) -> None:
+        if not (0 < lr < math.inf and 0 < warmup_fraction < 1):
+            raise ValueError(f"lr {lr} is not positive, or warmup_fraction {warmup_fraction} not between 0 and 1")
+        self.lr, self.warmup_fraction = float(lr), float(warmup_fraction)
+        self.num_steps = 0  # of the whole run; known when training starts
+
+    def state_dict(self) -> dict[str, int]:
+        return {"num_steps": self.num_steps}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self.num_steps = state["num_steps"]
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        num_steps = trainer.estimated_stepping_batches
+        if not 0 < num_steps < math.inf or self.num_steps not in (0, num_steps):
+            began = f" of {self.num_steps:,} steps" * bool(self.num_steps)
+            raise MisconfigurationException(
+                f"one cycle of the learning rate{began} cannot be trained for {num_steps:,} steps: give it an end by "
+                "max_epochs or max_steps, and resume it with the length that it began with"
+            )
+        self.num_steps = int(num_steps)
+
+    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+        done = (trainer.global_step + 0.5) / self.num_steps  # the middle of the step: the first and last learn too
+        set_rate(trainer, self.lr * min(done / self.warmup_fraction, (1 - done) / (1 - self.warmup_fraction)))
+
+
+def param_groups(trainer: Trainer) -> list[dict[str, Any]]:
+    """The parameter groups of all optimizers."""
+    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
+
+
+def set_rate(trainer: Trainer, lr: float) -> None:
+    for group in param_groups(trainer):
+        group["lr"] = lr
