@@ -7,22 +7,23 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
-
-from callbacks.record import RecordCallback
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
 MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
 COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
 
 
-class ClassifierRecord(RecordCallback):
-    """Records each epoch, as far as callbacks before it have logged it, and prints a line for it."""
+class ClassifierRecord(Callback):
+    """Records each epoch, as far as callbacks before it have logged it, and prints a line for it.
 
-    def __init__(self, settings: Mapping[str, Any], is_branch: bool, start: float) -> None:
-        super().__init__(settings, is_branch, start)
+    ``start`` is when the run began, on the clock ``time.perf_counter()``.
+    """
+
+    def __init__(self, start: float) -> None:
+        self.start = start
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}
@@ -33,14 +34,13 @@ class ClassifierRecord(RecordCallback):
         self._since = time.perf_counter()
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"epochs": self.epochs, "epochs_done": len(self.epochs), "batches": self.batches}
-        state |= {"validated": self._validated, "epoch_seconds": self._seconds + time.perf_counter() - self._since}
-        return {**super().state_dict(), **state}
+        seconds = self._seconds + time.perf_counter() - self._since
+        state = {"epochs": self.epochs, "batches": self.batches, "validated": self._validated}
+        return {**state, "seconds_of_this_epoch": seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
         self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
-        self._validated, self._seconds = dict(state["validated"]), state["epoch_seconds"]
+        self._validated, self._seconds = dict(state["validated"]), state["seconds_of_this_epoch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._begin(pl_module)  # resuming inside an epoch, Lightning leaves out the next hook
@@ -108,22 +108,20 @@ class ClassifierRecord(RecordCallback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = logged(trainer, "test/")
 
-    def summary(self, model: LightningModule, device: torch.device) -> dict[str, Any]:
-        """The content of summary.json, once all is done; ``device`` is where it was, for Lightning moves it away."""
+    def summary(self, settings: Mapping[str, Any], model: LightningModule, device: torch.device) -> dict[str, Any]:
+        """The results, once all is done; ``device`` is where the model was, for Lightning moves it away."""
         speeds = [row["images_per_second"] for row in self.epochs]
-        seconds = {"train": sum(row["seconds"] for row in self.epochs), "total": self.total_seconds()}
         return {
-            **{name: self.settings[name] for name in ("recipe", "data", "seed")},
-            "measured_on": "validation" if self.settings["val_size"] else "test",
+            **{name: settings[name] for name in ("recipe", "data", "seed")},
+            "measured_on": "validation" if settings["val_size"] else "test",
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
             "parameters": sum(p.numel() for p in model.parameters()),
             **self.batches,
             "epochs": self.epochs,
             **self.test,
             "images_per_second": statistics.median(speeds) if speeds else None,
-            "seconds": {**seconds, "to_first_step": self.first_step},
+            "seconds": {"train": sum(row["seconds"] for row in self.epochs), "to_first_step": self.first_step},
             "peak_memory_mb": peak_memory_mb(device),
-            **self.common(),
         }
 
 

@@ -6,50 +6,42 @@ from typing import Any
 
 import numpy as np
 import torch
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from analysis.curves import METRICS, Growth, early_stopping, more_training, spread_over_seeds
 from analysis.statistics import medians
-from callbacks.record import RecordCallback
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 
 THIN = 5  # of the 1,001 points of a curve every fifth is kept
 
 
-class CurveRecord(RecordCallback):
+class CurveRecord(Callback):
     """Records the measurements of a FunctionRegressor.
 
     ``asked`` are the epoch counts to report; ``auto`` reports the one with the lowest MSE against f too, and what a
-    validation sample would have chosen. The others are as in RecordCallback.
+    validation sample would have chosen.
     """
 
-    def __init__(
-        self, asked: Sequence[int], auto: bool, settings: Mapping[str, Any], is_branch: bool, start: float
-    ) -> None:
-        super().__init__(settings, is_branch, start)
+    def __init__(self, asked: Sequence[int], auto: bool) -> None:
         self.asked, self.auto = sorted(set(asked)), auto
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}
-        self._train_seconds = 0.0  # without those of a training that is running since then
-        self._train_start: float | None = None
-
-    def train_seconds(self) -> float:
-        running = 0.0 if self._train_start is None else time.perf_counter() - self._train_start
-        return self._train_seconds + running
+        self.train_seconds = 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        state = {"measured": self.measured, "curves": self.curves, "epochs_done": max(self.measured, default=0)}
-        return {**super().state_dict(), **state, "train_seconds": self.train_seconds()}
+        return {"measured": self.measured, "curves": self.curves, "train_seconds": self.train_seconds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        super().load_state_dict(state)
-        self.measured, self.curves, self._train_seconds = state["measured"], state["curves"], state["train_seconds"]
+        self.measured, self.curves, self.train_seconds = state["measured"], state["curves"], state["train_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._train_start = time.perf_counter()
+        self._since = time.perf_counter()
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.train_seconds, self._since = self.train_seconds - self._since + time.perf_counter(), time.perf_counter()
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         self._train_mse = outputs["train_mse"]
@@ -65,7 +57,6 @@ class CurveRecord(RecordCallback):
                 self.curves[epochs] = self._latest
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._train_seconds, self._train_start = self.train_seconds(), None
         if self.measured:
             self.curves[max(self.measured)] = self._latest  # which is reported where the training run ends early
 
@@ -105,8 +96,7 @@ class CurveRecord(RecordCallback):
             "more_training": more,
             **({"auto": auto} if auto else {}),
             "not_measured": missing,
-            "seconds": {"train": self.train_seconds(), "total": self.total_seconds()},
-            **self.common(),
+            "seconds": {"train": self.train_seconds},
         }
 
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:

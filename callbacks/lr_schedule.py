@@ -53,7 +53,7 @@ class LRStep(Callback):
 class OneCycle(Callback):
     """Up to a peak and down to zero, linearly, over a whole training run (Smith and Topin 2017, arXiv 1708.07120).
 
-    The length of the run is in checkpoints: another one would be another schedule.
+    A resumed run needs the length that it began with.
 
     Args:
         lr: the peak learning rate.
@@ -61,31 +61,18 @@ class OneCycle(Callback):
 
     Raises:
         ValueError: a peak that is not positive and finite, or a warmup_fraction that is not between 0 and 1.
-        MisconfigurationException: when training starts without an end in steps or epochs, or from a checkpoint of a
-            cycle of another length.
+        MisconfigurationException: when training starts without an end in steps or epochs.
     """
 
     def __init__(self, lr: float, warmup_fraction: float) -> None:
         if not (0 < lr < math.inf and 0 < warmup_fraction < 1):
             raise ValueError(f"lr {lr} is not positive, or warmup_fraction {warmup_fraction} not between 0 and 1")
         self.lr, self.warmup_fraction = float(lr), float(warmup_fraction)
-        self.num_steps = 0  # of the whole run; known when training starts
-
-    def state_dict(self) -> dict[str, int]:
-        return {"num_steps": self.num_steps}
-
-    def load_state_dict(self, state: Mapping[str, int]) -> None:
-        self.num_steps = state["num_steps"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        num_steps = trainer.estimated_stepping_batches
-        if not 0 < num_steps < math.inf or self.num_steps not in (0, num_steps):
-            began = f" of {self.num_steps:,} steps" * bool(self.num_steps)
-            raise MisconfigurationException(
-                f"one cycle of the learning rate{began} cannot be trained for {num_steps:,} steps: give it an end by "
-                "max_epochs or max_steps, and resume it with the length that it began with"
-            )
-        self.num_steps = int(num_steps)
+        self.num_steps = trainer.estimated_stepping_batches
+        if not 0 < self.num_steps < math.inf:
+            raise MisconfigurationException("one cycle of the learning rate needs an end: give max_epochs or max_steps")
 
     def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
         done = (trainer.global_step + 0.5) / self.num_steps  # the middle of the step: the first and last learn too

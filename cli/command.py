@@ -29,6 +29,9 @@ class UsageError(Exception):
     """What the user asked for cannot be done; the message says why and, where known, what to do."""
 
 
+USERS = (UsageError, MisconfigurationException, NonFiniteLoss, torch.OutOfMemoryError)
+
+
 def main(run: Callable[[], None]) -> NoReturn:
     """Runs a command; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback.
 
@@ -38,9 +41,8 @@ def main(run: Callable[[], None]) -> NoReturn:
         if isinstance(stream, io.TextIOWrapper):
             # lines are live in a pipe or a file too, and a letter that the terminal lacks ends no run
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    for name in ("SIGTERM", "SIGHUP"):
-        signum = getattr(signal, name, None)
-        if signum is not None and signal.getsignal(signum) != signal.SIG_IGN:  # under nohup
+    for signum in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+        if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, lambda received, _: sys.exit(128 + received))
     threading.excepthook = excepthook
     gc.freeze()  # what is imported stays; looking through it when Python ends would take another second
@@ -75,13 +77,12 @@ def is_users(error: Exception) -> bool:
 
     What one of LIBRARIES raises, or a callback of Lightning's meets, is about the flags.
     """
-    if isinstance(error, UsageError | MisconfigurationException | NonFiniteLoss | torch.OutOfMemoryError):
-        return True
     if isinstance(error, OSError):
         return error.filename is not None or error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
     modules = [frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__)]
     by_callback = any(name.startswith("pytorch_lightning.callbacks.") for name in modules)
-    return by_callback or modules[-1].startswith(LIBRARIES) or "can't allocate memory" in str(error)
+    by_library = modules[-1].startswith(LIBRARIES) or "can't allocate memory" in str(error)
+    return isinstance(error, USERS) or by_callback or by_library
 
 
 def is_rank_zero() -> bool:
@@ -99,9 +100,8 @@ def keep_freed_memory() -> None:
     """Has glibc keep freed memory for the next step, which becomes up to 15 % shorter; the peak is no larger."""
     if sys.platform == "linux":
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other libcs lack it
-        M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, 1 << 30)
+        for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+            mallopt(option, 1 << 30)
 
 
 def quiet() -> None:

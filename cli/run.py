@@ -1,9 +1,10 @@
-"""Run: the folder of a run, its settings, and the checkpoint that it is resumed from."""
+"""Run: the folder of a run, its settings, the checkpoint that it is resumed from, and what is known of it in all."""
 
 import atexit
 import itertools
 import os
 import shutil
+import time
 import zipfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -16,34 +17,38 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from pytorch_lightning import Trainer
+from pytorch_lightning import Callback, Trainer
 
 from analysis.files import write_atomically
-from analysis.provenance import quoted
+from analysis.provenance import command_line, quoted
 from cli.command import UsageError, is_rank_zero, print_once
 from cli.parser import Parser
 
-# The settings that may differ when a run is resumed: its length, where things are, how it is shown, and the machine.
+# The settings that may differ when a run is resumed: where things are, how it is shown, and the machine.
 MAY_DIFFER = set(
-    "ckpt_path epochs max_epochs max_steps max_time min_epochs min_steps data_root download default_root_dir logger "
-    "callbacks profiler plugins log_every_n_steps save_every_n_steps enable_progress_bar enable_model_summary "
-    "limit_test_batches accelerator strategy devices num_nodes benchmark detect_anomaly".split()
+    "ckpt_path data_root download default_root_dir logger callbacks profiler plugins log_every_n_steps "
+    "save_every_n_steps enable_progress_bar enable_model_summary limit_test_batches accelerator strategy devices "
+    "num_nodes benchmark detect_anomaly".split()
 )
+# Its length too, unless a schedule is a function of it.
+LENGTH = {"epochs", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"}
+SCHEDULES = ("warmup_fraction", "image_sizes")
 # And those that may differ in another run that begins with its checkpoint.
-MAY_DIFFER_IN_A_BRANCH = MAY_DIFFER | {"milestones", "milestone_unit"}
+BRANCH = {"milestones", "milestone_unit"}
 
 
 @dataclass(frozen=True)
 class Checkpoint:
     """What the commands look at before Lightning loads a checkpoint.
 
-    ``settings`` are those of its run, ``next_step`` is the first step that the loggers will see (an epoch of a curve
-    fit, a batch of a classifier), and ``is_cut`` whether the run had ended inside an epoch.
+    ``run`` is the state of its Run, ``next_step`` the first step that the loggers will see (an epoch of a curve fit, a
+    batch of a classifier), ``epochs`` how many are done, and ``is_cut`` whether the run had ended inside an epoch.
     """
 
     path: Path
-    settings: dict[str, Any]
+    run: dict[str, Any]
     next_step: int
+    epochs: int
     is_cut: bool
 
     @classmethod
@@ -54,14 +59,12 @@ class Checkpoint:
                 if broken := archive.testzip():
                     raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
-            # Of the record, see callbacks/record.py.
-            settings = next(state["settings"] for state in content["callbacks"].values() if "settings" in state)
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
             loop = content["loops"]["fit_loop"]
             epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
             has_ended = epochs["processed"] == epochs["started"]
             is_cut = has_ended and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
-            return cls(path, settings, step, is_cut)
+            return cls(path, content["callbacks"]["Run"], step, epochs["processed"], is_cut)
         except Exception as error:  # a file can be broken in any way
             raise UsageError(f"{path} is no valid checkpoint of this program ({type(error).__name__})") from None
 
@@ -79,24 +82,26 @@ class Checkpoint:
         return max(valid, key=lambda each: (each.next_step, each.path.name))  # last.ckpt rather than an epoch's end
 
 
-class Run:
+class Run(Callback):
     """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
 
-    ``top`` is the folder that a command names: for one of several seeds that of them all. Raises UsageError where the
-    folder holds a run that is not being resumed, or is in use, or the checkpoint is not one of such a run.
+    ``top`` is the folder that a command names: for one of several seeds that of them all. ``start`` is when the run
+    began, on the clock ``time.perf_counter()``. Raises UsageError where the folder holds a run that is not being
+    resumed, or is in use, or the checkpoint is not one of such a run.
     """
 
-    def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path) -> None:
+    def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> None:
         self.folder, self.config, self.settings = folder, folder / "config.yaml", plain_settings(parser, cfg)
+        self.origin: dict[str, Any] | None = None  # the run with whose checkpoint this one began
         self.advice = f"To resume: repeat the command with --run_dir {quoted(top)} --ckpt_path last"
         self._has_begun = False
+        if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
+            atexit.register(self._remove_unused)
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
-        self.is_branch = self.checkpoint is not None and not self._is_own(self.checkpoint)
+        self._start = start
         if self.checkpoint:
-            self._take_settings(self.checkpoint)
+            self._continue(self.checkpoint)
         if is_rank_zero():
-            if not folder.exists() or not any(folder.iterdir()):
-                atexit.register(self._remove_unused)
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock", timeout=0)
             try:
@@ -132,13 +137,18 @@ class Run:
             raise UsageError(f"{self.folder} holds a run: choose another --run_dir, or resume it: --ckpt_path last")
         return checkpoint
 
-    def _take_settings(self, checkpoint: Checkpoint) -> None:
-        before, now = checkpoint.settings, self.settings
-        # the checkpoint of another run with which this one began
-        now["ckpt_path"] = str(checkpoint.path.resolve()) if self.is_branch else before.get("ckpt_path")
+    def _continue(self, checkpoint: Checkpoint) -> None:
+        before, now, may_differ = checkpoint.run["settings"], self.settings, set(MAY_DIFFER)
         if before.keys() != now.keys():
             raise UsageError(f"{checkpoint.path} is of another command, or of another version of it")
-        may_differ = MAY_DIFFER_IN_A_BRANCH if self.is_branch else MAY_DIFFER
+        now["ckpt_path"], self.origin = before["ckpt_path"], checkpoint.run["origin"]
+        if not self._is_own(checkpoint):
+            now["ckpt_path"] = str(checkpoint.path.resolve())
+            may_differ |= BRANCH
+            self.origin = {"settings": before, "epochs": checkpoint.epochs}
+        if not any(before.get(name) for name in SCHEDULES):
+            may_differ |= LENGTH
+        self._start -= checkpoint.run["total_seconds"]
         changed = [name for name in now if before[name] != now[name] and name not in may_differ]
         if changed:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
@@ -146,7 +156,17 @@ class Run:
         if checkpoint.is_cut:
             print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
 
-    def begin(self, trainer: Trainer, *args: object) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        seconds = time.perf_counter() - self._start
+        return {"settings": self.settings, "origin": self.origin, "total_seconds": seconds}
+
+    def with_facts(self, summary: dict[str, Any]) -> dict[str, Any]:
+        """The content of summary.json: a record's, and what both commands say of a run in the same way."""
+        seconds = {**summary["seconds"], "total": time.perf_counter() - self._start}
+        facts = {"command": command_line(), "settings": self.settings, "origin": self.origin}
+        return {**summary, "seconds": seconds, **facts}
+
+    def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         """After its first step a run has a config.yaml. One that is resumed has no results any more until it ends."""
         if trainer.is_global_zero and not self._has_begun:
             self._has_begun = True

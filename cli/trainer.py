@@ -10,7 +10,7 @@ from typing import Any
 
 from jsonargparse import Namespace
 from pytorch_lightning import Callback, Trainer
-from pytorch_lightning.callbacks import Checkpoint, LambdaCallback, ProgressBar
+from pytorch_lightning.callbacks import Checkpoint, ProgressBar
 from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
@@ -42,7 +42,7 @@ def build_trainer(
     added = {
         "logger": make_loggers(flags.logger, run),
         "callbacks": [
-            LambdaCallback(on_train_batch_end=run.begin),
+            run,
             *(callback for callback in callbacks if saves or not isinstance(callback, Checkpoint)),
             *[*own, *bars],
         ],

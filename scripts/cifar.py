@@ -79,10 +79,10 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     ``top`` is the folder of all seeds' runs; ``start`` is when this one began, for the seconds in all.
     """
     seed_everything(cfg.seed, workers=True)
-    run = Run(parser, cfg, folder, top)
+    run = Run(parser, cfg, folder, top, start)
     data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
     model = build(ResNet20Classifier, cfg, compile=should_compile(cfg, data.num_train - data.val_size))
-    record = ClassifierRecord(run.settings, run.is_branch, start)
+    record = ClassifierRecord(start)
     trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
     where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
     print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
@@ -91,7 +91,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
         if record.ended_unmeasured():
             trainer.validate(model, data, verbose=False)
         trainer.test(model, data, verbose=False)
-    summary = record.summary(model, trainer.strategy.root_device)
+    summary = run.with_facts(record.summary(run.settings, model, trainer.strategy.root_device))
     if trainer.is_global_zero:
         write_results(summary, folder, trainer)
     return summary

@@ -59,8 +59,8 @@ def fit() -> None:
     if len(lrs) * len(seeds) < 8:
         torch.set_num_threads(1)  # measured: so small a batch gains nothing from a second thread, and may wait for it
     folder = run_folder(cfg, "runs/fit")
-    run = Run(parser, cfg, folder, folder)
-    record = CurveRecord(asked, "auto" in (cfg.epochs or ()), run.settings, run.is_branch, START)
+    run = Run(parser, cfg, folder, folder, START)
+    record = CurveRecord(asked, "auto" in (cfg.epochs or ()))
     saving = SaveLast(
         run.folder / "checkpoints",
         cfg.save_every_n_steps,
@@ -121,7 +121,7 @@ def write_results(
     record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, trainer: Trainer, run: Run
 ) -> dict[str, Any]:
     """The figures, curves.json (how the fitted curves grow), and summary.json, whose content it returns."""
-    summary, growth = record.summary(model, data), record.growth(model, data)
+    summary, growth = run.with_facts(record.summary(model, data)), record.growth(model, data)
     epochs, values = record.table(model)
     if len(epochs):
         reported = {row["epochs"] for row in summary["over_seeds"]}

@@ -85,9 +85,7 @@ def test_one_cycle_rises_and_falls_over_the_whole_run_and_after_a_resume(tmp_pat
     assert whole == {step: (pytest.approx(rate),) * 2 for step, rate in enumerate(expected)}
     resume = {"ckpt_path": tmp_path / "step=3.ckpt"}
     assert rates(OneCycle(0.4, 0.2), max_epochs=5, **resume) == {step: whole[step] for step in range(3, 10)}
-    with pytest.raises(MisconfigurationException, match="of 10 steps cannot be trained for 12 steps"):
-        rates(OneCycle(0.4, 0.2), max_epochs=6, **resume)
-    with pytest.raises(MisconfigurationException, match="cannot be trained for inf steps: give it an end"):
+    with pytest.raises(MisconfigurationException, match="needs an end"):
         rates(OneCycle(0.4, 0.2), max_epochs=-1)
 
 

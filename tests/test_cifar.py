@@ -1,13 +1,12 @@
 """scripts/cifar.py as its user meets it: the command line, its output, and the run outputs."""
 
 import csv
-import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
-from launch import assert_refused, command, succeed
+from launch import assert_refused, command, run_anew, succeed
 from short_runs import CIFAR, assert_same_run, callback, checkpoint, summary
 
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
@@ -92,7 +91,9 @@ def test_a_branch_shows_what_happens_without_the_drop(whole: Path, tmp_path: Pat
 def test_each_seed_is_an_ordinary_run_and_finished_ones_are_not_trained_again(tmp_path: Path) -> None:
     """Interrupted in the second seed, and resumed; with the training subset measured, and a validation split."""
     flags = "--max_epochs 1 --limit_test_batches 2 --num_seeds 2 --probe_train true --val_size 16 --run_dir top".split()
-    interrupt = callback(tmp_path, "on_train_batch_start", "Path('top/seed1').exists() and signal.raise_signal(2)")
+    interrupt = callback(
+        tmp_path, "on_train_batch_start", "trainer.global_step or Path('top/seed1').exists() and signal.raise_signal(2)"
+    )
     done = command(tmp_path, *CIFAR, *flags, interrupt)
     assert done.returncode == 130 and "--run_dir top --ckpt_path last" in done.stdout, done.stderr
     assert not (tmp_path / "top" / "summary.json").exists()
@@ -214,9 +215,6 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
         ("--batch_size 0", "batch_size"),
         ("--data cifar10 --data_root nowhere --download false", "nowhere"),
         ("--accelerator gpu", "gpu"),
-        pytest.param(
-            "--compile true", "compiler", marks=pytest.mark.skipif(sys.platform != "linux", reason="not asked for")
-        ),
         ("--ckpt_path nowhere.ckpt", "nowhere.ckpt"),
         ("--run_dir paper.yaml/run", "paper.yaml"),
     ],
@@ -225,10 +223,18 @@ def test_a_usage_error_is_one_line_and_leaves_nothing(flags: str, word: str, tmp
     (tmp_path / "paper.yaml").write_text("recipe: paper\n")
     own = "" if "fast" in flags or "warmup" in flags else "--max_epochs 1 --milestones {}"
     where = ("--data", "synthetic", "--limit_train_batches", "1", "--run_dir", "new/run")
-    env = {"PATH": os.devnull} if "compile" in flags else {}
-    done = command(tmp_path, "cifar.py", *where, *own.split(), *flags.split(), **env)
+    done = command(tmp_path, "cifar.py", *where, *own.split(), *flags.split())
     assert_refused(done, "error: ", word)
     assert [path.name for path in tmp_path.iterdir()] == ["paper.yaml"]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere compilers have other names")
+def test_a_missing_compiler_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    few = "--max_epochs 1 --limit_train_batches 2 --milestones {} --compile true --run_dir run".split()
+    done = command(tmp_path, "cifar.py", "--data", "synthetic", *few, run=run_anew, CXX="/absent")
+    assert_refused(done, "compiler")
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(("script", "own"), [("fit.py", FIT_FLAGS), ("cifar.py", CIFAR_FLAGS)])
