@@ -1,4 +1,4 @@
-"""TestPictures: the test in pictures: confusion matrix, most confident errors, the first layer's filters."""
+"""TestPictures: the test in pictures: confusion matrix and most confident errors."""
 
 from pathlib import Path
 from typing import Any
@@ -16,12 +16,10 @@ NUM_ERRORS = 20
 
 
 class TestPictures(Callback):
-    """After the test writes ``confusion.png``, ``confident_errors.png`` and ``filters.png`` into ``run_dir``.
+    """After the test writes ``confusion.png`` and ``confident_errors.png`` into ``run_dir``, and shows TensorBoard them.
 
-    TensorBoard shows them too. The LightningModule's ``test_step`` returns the (N, C) logits of its batch (images,
-    labels), and its first parameters of four dimensions are a convolution's of RGB images; the DataModule's
-    ``state_dict`` holds ``mean``, ``std`` and ``classes``. The confusion matrix is of all processes' images, the errors
-    are the most confident that the first process has seen.
+    The LightningModule's ``test_step`` returns the (N, C) logits of its batch (images, labels); the DataModule's
+    ``state_dict`` holds ``mean``, ``std`` and ``classes``. The errors are those that the first process has seen.
     """
 
     __test__ = False  # pytest takes the name for a test's
@@ -52,16 +50,12 @@ class TestPictures(Callback):
         matrix = self._confusion.compute().cpu().numpy()  # over all processes, so before the others leave
         if not trainer.is_global_zero:
             return
-        self._publish(trainer, confusion_figure(matrix, self._facts["classes"]), "confusion", "test/confusion")
-        if errors := self._errors_figure():
-            self._publish(trainer, errors, "confident_errors", "test/confident_errors")
-        weights = next(p for p in pl_module.parameters() if p.ndim == 4)
-        filters = weights.detach().float().cpu().permute(0, 2, 3, 1).numpy()
-        scaled = list(0.5 + filters / (2 * abs(filters).max() or 1))  # zero is grey
-        figure = pictures_figure(scaled, title="filters of the first layer", columns=8)
-        self._publish(trainer, figure, "filters", "train/filters")
+        figures = {"confusion": confusion_figure(matrix, self._facts["classes"])} | self._errors_figure()
+        for name, figure in figures.items():
+            pixels = save_png(figure, self.run_dir / f"{name}.png")
+            show_pictures([(trainer.global_step, pixels)], f"test/{name}", trainer.loggers)
 
-    def _errors_figure(self) -> Figure | None:
+    def _errors_figure(self) -> dict[str, Figure]:
         classes = self._facts["classes"]
         confidence, predicted, true, images = (torch.cat(part).cpu() for part in zip(*self._wrong, strict=True))
         order = confidence.argsort(descending=True)[:NUM_ERRORS]
@@ -69,8 +63,4 @@ class TestPictures(Callback):
         mean, std = (torch.tensor(self._facts[name])[:, None, None] for name in ("mean", "std"))
         pixels = list((images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy())
         titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
-        return pictures_figure(pixels, titles, "most confident errors") if pixels else None
-
-    def _publish(self, trainer: Trainer, figure: Figure, name: str, tag: str) -> None:
-        pixels = save_png(figure, self.run_dir / f"{name}.png")
-        show_pictures([(trainer.global_step, pixels)], tag, trainer.loggers)
+        return {"confident_errors": pictures_figure(pixels, titles, "most confident errors")} if pixels else {}

@@ -12,7 +12,7 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import NoReturn, TextIO
+from typing import NoReturn
 
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
@@ -22,6 +22,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from callbacks.finite_loss import NonFiniteLoss
 
 gc.enable()  # the imports are done
+print_once = rank_zero_only(print)
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "jsonargparse", "torch._inductor", "torch._dynamo")
 
 
@@ -56,7 +57,7 @@ def main(run: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if not is_users(error):
             raise
-        print_once(f"error: {' '.join(str(error).split())}")
+        print_once(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1 if isinstance(error, NonFiniteLoss) else 2)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -88,12 +89,6 @@ def is_users(error: Exception) -> bool:
 def is_rank_zero() -> bool:
     """Whether this is the process that prints and writes; the others of a run are silent."""
     return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def print_once(line: str, file: TextIO | None = None) -> None:
-    """On stderr, or ``file``, from the first process alone."""
-    if is_rank_zero():
-        print(line, file=file or sys.stderr)
 
 
 def keep_freed_memory() -> None:

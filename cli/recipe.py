@@ -20,12 +20,9 @@ NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
 def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
-    """The defaults of the recipe that a command line names, or its config files, or else of ``lab``.
+    """The defaults of the recipe that a command line or its config files name, or else of ``lab``.
 
-    A length that is asked for there takes the place of the recipe's.
-
-    Raises:
-        UsageError: the config file has another recipe than the command line.
+    A length that is asked for there takes the place of the recipe's. Raises UsageError where they name two recipes.
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?", action="append", default=[])
@@ -52,15 +49,14 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen(value: Any, has_bfloat16: bool, epochs: int | None) -> Any:
-    """The value for this machine and length.
+    """{"by_bfloat16": {true: value, false: value}} by the machine, and {"by_epochs": {epochs: value, ...}} by the length.
 
-    {"by_bfloat16": {true: value, false: value}} depends on the machine, and {"by_epochs": {epochs: value, ...}} is
-    interpolated over log(epochs), constant outside; without a number of epochs it is the last.
+    The latter is interpolated over log(epochs), constant outside; without a number of epochs it is the last.
     """
-    if not isinstance(value, dict) or not {"by_bfloat16", "by_epochs"} & value.keys():
-        return value
-    if "by_bfloat16" in value:
+    if isinstance(value, dict) and "by_bfloat16" in value:
         return value["by_bfloat16"][has_bfloat16]
+    if not isinstance(value, dict) or "by_epochs" not in value:
+        return value
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)
     y = float(np.interp(math.log(epochs or lengths[-1]), np.log(lengths), values))
     return round(y) if all(isinstance(v, int) for v in values) else float(f"{y:.3g}")

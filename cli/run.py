@@ -4,6 +4,7 @@ import atexit
 import itertools
 import os
 import shutil
+import sys
 import time
 import zipfile
 from collections.abc import Mapping
@@ -76,7 +77,7 @@ class Checkpoint:
             try:
                 valid.append(cls.read(path))
             except UsageError as error:
-                print_once(f"Skipped: {error}")
+                print_once(f"Skipped: {error}", file=sys.stderr)
         if not valid:
             raise UsageError(f"there is no valid checkpoint in {folder}: leave out --ckpt_path to start anew")
         return max(valid, key=lambda each: (each.next_step, each.path.name))  # last.ckpt rather than an epoch's end
@@ -154,7 +155,7 @@ class Run(Callback):
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
         if checkpoint.is_cut:
-            print_once(f"{checkpoint.path}: its run ended inside an epoch, the rest of which is left out")
+            print_once(f"{checkpoint.path} ended inside an epoch, the rest of which is left out", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self._start

@@ -37,22 +37,17 @@ def train_seeds(
         write_json(top / "summary.json", summary_of_all(summaries))
         if all(summary["epochs"] for summary in summaries):
             epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))
-            figure = training_figure(epochs, tested, summaries[0]["measured_on"])
-            save_png(figure, top / "training.png")
+            save_png(training_figure(epochs, tested, summaries[0]["measured_on"]), top / "training.png")
     return summaries
 
 
 def summary_of_all(summaries: list[Summary]) -> Summary:
     """Each seed's results, their means and standard deviations."""
-    spread: dict[str, float | None] = {}
+    content = {name: summaries[0][name] for name in ("recipe", "data")}
     for name in ("test_acc", "test_loss"):
         values = [summary[name] for summary in summaries if summary[name] is not None]
         if values:
-            spread[f"{name}_mean"] = statistics.mean(values)
-            spread[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    return {
-        **{name: summaries[0][name] for name in ("recipe", "data")},
-        **spread,
-        "runs": [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries],
-        "seconds": {name: sum(summary["seconds"][name] for summary in summaries) for name in ("train", "total")},
-    }
+            content[f"{name}_mean"] = statistics.mean(values)
+            content[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    content["runs"] = [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries]
+    return content | {"seconds": {name: sum(s["seconds"][name] for s in summaries) for name in ("train", "total")}}

@@ -17,7 +17,8 @@ from torchvision.datasets.utils import check_integrity
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.download import download_cifar10
-from datamodules.synthetic import SHAPES, synthetic_images
+from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
+from datamodules.synthetic import synthetic_images
 
 TRAIN_SUBSET = 5_000
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -71,7 +72,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
         self.augmentation = Augmentation(max_shift, padding_mode == "reflect", alternate_flips)
         self.image_sizes = image_sizes
-        self.classes, self.num_train = (CLASSES, 50_000) if dataset == "cifar10" else (tuple(SHAPES), 10_000)
+        self.classes, self.num_train = (CLASSES, 50_000) if dataset == "cifar10" else (SYNTHETIC_CLASSES, 10_000)
         if dataset not in ("cifar10", "synthetic") or padding_mode not in ("zeros", "reflect"):
             raise ValueError(f"dataset is {dataset!r}, padding_mode {padding_mode!r}")
         if batch_size < 1 or not 0 <= val_size < self.num_train or not 0 <= max_shift <= PADDING:

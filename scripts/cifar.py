@@ -69,8 +69,8 @@ def cifar() -> None:
     for summary in summaries:
         if summary["test_acc"] is not None:
             result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
-            print_once(f"Seed {summary['seed']}: {result}", sys.stdout)
-    print_once(where_to_look(folder), sys.stdout)
+            print_once(f"Seed {summary['seed']}: {result}")
+    print_once(where_to_look(folder))
 
 
 def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     record = ClassifierRecord(start)
     trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
     where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
-    print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}", sys.stdout)
+    print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     if not cfg.fast_dev_run:
         if record.ended_unmeasured():

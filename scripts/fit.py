@@ -93,7 +93,7 @@ def check(cfg: Namespace) -> None:
 
 
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
-    """The epoch counts to report, and the last one; an epoch is a step. ``--max_epochs``, ``--max_steps`` cut them."""
+    """The epoch counts to report, and the last one; ``--max_epochs`` and ``--max_steps`` cut them."""
     limits = [limit for limit in (cfg.max_epochs, cfg.max_steps) if limit not in (None, -1)]
     if cfg.epochs is None:
         asked = [min(limits, default=DEFAULT_EPOCHS)]

@@ -177,5 +177,5 @@ def test_the_pictures_of_a_test(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert confusion.call_args.args[0].tolist() == [pytest.approx(row) for row in rows]
     # e^5 / (e^5 + 2) = 98.7 %, e^2 / (e^2 + 2) = 78.7 %
     assert errors.call_args_list[0].args[1] == ["cat 98.7%\ntrue: dog", "fox 78.7%\ntrue: cat"]
-    for name in ("confusion", "confident_errors", "filters"):
+    for name in ("confusion", "confident_errors"):
         assert Image.open(tmp_path / f"{name}.png").width > 300

@@ -55,7 +55,7 @@ def test_run_outputs_and_the_last_lines(tested: tuple[str, Path]) -> None:
     output, run_dir = tested
     for name in ("config.yaml", "summary.json", "checkpoints/last.ckpt"):
         assert (run_dir / name).stat().st_size > 0
-    for name in ("training", "confusion", "confident_errors", "filters"):
+    for name in ("training", "confusion", "confident_errors"):
         picture = (run_dir / f"{name}.png").read_bytes()
         assert picture.startswith(b"\x89PNG\r\n\x1a\n") and len(picture) > 5_000
     assert list(run_dir.glob("events.out.tfevents.*")) and not list(run_dir.rglob("*.tmp"))

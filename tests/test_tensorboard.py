@@ -29,7 +29,7 @@ NAMES = {
 }
 PICTURES = {
     "fit/curve": {"val/curve", "val/errors"},
-    "cifar/images": {"val/training", "test/confusion", "test/confident_errors", "train/filters"},
+    "cifar/images": {"val/training", "test/confusion", "test/confident_errors"},
 }
 CHROMIUM = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync "
 CHROMIUM += "--disable-background-networking --disable-component-update --disable-quic --window-size=1500,1300"
