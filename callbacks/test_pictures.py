@@ -16,7 +16,7 @@ NUM_ERRORS = 20
 
 
 class TestPictures(Callback):
-    """After the test writes ``confusion.png`` and ``confident_errors.png`` into ``run_dir``, and shows TensorBoard them.
+    """After the test writes ``confusion.png`` and ``confident_errors.png`` into ``run_dir`` and TensorBoard.
 
     The LightningModule's ``test_step`` returns the (N, C) logits of its batch (images, labels); the DataModule's
     ``state_dict`` holds ``mean``, ``std`` and ``classes``. The errors are those that the first process has seen.

@@ -49,7 +49,7 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
 
 
 def chosen(value: Any, has_bfloat16: bool, epochs: int | None) -> Any:
-    """{"by_bfloat16": {true: value, false: value}} by the machine, and {"by_epochs": {epochs: value, ...}} by the length.
+    """{"by_bfloat16": {true: value, ...}} by the machine, and {"by_epochs": {epochs: value, ...}} by the length.
 
     The latter is interpolated over log(epochs), constant outside; without a number of epochs it is the last.
     """

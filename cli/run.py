@@ -94,7 +94,12 @@ class Run(Callback):
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> None:
         self.folder, self.config, self.settings = folder, folder / "config.yaml", plain_settings(parser, cfg)
         self.origin: dict[str, Any] | None = None  # the run with whose checkpoint this one began
-        self.advice = f"To resume: repeat the command with --run_dir {quoted(top)} --ckpt_path last"
+        self.saving = {  # of SaveLast
+            "folder": folder / "checkpoints",
+            "every_n_steps": cfg.save_every_n_steps,
+            "advice": f"To resume: repeat the command with --run_dir {quoted(top)} --ckpt_path last",
+            "requeues": cfg.run_dir is not None,
+        }
         self._has_begun = False
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
             atexit.register(self._remove_unused)

@@ -65,7 +65,7 @@ class FunctionRegressor(LightningModule):
         x_mean, x_scale = float(x_mean), float(x_scale)
         if not (lrs and all(0 < lr < math.inf for lr in lrs)):
             raise ValueError(f"lrs is {lrs}; learning rates are positive and finite")
-        if not measure_at or measure_at != sorted({*measure_at} - {0}):
+        if not measure_at or measure_at != sorted({*measure_at}) or measure_at[0] < 1:
             raise ValueError(f"measure_at is {measure_at}; it must be ascending epochs from 1")
         if not {len(y_mean), len(y_scale)} <= {1, len(seeds)} - {0}:
             raise ValueError(f"{len(seeds)} seeds have {len(y_mean)} of y_mean and {len(y_scale)} of y_scale")

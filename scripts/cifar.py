@@ -99,25 +99,16 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
 
 def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord) -> list[Callback]:
     """The callbacks of a run; the record reads what those before it have logged of an epoch."""
-    schedule = make_schedule(cfg)
+    schedule: LRStep | OneCycle
+    if cfg.milestones is None and cfg.warmup_fraction is not None:
+        schedule = build(OneCycle, cfg)
+    else:  # without milestones a constant rate
+        schedule = build(LRStep, cfg, milestones=cfg.milestones or {}, unit=cfg.milestone_unit)
     # The weights before each LR step are kept, and those one epoch later, for the report compares both.
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
-    saving = SaveLast(
-        run.folder / "checkpoints",
-        cfg.save_every_n_steps,
-        keep_before={epoch + i for epoch in epochs for i in (0, 1)},
-        advice=run.advice,
-        requeues=cfg.run_dir is not None,
-    )
+    saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
     return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), TestPictures(run.folder), saving]
-
-
-def make_schedule(cfg: Namespace) -> LRStep | OneCycle:
-    """LR steps where there are milestones, else one cycle where there is a warm-up fraction, else a constant rate."""
-    if cfg.milestones is None and cfg.warmup_fraction is not None:
-        return build(OneCycle, cfg)
-    return build(LRStep, cfg, milestones=cfg.milestones or {}, unit=cfg.milestone_unit)
 
 
 def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> None:

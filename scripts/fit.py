@@ -61,14 +61,6 @@ def fit() -> None:
     folder = run_folder(cfg, "runs/fit")
     run = Run(parser, cfg, folder, folder, START)
     record = CurveRecord(asked, "auto" in (cfg.epochs or ()))
-    saving = SaveLast(
-        run.folder / "checkpoints",
-        cfg.save_every_n_steps,
-        interval=60.0,
-        each_epoch=False,
-        advice=run.advice,
-        requeues=cfg.run_dir is not None,
-    )
     # The model ends the training run. Without batches Lightning loads the checkpoint, and trains nothing.
     instead: dict[str, Any] = {"max_epochs": -1, "max_steps": -1, "min_epochs": None, "min_steps": None}
     done = run.checkpoint.next_step - 1 if run.checkpoint else 0
@@ -76,7 +68,9 @@ def fit() -> None:
         raise UsageError(f"{run.ckpt_path} has {done:,} epochs already: ask for at least as many with --epochs")
     if done == last:
         instead["limit_train_batches"] = 0
-    trainer = build_trainer(parser, cfg, run, [record, saving], TrajectoryBar(), **instead)
+    trainer = build_trainer(
+        parser, cfg, run, [record, SaveLast(**run.saving, interval=60, each_epoch=False)], TrajectoryBar(), **instead
+    )
     read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
     print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
