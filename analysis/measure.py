@@ -43,7 +43,7 @@ def network_after(run: FinishedRun, epochs: int) -> ResNet20:
     content = torch.load(run.path / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
     if len(content["callbacks"]["ClassifierRecord"]["epochs"]) != epochs:
         raise FileNotFoundError("the last checkpoint is of a later epoch: the run was continued")
-    net = ResNet20().to(memory_format=torch.channels_last)
+    net = ResNet20()
     net.load_state_dict({name.removeprefix("net."): value for name, value in content["state_dict"].items()})
     return net
 

@@ -7,6 +7,7 @@ the disk, it becomes ``last.ckpt``.
 
 import io
 import os
+import pickle
 import signal
 import subprocess
 import time
@@ -16,21 +17,30 @@ from types import FrameType
 from typing import Any
 
 import torch
-from pytorch_lightning import LightningModule, Trainer
-from pytorch_lightning.callbacks import Checkpoint
+from pytorch_lightning import Callback, LightningModule, Trainer
+from pytorch_lightning.callbacks import Checkpoint, LearningRateMonitor, ProgressBar
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 from pytorch_lightning.trainer.states import TrainerFn
 from pytorch_lightning.utilities import rank_zero_only
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from analysis.files import write_atomically
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """Lightning's checkpoints, each whole or absent."""
+    """Lightning's checkpoints, each whole or absent, and readable: MisconfigurationException else."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         whole = io.BytesIO()  # torch.save would report a full disk by a RuntimeError of its own
         torch.save(checkpoint, whole)
+        whole.seek(0)
+        try:
+            torch.load(whole, weights_only=True)
+        except pickle.UnpicklingError as error:
+            reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+            raise MisconfigurationException(
+                f"no checkpoint could be read again: a callback or a hyperparameter holds an unusual value ({reason})"
+            ) from None
         write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
 
 
@@ -66,10 +76,14 @@ class SaveLast(Checkpoint):
         self.keep_before, self.advice, self.requeues = set(keep_before), advice, requeues
         self._kept: Path | None = None
         self._is_aside = False
+        self._is_stopped = False  # by a callback, before the length that was asked for
         self._signum = 0  # a signal that was received
         self._leaves = False  # once the checkpoint that a signal asked for is in its place
         self._leaves_at_once = False  # where there is nothing to save
         self._previous: dict[int, Any] = {}  # handlers of the signals
+
+    def state_dict(self) -> dict[str, bool]:
+        return {"is_stopped": self._is_stopped}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         # Trained up to a number of steps, Lightning takes an epoch's end for a place inside the epoch: it would end the
@@ -83,8 +97,16 @@ class SaveLast(Checkpoint):
             loop["state_dict"].pop("combined_loader", None)  # where in the epoch its data were
             loop["epoch_loop.state_dict"]["_batches_that_stepped"] -= 1  # which Lightning will add once more
 
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trainer.save_checkpoint(self.aside)  # what cannot be saved is to fail now, when it costs nothing
+        self.aside.unlink(missing_ok=True)
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
+        late = [type(each).__name__ for each in trainer.callbacks if acts_as_epochs_start(each)]  # type: ignore[attr-defined]
+        self._saves_inside_epochs = not late
+        if late and trainer.num_training_batches > 1:
+            pl_module.print(f"Saved at epochs' ends only, since Lightning resumes no {', '.join(late)} inside an epoch")
         self._listen(False)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -136,13 +158,17 @@ class SaveLast(Checkpoint):
         raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if may_save_now(trainer, batch_idx := args[-1]):
+        if self._saves_inside_epochs and may_save_now(trainer, batch_idx := args[-1]):
             is_before_last = batch_idx + 1 >= trainer.num_training_batches - trainer.accumulate_grad_batches
             self._save_if(is_before_last and trainer.enable_validation, trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 in self.keep_before:
             self._kept = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
+        can_stop = trainer.current_epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (
+            trainer.min_steps or 0
+        )
+        self._is_stopped = trainer.should_stop and can_stop
         self._save_if(self.each_epoch or trainer.should_stop, trainer)
 
     def _save_if(self, is_due: bool, trainer: Trainer) -> None:
@@ -178,6 +204,15 @@ class SaveLast(Checkpoint):
 def steps_done(trainer: Trainer) -> int:
     """Optimizer steps so far; of a curve fit its epochs, since its Trainer counts measurements."""
     return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
+
+
+def acts_as_epochs_start(callback: Callback) -> bool:
+    """Whether it does something that matters in ``on_train_epoch_start``, which Lightning leaves out on a resume."""
+    acts = type(callback).on_train_epoch_start is not Callback.on_train_epoch_start
+    is_known = type(callback).__module__.startswith("callbacks.") or isinstance(
+        callback, LearningRateMonitor | ProgressBar
+    )
+    return acts and not is_known
 
 
 def may_save_now(trainer: Trainer, batch_idx: int) -> bool:

@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Callable
 from typing import NoReturn
 
+import matplotlib
 import torch
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.utilities import rank_zero_only
@@ -30,7 +31,7 @@ class UsageError(Exception):
     """What the user asked for cannot be done; the message says why and, where known, what to do."""
 
 
-USERS = (UsageError, MisconfigurationException, NonFiniteLoss, torch.OutOfMemoryError)
+USERS = (UsageError, MisconfigurationException, NonFiniteLoss, torch.OutOfMemoryError, torch.distributed.DistError)
 
 
 def main(run: Callable[[], None]) -> NoReturn:
@@ -48,7 +49,10 @@ def main(run: Callable[[], None]) -> NoReturn:
     threading.excepthook = excepthook
     gc.freeze()  # what is imported stays; looking through it when Python ends would take another second
     quiet()
+    matplotlib.rcdefaults()  # the user's style may need LaTeX
     keep_freed_memory()
+    if "LITLAB_RUN_DIR" in os.environ and sys.platform == "linux":  # started by another process of the run
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with it
     try:
         run()
     except BrokenPipeError:  # whoever read the output has gone, as in "| head"
@@ -57,7 +61,7 @@ def main(run: Callable[[], None]) -> NoReturn:
     except Exception as error:
         if not is_users(error):
             raise
-        print_once(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1 if isinstance(error, NonFiniteLoss) else 2)
     except KeyboardInterrupt:
         sys.exit(130)

@@ -43,13 +43,15 @@ class Checkpoint:
     """What the commands look at before Lightning loads a checkpoint.
 
     ``run`` is the state of its Run, ``next_step`` the first step that the loggers will see (an epoch of a curve fit, a
-    batch of a classifier), ``epochs`` how many are done, and ``is_cut`` whether the run had ended inside an epoch.
+    batch of a classifier), ``epochs`` how many are done, ``is_stopped`` whether training was stopped before its length,
+    and ``is_cut`` whether it ended inside an epoch.
     """
 
     path: Path
     run: dict[str, Any]
     next_step: int
     epochs: int
+    is_stopped: bool
     is_cut: bool
 
     @classmethod
@@ -65,22 +67,22 @@ class Checkpoint:
             epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
             has_ended = epochs["processed"] == epochs["started"]
             is_cut = has_ended and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
-            return cls(path, content["callbacks"]["Run"], step, epochs["processed"], is_cut)
+            states = content["callbacks"]
+            is_stopped = states.get("SaveLast", {}).get("is_stopped", False)
+            return cls(path, states["Run"], step, epochs["processed"], is_stopped, is_cut)
         except Exception as error:  # a file can be broken in any way
             raise UsageError(f"{path} is no valid checkpoint of this program ({type(error).__name__})") from None
 
     @classmethod
-    def latest(cls, folder: Path) -> "Checkpoint":
-        """The valid one that has come furthest. Raises UsageError where there is none."""
+    def valid(cls, folder: Path) -> list["Checkpoint"]:
+        """Those of the folder, the one that has come furthest last; a damaged one is skipped with a line."""
         valid = []
         for path in sorted(folder.glob("*.ckpt")):
             try:
                 valid.append(cls.read(path))
             except UsageError as error:
                 print_once(f"Skipped: {error}", file=sys.stderr)
-        if not valid:
-            raise UsageError(f"there is no valid checkpoint in {folder}: leave out --ckpt_path to start anew")
-        return max(valid, key=lambda each: (each.next_step, each.path.name))  # last.ckpt rather than an epoch's end
+        return sorted(valid, key=lambda each: each.next_step)
 
 
 class Run(Callback):
@@ -92,15 +94,17 @@ class Run(Callback):
     """
 
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> None:
-        self.folder, self.config, self.settings = folder, folder / "config.yaml", plain_settings(parser, cfg)
+        self.folder, self.config, self.checkpoints = folder, folder / "config.yaml", folder / "checkpoints"
+        self.settings = plain_settings(parser, cfg)
         self.origin: dict[str, Any] | None = None  # the run with whose checkpoint this one began
         self.saving = {  # of SaveLast
-            "folder": folder / "checkpoints",
+            "folder": self.checkpoints,
             "every_n_steps": cfg.save_every_n_steps,
             "advice": f"To resume: repeat the command with --run_dir {quoted(top)} --ckpt_path last",
             "requeues": cfg.run_dir is not None,
         }
         self._has_begun = False
+        self.is_stopped = False  # before its length, by a callback, and not asked for another length
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
             atexit.register(self._remove_unused)
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
@@ -130,12 +134,14 @@ class Run(Callback):
         A job that SLURM has put back into the queue resumes by the command line that it was started with.
         """
         if ckpt_path == "last" or (os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and self.config.exists()):
-            checkpoints, has_results = self.folder / "checkpoints", (self.folder / "summary.json").exists()
+            has_results = (self.folder / "summary.json").exists()
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
-            if self.config.exists() and not has_results and not any(checkpoints.glob("*.ckpt")):
+            if self.config.exists() and not has_results and not any(self.checkpoints.glob("*.ckpt")):
                 origin = yaml.safe_load(self.config.read_text(encoding="utf-8"))["ckpt_path"]
                 return Checkpoint.read(Path(origin)) if origin else None
-            return Checkpoint.latest(checkpoints)
+            if valid := Checkpoint.valid(self.checkpoints):
+                return valid[-1]
+            raise UsageError(f"there is no valid checkpoint in {self.checkpoints}: leave out --ckpt_path to start anew")
         checkpoint = Checkpoint.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
         if holds_runs and is_rank_zero() and not (checkpoint and self._is_own(checkpoint)):
@@ -155,6 +161,7 @@ class Run(Callback):
         if not any(before.get(name) for name in SCHEDULES):
             may_differ |= LENGTH
         self._start -= checkpoint.run["total_seconds"]
+        self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
         changed = [name for name in now if before[name] != now[name] and name not in may_differ]
         if changed:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
@@ -173,9 +180,13 @@ class Run(Callback):
         return {**summary, "seconds": seconds, **facts}
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
-        """After its first step a run has a config.yaml. One that is resumed has no results any more until it ends."""
+        """After its first step a run has a config.yaml; a resumed one has no results, and no later checkpoints."""
         if trainer.is_global_zero and not self._has_begun:
             self._has_begun = True
+            if self.checkpoint and self._is_own(self.checkpoint):
+                for later in Checkpoint.valid(self.checkpoint.path.parent):
+                    if later.next_step > self.checkpoint.next_step:
+                        later.path.rename(later.path.with_suffix(".abandoned"))
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
                 path.unlink(missing_ok=True)
@@ -199,6 +210,8 @@ def run_folder(cfg: Namespace, default: str) -> Path:
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
         asked = os.environ.get("LITLAB_RUN_DIR")  # of the process that has started this one for another device
     if asked is not None:
+        if "://" in str(asked):
+            raise UsageError(f"--run_dir {asked} is a URL: give a folder of this machine")
         return Path(asked).expanduser()
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")

@@ -16,9 +16,11 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from analysis.files import write_atomically
 from callbacks.saving import AtomicCheckpointIO
-from cli.command import UsageError
+from cli.command import UsageError, print_once
 from cli.parser import Parser, build
 from cli.run import Run
+
+LIGHTNING = "lightning"  # where Lightning's own callbacks and profilers put their files, in the folder of a run
 
 
 def build_trainer(
@@ -39,6 +41,8 @@ def build_trainer(
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
     bars = [bar] if has_bar and not has_own_bar else []
     saves = flags.enable_checkpointing is not False
+    if any(Path(each.dirpath or "").resolve() == run.checkpoints.resolve() for each in own if hasattr(each, "dirpath")):
+        raise UsageError(f"{run.checkpoints} is for what a run is resumed from: give a callback another dirpath")
     added = {
         "logger": make_loggers(flags.logger, run),
         "callbacks": [
@@ -48,24 +52,28 @@ def build_trainer(
         ],
         "enable_progress_bar": has_bar,
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
-        "default_root_dir": flags.default_root_dir or str(run.folder),
+        "default_root_dir": flags.default_root_dir or str(run.folder.resolve() / LIGHTNING),
         "enable_model_summary": bool(flags.enable_model_summary),
         # cuDNN's fastest convolutions: the shapes stay the same
         "benchmark": not flags.deterministic if flags.benchmark is None else flags.benchmark,
     }
-    return build(Trainer, flags, **added | instead)
+    if run.is_stopped:
+        instead["limit_train_batches"] = 0  # Lightning loads the checkpoint, and trains nothing
+    trainer = build(Trainer, flags, **added | instead)
+    if trainer.world_size < trainer.num_devices * trainer.num_nodes:
+        raise UsageError(f"this job has {trainer.world_size} process, for {trainer.num_devices} --devices of each node")
+    return trainer
 
 
 def make_loggers(asked: Any, run: Run) -> list[Logger]:
     """metrics.csv and TensorBoard of a run, from where the checkpoint is, and those that the user asked for."""
     if asked is False:
         return []
-    step, rows = 0, list[dict[str, str]]()
-    if run.checkpoint:
-        step = run.checkpoint.next_step
-        rows = read_rows(run.checkpoint.path.resolve().parents[1] / "metrics.csv", step)
-    board = TensorBoardLogger(run.folder, name="", version="", default_hp_metric=False, purge_step=step)
-    return [MetricsCSV(run.folder, rows), board, *([] if asked is True else listed(asked))]
+    folder, step = run.folder.resolve(), run.checkpoint.next_step if run.checkpoint else 0
+    history = run.checkpoint.path.resolve().parents[1] if run.checkpoint else folder
+    rows = read_rows(history / "metrics.csv", step)
+    board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
+    return [MetricsCSV(folder, rows), board, *([] if asked is True else listed(asked))]
 
 
 def listed(value: Any) -> list[Any]:
@@ -74,18 +82,24 @@ def listed(value: Any) -> list[Any]:
 
 
 class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, but it begins with these rows; Lightning's own begins anew in a folder that was used."""
+    """Lightning's metrics.csv, but it begins with these rows; Lightning's own begins anew in a folder that was used.
 
-    def __init__(self, folder: Path, rows: Sequence[dict[str, Any]]) -> None:
-        super().__init__(folder, name="", version="")
+    Its name is where a ModelCheckpoint saves: not among the checkpoints from which a run is resumed.
+    """
+
+    def __init__(self, folder: Path, rows: Sequence[dict[str, Any]] | None) -> None:
+        super().__init__(folder, name=LIGHTNING, version="")
         self._experiment = MetricsRows(folder / "metrics.csv", rows)
 
 
 class MetricsRows(ExperimentWriter):
     """The rows of a CSV file, which is replaced as a whole once there are new ones; columns in alphabetical order."""
 
-    def __init__(self, path: Path, rows: Sequence[dict[str, Any]]) -> None:  # not Lightning's, which deletes the file
-        self.path, self.metrics, self._written = path, list(rows), len(rows)
+    def __init__(
+        self, path: Path, rows: Sequence[dict[str, Any]] | None
+    ) -> None:  # not Lightning's, which deletes the file
+        self.path, self.metrics, self._written = path, list(rows or ()), len(rows or ())
+        self._is_foreign = rows is None
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""
@@ -97,15 +111,25 @@ class MetricsRows(ExperimentWriter):
         writer = csv.DictWriter(text, sorted(set[str]().union(*self.metrics)))
         writer.writeheader()
         writer.writerows(self.metrics)
+        if self._is_foreign:
+            self.path.replace(self.path.with_name("metrics_aside.csv"))
+            self._is_foreign = False
         with suppress(PermissionError):  # Excel has the file open on Windows: the rows wait for the next time
             write_atomically(self.path, lambda file: file.write(text.getvalue().encode()), durable=False)
             self._written = len(self.metrics)
 
 
-def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
-    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells."""
+def read_rows(path: Path, first_step: int) -> list[dict[str, str]] | None:
+    """The rows of a metrics.csv from before ``first_step``, as text, without empty cells.
+
+    None, with a line on stderr, where the file is no longer as the run wrote it, such as from a spreadsheet.
+    """
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as file:
-        rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
-    return [{name: value for name, value in row.items() if value} for row in rows]
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
+            return [{name: value for name, value in row.items() if value} for row in rows]
+    except (KeyError, ValueError, csv.Error) as error:
+        print_once(f"Left aside: {path} is not as the run wrote it ({error!r})", file=sys.stderr)
+        return None

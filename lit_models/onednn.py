@@ -1,6 +1,7 @@
-"""ResNet-20's training step in bfloat16 on a CPU, 1.1 to 1.2 times as fast: all layers by oneDNN.
+"""Forward passes that train ResNet-20 faster: in place, and in bfloat16 on a CPU all layers by oneDNN.
 
-PyTorch calls oneDNN's batch normalization and ReLU for mkldnn tensors only. In float32 nothing is gained.
+PyTorch calls oneDNN's batch normalization and ReLU for mkldnn tensors only: a step takes 0.8 to 0.9 of its time. In
+float32 nothing is gained by that; to add and to apply ReLU in place takes 3 to 6 % off.
 """
 
 import copy
@@ -23,21 +24,47 @@ def cpu_has_bfloat16() -> bool:
     return bool(has.get("avx512_bf16") or has.get("amx_bf16")) and torch.backends.mkldnn.is_available()
 
 
-def can_train_in_mkldnn(net: nn.Module) -> bool:
-    """Whether ``in_mkldnn`` trains ``net`` as bfloat16 autocast does: not a user's layers, hooks, or frozen layers."""
-    if torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled or not cpu_has_bfloat16():
-        return False
+def is_plain(net: nn.Module) -> bool:
+    """Whether the passes below compute what ``net`` does: it has no layers of a user's, hooks, or frozen layers."""
     hooks = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
     has_hooks = any(getattr(layer, name) for layer in net.modules() for name in hooks)
-    return not has_hooks and all(type(layer) in LAYERS and layer.training for layer in net.modules())
+    has_own_layers = all(type(layer) in LAYERS and layer.training for layer in net.modules())
+    return type(net) is ResNet20 and has_own_layers and not has_hooks
+
+
+def can_train_in_mkldnn(net: nn.Module) -> bool:
+    """Whether ``in_mkldnn`` trains ``net`` as bfloat16 autocast does."""
+    if torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled:
+        return False
+    return cpu_has_bfloat16() and is_plain(net)
+
+
+class InPlace(BasicBlock):
+    """The same block, with the same layers, with less memory traffic: their outputs are overwritten."""
+
+    def __init__(self, block: BasicBlock) -> None:
+        nn.Module.__init__(self)
+        self.__dict__.update(block.__dict__)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        out = self.bn2(self.conv2(out))
+        out += self.shortcut(x) if self.new_channels else x
+        return F.relu(out, inplace=True)
+
+
+def in_place(net: ResNet20, block: type[InPlace] = InPlace) -> ResNet20:
+    """``net`` in train mode, with its own layers in other blocks."""
+    twin = copy.copy(net)
+    twin._modules = dict(net._modules)
+    for name in ("layer1", "layer2", "layer3"):
+        twin._modules[name] = nn.Sequential(*map(block, getattr(net, name)))
+    return twin
 
 
 def in_mkldnn(net: ResNet20) -> Callable[[Tensor], Tensor]:
     """(N, 3, H, W) float32 images -> (N, num_classes) float32 logits of ``net`` in train mode, by its own layers."""
-    twin = copy.copy(net)
-    twin._modules = dict(net._modules)
-    for name in ("layer1", "layer2", "layer3"):
-        twin._modules[name] = nn.Sequential(*map(PaddedByConvolution, getattr(net, name)))
+    twin = in_place(net, PaddedByConvolution)
     twin.layer3.append(Dense())
 
     def logits(images: Tensor) -> Tensor:
@@ -47,15 +74,10 @@ def in_mkldnn(net: ResNet20) -> Callable[[Tensor], Tensor]:
     return logits
 
 
-class PaddedByConvolution(BasicBlock):
-    """The same block, with the same layers, whose shortcut is a convolution: mkldnn tensors cannot be padded."""
-
-    def __init__(self, block: BasicBlock) -> None:
-        nn.Module.__init__(self)
-        self.__dict__.update(block.__dict__)
+class PaddedByConvolution(InPlace):
+    """The shortcut is a convolution by ones and zeros, which is as exact: mkldnn tensors cannot be padded."""
 
     def shortcut(self, x: Tensor) -> Tensor:
-        """Option A by ones and zeros, which is as exact."""
         before = self.new_channels // 2
         ones = F.pad(torch.eye(x.shape[1]), (0, 0, before, self.new_channels - before))
         return F.conv2d(x, ones[:, :, None, None], stride=self.stride)

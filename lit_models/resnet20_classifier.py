@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.muon import Muon
-from lit_models.onednn import can_train_in_mkldnn, in_mkldnn
+from lit_models.onednn import can_train_in_mkldnn, in_mkldnn, in_place, is_plain
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
@@ -64,8 +64,7 @@ class ResNet20Classifier(LightningModule):
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
         self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
         self.compiles = compile
-        # Convolutions run fastest on every device when the channels of a pixel lie side by side.
-        self.net = ResNet20(he_init=he_init).to(memory_format=torch.channels_last)
+        self.net = ResNet20(he_init=he_init)
         self.train_metrics, self.val_metrics = averages("train"), averages("val")
         self.probe_metrics, self.test_metrics = averages("probe"), averages("test")
         self._faster: Callable[[Tensor], Tensor] | None = None  # what trains ``net``, if not the network itself
@@ -100,6 +99,8 @@ class ResNet20Classifier(LightningModule):
             self._faster = torch.compile(self.net.forward, dynamic=False)
         elif self.trainer.precision == "bf16-mixed" and self.device.type == "cpu" and can_train_in_mkldnn(self.net):
             self._faster = in_mkldnn(self.net)
+        elif is_plain(self.net):
+            self._faster = in_place(self.net).forward  # no module, which would be registered
         self._is_logged = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

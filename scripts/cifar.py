@@ -1,12 +1,14 @@
 """Exercise 2: ResNet-20 on CIFAR-10, and what happens when the learning rate drops."""
 
-from cli import START  # first of all: it starts the clock of the total time
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
+from cli import START  # before all others: it starts the clock of the total time
 
 # isort: split
-import sys
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, Literal
 
 from jsonargparse import Namespace

@@ -1,10 +1,12 @@
 """Measures a trained classifier: accuracy, loss, calibration and confusion matrix, on CIFAR-10 or on own pictures."""
 
-import cli  # noqa: F401  (first: all other imports are faster)
-
-# isort: split
 import sys
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
+import cli  # noqa: F401  (before all others, which are faster then)
+
+# isort: split
 
 import torch
 

@@ -1,10 +1,13 @@
 """Writes the network of a finished run of cifar.py as a safetensors file, whose metadata say how it was made."""
 
-import cli  # noqa: F401  (first: all other imports are faster)
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
+import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
 import json
-from pathlib import Path
 
 from safetensors.torch import save
 

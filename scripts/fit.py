@@ -1,6 +1,10 @@
 """Exercise 1: a small MLP learns a curve from noisy samples, for every learning rate, seed and epoch count."""
 
-from cli import START  # first of all: it starts the clock of the total time
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
+from cli import START  # before all others: it starts the clock of the total time
 
 # isort: split
 import math

@@ -1,14 +1,16 @@
 """Predicts with a trained network: the classes of picture files, or the values of a fitted curve at numbers."""
 
-import cli  # noqa: F401  (first: all other imports are faster)
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
+import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
 import csv
 import logging
-import sys
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch

@@ -1,13 +1,16 @@
 """The questions of both experiments, answered from runs: one self-contained, interactive report.html."""
 
-import cli  # noqa: F401  (first: all other imports are faster)
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
+import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
+import os
 import shlex
 import subprocess
-import sys
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 
 import vl_convert
 from jsonargparse import Namespace
@@ -60,7 +63,8 @@ def read_runs(folders: Iterable[Path]) -> list[FinishedRun]:
     """The finished runs in these folders and below them, no run twice. Raises UsageError where a folder has none."""
     runs: dict[Path, FinishedRun] = {}
     for folder in folders:
-        files = sorted(folder.rglob("summary.json"))
+        tree = os.walk(folder, followlinks=True)
+        files = sorted(Path(root, "summary.json") for root, _, names in tree if "summary.json" in names)
         if not files:
             raise UsageError(f"{folder} holds no finished run: there is no summary.json")
         for file in files:

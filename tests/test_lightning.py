@@ -275,7 +275,7 @@ class Linear(ResNet20Classifier):
 
 
 def test_a_subclass_brings_its_own_network_metrics_optimizer_and_scheduler(tmp_path: Path) -> None:
-    steps, record = Steps(), ClassifierRecord({}, is_branch=False, start=0.0)
+    steps, record = Steps(), ClassifierRecord(0.0)
     callbacks = (StopOnNonFiniteLoss(), EpochAverages(), LRStep({}), steps, record)
     model, trainer = Linear(), make_trainer(tmp_path, *callbacks, max_epochs=1, logger=csv_in(tmp_path))
     trainer.fit(model, images())

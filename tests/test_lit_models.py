@@ -1,7 +1,9 @@
 """The two networks and how they learn."""
 
+import copy
 import itertools
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 from unittest.mock import Mock
 
@@ -9,7 +11,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import Callback, LightningModule, Trainer
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
+from torchvision.models.feature_extraction import create_feature_extractor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
 from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier, resnet20_classifier
@@ -300,3 +305,42 @@ def test_errors_are_against_f_and_in_its_own_units() -> None:
     torch.testing.assert_close(results["true_mse"][0], error.square().mean())
     torch.testing.assert_close(results["true_max_abs_error"][0], error.abs().max())
     torch.testing.assert_close(results["r2"][0], 1 - error.square().mean() / data.truth.var(correction=0))
+
+
+# The network in PyTorch's world
+
+
+def test_the_network_is_an_ordinary_module(tmp_path: Path) -> None:
+    model = ResNet20Classifier()
+    net, images = model.net.eval(), torch.randn(2, 3, 32, 32)
+    expected = net(images)
+    exported = torch.export.export(net, (images,)).module()
+    for other in (torch.fx.symbolic_trace(net), torch.jit.script(net), copy.deepcopy(net), exported):
+        torch.testing.assert_close(other(images), expected)
+    features = create_feature_extractor(net, ["layer2", "linear"])(images)
+    assert features["layer2"].shape == (2, 32, 16, 16) and torch.equal(features["linear"], expected)
+    save_file(model.state_dict(), tmp_path / "weights.safetensors")
+    assert torch.equal(load_file(tmp_path / "weights.safetensors")["net.linear.weight"], net.linear.weight)
+    vector_to_parameters(parameters_to_vector(net.parameters()), net.parameters())
+    assert torch.equal(net(images), expected) and all(p.view(-1).is_contiguous() for p in net.parameters())
+
+
+def test_hooks_keep_what_they_saw_and_other_optimizers_and_pruning_work() -> None:
+    net, images, labels = ResNet20(), torch.randn(4, 3, 32, 32), torch.arange(4)
+    seen: dict[str, Tensor] = {}
+    for name, layer in net.named_modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.register_forward_hook(lambda _, __, output, name=name: seen.update({name: output}))
+    prune.l1_unstructured(net.conv1, "weight", 0.5)
+    optimizer = torch.optim.LBFGS(net.parameters(), max_iter=2)
+
+    def loss() -> Tensor:
+        optimizer.zero_grad()
+        value = nn.functional.cross_entropy(net(images), labels)
+        value.backward()
+        return value
+
+    before = loss().item()
+    assert len(seen) == 19 and all((output < 0).any() for output in seen.values())  # before the ReLU behind it
+    optimizer.step(loss)
+    assert loss().item() < before
