@@ -32,14 +32,14 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: object = None) -> None:
         whole = io.BytesIO()  # torch.save would report a full disk by a RuntimeError of its own
-        torch.save(checkpoint, whole)
-        whole.seek(0)
         try:
+            torch.save(checkpoint, whole)
+            whole.seek(0)
             torch.load(whole, weights_only=True)
-        except pickle.UnpicklingError as error:
-            reason = str(error).partition("WeightsUnpickler error: ")[2].partition("\n")[0]
+        except (pickle.PickleError, AttributeError, TypeError) as error:
+            reason = str(error).rpartition("WeightsUnpickler error: ")[2].strip().partition("\n")[0]
             raise MisconfigurationException(
-                f"no checkpoint could be read again: a callback or a hyperparameter holds an unusual value ({reason})"
+                f"a checkpoint could not be read again, since a callback or hyperparameter is no plain value: {reason}"
             ) from None
         write_atomically(Path(path), lambda file: file.write(whole.getbuffer()))
 

@@ -7,6 +7,7 @@ import io
 import logging
 import os
 import signal
+import subprocess
 import sys
 import threading
 import traceback
@@ -31,7 +32,8 @@ class UsageError(Exception):
     """What the user asked for cannot be done; the message says why and, where known, what to do."""
 
 
-USERS = (UsageError, MisconfigurationException, NonFiniteLoss, torch.OutOfMemoryError, torch.distributed.DistError)
+USERS: tuple[type[Exception], ...] = (UsageError, MisconfigurationException, NonFiniteLoss, torch.OutOfMemoryError)
+USERS += (torch.distributed.DistError, subprocess.CalledProcessError)  # a port that is taken; scontrol
 
 
 def main(run: Callable[[], None]) -> NoReturn:
@@ -51,8 +53,6 @@ def main(run: Callable[[], None]) -> NoReturn:
     quiet()
     matplotlib.rcdefaults()  # the user's style may need LaTeX
     keep_freed_memory()
-    if "LITLAB_RUN_DIR" in os.environ and sys.platform == "linux":  # started by another process of the run
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: ends with it
     try:
         run()
     except BrokenPipeError:  # whoever read the output has gone, as in "| head"

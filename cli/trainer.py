@@ -127,7 +127,7 @@ def read_rows(path: Path, first_step: int) -> list[dict[str, str]] | None:
     if not path.is_file():
         return []
     try:
-        with open(path, newline="", encoding="utf-8") as file:
+        with open(path, newline="", encoding="utf-8-sig") as file:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
             return [{name: value for name, value in row.items() if value} for row in rows]
     except (KeyError, ValueError, csv.Error) as error:

@@ -92,6 +92,11 @@ def test_slurm_gets_the_job_back_and_starts_it_again(whole: Path, tmp_path: Path
     assert not (tmp_path / "run" / "summary.json").exists()
     succeed(tmp_path, *flags, "--run_dir", "run", **job, SLURM_RESTART_COUNT="1")
     assert_same_run(tmp_path / "run", whole)
+    scontrol.write_text("#!/bin/sh\nexit 1\n")
+    for path in (f"{scontrol.parent}:{os.environ['PATH']}", os.environ["PATH"]):  # it fails; it is absent
+        done = command(tmp_path, *flags, "--run_dir", f"no{len(path)}", **{**job, "PATH": path})
+        assert_refused(done, "scontrol")
+        assert checkpoint(tmp_path / f"no{len(path)}")["global_step"] == 9
 
 
 @pytest.mark.slow
@@ -109,6 +114,37 @@ def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, tmp_path: Path) -
         assert command(tmp_path, *CIFAR, *flags.split(), cut, *name).returncode == 143
         succeed(tmp_path, *CIFAR, *flags.split(), *name, "--ckpt_path", "last")
         assert_same_run(tmp_path / f"cut{batch}", tmp_path / "whole")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_ends(own: bool, tmp_path: Path) -> None:
+    """Lightning would leave it out where it resumes inside an epoch."""
+    flag = "--callbacks+=GradientAccumulationScheduler"
+    flags: tuple[str, ...] = (flag, "--callbacks.scheduling", "{1: 2}", "--save_every_n_steps", "1")
+    if own:
+        flags = (callback(tmp_path, "on_train_epoch_start", "pl_module.net.linear.bias.data += 1"), *flags[3:])
+    done = succeed(tmp_path, *CIFAR, *flags, "--run_dir", "whole")
+    assert done.stdout.count("Saved at epochs' ends only") == 1
+    (tmp_path / "cut.py").write_text((tmp_path / "mine.py").read_text().replace("Mine", "Cut") if own else "")
+    with open(tmp_path / "cut.py", "w") as file:
+        file.write("import signal\nfrom pytorch_lightning import Callback\n\nclass Cut(Callback):\n")
+        file.write("    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):\n")
+        file.write("        if trainer.current_epoch == 1 and batch_idx == 3: signal.raise_signal(15)\n")
+    assert command(tmp_path, *CIFAR, *flags, "--callbacks+=cut.Cut", "--run_dir", "run").returncode == 143
+    succeed(tmp_path, *CIFAR, *flags, *LAST)
+    assert_same_run(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    "value", ["np.float64(1)", "Path('x')", "lambda: 1", "np.zeros(3)", "__import__('fractions').Fraction(1)"]
+)
+def test_what_could_not_be_read_again_is_refused_before_training(value: str, tmp_path: Path) -> None:
+    state = callback(tmp_path, "on_train_start", "import numpy as np; self.value = 1")
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write(f"    def state_dict(self):\n        import numpy as np\n        return {{'mine': {value}}}\n")
+    for own in ((*CIFAR, "--run_dir", "run"), FIT):
+        assert_refused(command(tmp_path, *own, state), "error: ", "plain value")
+        assert not (tmp_path / "run").exists()
 
 
 # Errors of the disk and of others

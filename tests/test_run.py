@@ -1,7 +1,10 @@
 """The folder of a run, and how a run is resumed: by whom, from what, with which settings."""
 
+import csv
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 from filelock import FileLock
@@ -114,3 +117,112 @@ def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path
     before = files(tmp_path)
     assert_refused(command(tmp_path, *fast, "2", *LAST), "--max_epochs 1, not 2")
     assert files(tmp_path).items() >= before.items()
+
+
+# What could be resumed from the wrong place
+
+
+@pytest.mark.parametrize(
+    "flags",
+    ["save_last true --callbacks.save_weights_only true", "every_n_train_steps 1", "save_on_exception true"],
+)
+def test_a_users_checkpoints_lie_elsewhere(flags: str, whole: Path, tmp_path: Path) -> None:
+    own = ("--callbacks+=ModelCheckpoint", *f"--callbacks.{flags}".split(), "--run_dir", "run")
+    stop = callback(tmp_path, "on_train_batch_start", "if trainer.global_step == 8: signal.raise_signal(15)")
+    assert command(tmp_path, *CIFAR, *own, stop).returncode == 143
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("*.ckpt")] == ["last.ckpt"]
+    assert list((tmp_path / "run").glob("lightning/checkpoints/*.ckpt"))
+    succeed(tmp_path, *CIFAR, *LAST)
+    assert_same_run(tmp_path / "run", whole)
+
+
+def test_a_users_checkpoints_among_a_runs_own_are_refused(tmp_path: Path) -> None:
+    for dirpath in ("run/checkpoints", str(tmp_path / "run" / "checkpoints"), "run/../run/checkpoints/"):
+        own = ("--callbacks+=ModelCheckpoint", "--callbacks.dirpath", dirpath, "--run_dir", "run")
+        assert_refused(command(tmp_path, *CIFAR, *own), "dirpath")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("ending", ["os._exit(9)", "signal.raise_signal(15)"])
+def test_a_rewound_run_forgets_what_came_after(ending: str, copy: Path, whole: Path, tmp_path: Path) -> None:
+    rewind = (*CIFAR, "--run_dir", "run", "--ckpt_path", "run/checkpoints/end_of_epoch1.ckpt", "--max_epochs", "4")
+    other = shutil.copytree(whole, tmp_path / "other" / "run").parent
+    succeed(other, *rewind)
+    stop = callback(tmp_path, "on_train_batch_start", f"if trainer.global_step == 13: {ending}")
+    assert command(tmp_path, *rewind, stop).returncode in (9, 143)
+    assert {path.name for path in copy.glob("checkpoints/*.abandoned")} == {
+        "end_of_epoch2.abandoned",
+        "last.abandoned",
+    }
+    succeed(tmp_path, *CIFAR, "--max_epochs", "4", *LAST)
+    assert_same_run(copy, other / "run")
+
+
+@pytest.mark.parametrize(
+    "stop",
+    [
+        "--callbacks+=EarlyStopping --callbacks.monitor val/loss --callbacks.min_delta 1e9 --callbacks.patience 1",
+        "--callbacks+=EarlyStopping --callbacks.monitor train/loss --callbacks.stopping_threshold 1e9",
+        "own",
+    ],
+)
+def test_training_that_was_stopped_is_not_continued(stop: str, tmp_path: Path) -> None:
+    """Killed in the test, and resumed by the same command; by one that asks for more it is."""
+    code = "Path('tested').exists() or (Path('tested').touch(), os._exit(9))"
+    flags = (*CIFAR, "--limit_test_batches", "2", callback(tmp_path, "on_test_start", code), "--run_dir", "run")
+    own = "    def on_train_epoch_end(self, trainer, pl_module):\n        trainer.should_stop = True\n"
+    with open(tmp_path / "mine.py", "a") as file:
+        file.write(own if stop == "own" else "")
+    flags += () if stop == "own" else tuple(stop.split())
+    assert command(tmp_path, *flags).returncode == 9
+    steps = checkpoint(tmp_path / "run")["global_step"]
+    assert steps < 18
+    succeed(tmp_path, *flags, "--ckpt_path", "last")
+    content = summary(tmp_path / "run")
+    assert len(content["epochs"]) == steps / 6 and content["test_acc"] is not None
+    succeed(tmp_path, *flags, "--max_epochs", "4", "--ckpt_path", "last")
+    assert len(summary(tmp_path / "run")["epochs"]) == steps / 6 + 1
+
+
+def test_a_fit_that_was_stopped_is_not_continued(tmp_path: Path) -> None:
+    stop = "--callbacks+=EarlyStopping --callbacks.monitor val/loss --callbacks.min_delta 1e9 --callbacks.patience 2"
+    fit = ("fit.py", "--epochs", "100", *stop.split(), "--run_dir", "run")
+    results = []
+    for more in ((), ("--ckpt_path", "last")):
+        succeed(tmp_path, *fit, *more)
+        results.append(summary(tmp_path / "run")["results"])
+    assert results[0] == results[1] and results[0][0]["epochs"] < 100
+
+
+# metrics.csv that went through other hands
+
+
+@pytest.mark.parametrize(
+    ("edit", "is_data"),
+    [
+        (lambda text: text.encode("utf-8-sig"), True),
+        (lambda text: text.replace("\r\n", "\n").encode(), True),
+        (lambda text: text.replace(",", ";").encode(), False),
+        (lambda text: text.encode("utf-16"), False),
+        (lambda text: re.sub(r"(?<=,)(\d+)(?=\.\d*,|,)", r"\1,0", text).encode(), False),
+        (lambda text: b"", True),
+        (lambda text: b"\x00\xff" * 40, False),
+    ],
+)
+def test_a_foreign_metrics_csv_is_data_or_left_aside(edit: Any, is_data: bool, copy: Path, whole: Path) -> None:
+    original = (copy / "metrics.csv").read_bytes()
+    foreign = edit(original.decode())
+    (copy / "metrics.csv").write_bytes(foreign)
+    done = succeed(copy.parent, *CIFAR, "--max_epochs", "4", *LAST)
+    rows = list(csv.DictReader((copy / "metrics.csv").open(newline="")))
+    assert "epoch" in rows[0] and [row["epoch"] for row in rows][-1] == "3"
+    aside = copy / "metrics_aside.csv"
+    assert ("Left aside" in done.stderr) == aside.exists() == (not is_data)
+    assert is_data or aside.read_bytes() == foreign
+
+
+def test_a_run_named_by_another_path_keeps_a_callbacks_best(tmp_path: Path) -> None:
+    best = ("--callbacks+=ModelCheckpoint", "--callbacks.monitor", "val/loss", "--callbacks.mode", "max")
+    succeed(tmp_path, *CIFAR, *best, "--max_epochs", "1", "--run_dir", "run")
+    done = succeed(tmp_path, *CIFAR, *best, "--run_dir", str(tmp_path / "run"), "--ckpt_path", "last")
+    assert "dirpath has changed" not in done.stderr

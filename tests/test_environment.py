@@ -1,0 +1,111 @@
+"""What the caller of a command leaves in its environment: styles, ranks, closed streams, clusters."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launch import ROOT, assert_refused, command, run_anew, succeed
+from short_runs import CIFAR, summary
+
+FIT = ("fit.py", "--epochs", "5", "--run_dir", "run")
+NOT_ON_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows closes no streams, and has no SLURM")
+JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SLURM_PROCID": "0"}
+JOB |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg", "nonsense"])
+def test_a_style_of_the_caller_draws_no_figure(backend: str, tmp_path: Path) -> None:
+    """A notebook exports its backend; LaTeX is not installed here."""
+    (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: absent\nfigure.figsize: 1, 1\n")
+    env = {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    succeed(tmp_path, *FIT, run=run_anew, **env)
+    succeed(tmp_path, *FIT[:-1], "plain", run=run_anew)
+    for name in ("curves.png", "errors.png"):
+        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+
+
+@pytest.mark.slow
+def test_packages_of_the_same_names_are_not_imported(tmp_path: Path) -> None:
+    for name in ("scripts", "analysis", "callbacks", "cli", "datamodules", "lit_models"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise ImportError('another package')\n")
+    succeed(tmp_path, *FIT, run=run_anew)  # whose folder comes first on PYTHONPATH
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"])
+def test_a_rank_without_a_world_is_none(name: str, tmp_path: Path) -> None:
+    done = succeed(tmp_path, *FIT, run=run_anew, **{name: "1"})
+    assert "Networks: 1" in done.stdout and (tmp_path / "run" / "summary.json").exists()
+    assert_refused(command(tmp_path, *FIT, run=run_anew, **{name: "1"}), "run holds a run")
+
+
+@pytest.mark.slow
+@NOT_ON_WINDOWS
+@pytest.mark.parametrize("closed", [(0,), (1,), (2,), (0, 1, 2)])
+def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
+    def run(script: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
+        return subprocess.run(
+            [sys.executable, str(ROOT / "scripts" / script), *flags],
+            cwd=tmp_path,
+            stdout=None if 1 in closed else subprocess.PIPE,
+            stderr=None if 2 in closed else subprocess.PIPE,
+            preexec_fn=lambda: [os.close(fd) for fd in closed],
+        )
+
+    assert run(*FIT).returncode == 0 and summary(tmp_path / "run")["results"]
+    assert run(*FIT).returncode == 2
+    picture = ROOT / "docs" / "training.png"
+    done = run("predict.py", "--json", str(picture))
+    assert done.returncode == 0 and (tmp_path / "predictions.png").exists()
+    if 1 not in closed:
+        assert json.loads(done.stdout)[0]["file"] == str(picture)
+
+
+# Clusters
+
+
+@pytest.mark.slow
+@NOT_ON_WINDOWS
+def test_a_port_that_is_taken_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    def children() -> int:
+        found = subprocess.run(["pgrep", "-fc", str(tmp_path)], capture_output=True, text=True)
+        return int(found.stdout)
+
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(taken.getsockname()[1])}
+        two = ("--devices", "2", "--strategy", "ddp", "--run_dir", str(tmp_path / "run"))
+        done = command(tmp_path, *CIFAR, *two, run=run_anew, **port)
+    assert done.returncode == 2 and done.stderr.splitlines()[-1].startswith("error: "), done.stderr
+    assert "Traceback" not in done.stderr and not (tmp_path / "run").exists()
+    time.sleep(1)
+    assert children() == 0
+
+
+@NOT_ON_WINDOWS
+def test_fewer_processes_than_devices_are_refused(tmp_path: Path) -> None:
+    two = ("--devices", "2", "--strategy", "ddp", "--run_dir", "run")
+    assert_refused(command(tmp_path, *CIFAR, *two, run=run_anew, **JOB), "--devices")
+    assert not (tmp_path / "run").exists()
+
+
+@NOT_ON_WINDOWS
+def test_tasks_without_srun_are_refused(tmp_path: Path) -> None:
+    tasks = {name: value for name, value in JOB.items() if "NTASKS" not in name and "PROCID" not in name}
+    done = command(tmp_path, *CIFAR, "--run_dir", "run", run=run_anew, **tasks, SLURM_NTASKS="2")
+    assert_refused(done, "error: ")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/run", "hdfs://host/run", "https://host/run"])
+def test_a_url_is_no_run_dir(url: str, tmp_path: Path) -> None:
+    assert_refused(command(tmp_path, *FIT[:-1], url), "URL")
+    assert not list(tmp_path.iterdir())
