@@ -175,6 +175,8 @@ class Run(Callback):
 
     def with_facts(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The content of summary.json: a record's, and what both commands say of a run in the same way."""
+        if is_rank_zero() and not self.config.exists():  # nothing was trained
+            write_settings(self.folder, self.settings)
         seconds = {**summary["seconds"], "total": time.perf_counter() - self._start}
         facts = {"command": command_line(), "settings": self.settings, "origin": self.origin}
         return {**summary, "seconds": seconds, **facts}

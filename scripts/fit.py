@@ -53,7 +53,9 @@ def fit_parser() -> Parser:
 def fit() -> None:
     parser = fit_parser()
     cfg = parser.parse_args()
-    check(cfg)
+    is_full = str(cfg.precision) in ("32", "64", "32-true", "64-true")
+    if not is_full or cfg.num_nodes != 1 or cfg.devices not in (1, "1", "auto"):
+        raise UsageError("all settings train together: leave --devices at 1, and --precision at 32-true or 64-true")
     asked, last = epoch_counts(cfg)
     lrs, seeds = list(dict.fromkeys(cfg.lr)), list(range(cfg.seed, cfg.seed + cfg.num_seeds))
     seed_everything(cfg.seed, workers=True)
@@ -80,14 +82,6 @@ def fit() -> None:
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     print(fit_text(write_results(record, model, data, trainer, run)) + noise_hint(data))
     print(where_to_look(folder))
-
-
-def check(cfg: Namespace) -> None:
-    """Raises UsageError for flags of the Trainer that do not go with many networks trained as one."""
-    if str(cfg.precision) not in ("32", "64", "32-true", "64-true"):
-        raise UsageError("fit.py trains in --precision 32-true or 64-true")
-    if cfg.devices not in (1, "1", "auto") or cfg.num_nodes != 1:
-        raise UsageError("fit.py trains all settings together on one device: leave --devices and --num_nodes at 1")
 
 
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:

@@ -243,3 +243,10 @@ def test_help_and_print_config_name_every_flag(script: str, own: list[str], tmp_
     assert all(f"--{flag}" in shown for flag in (*own, *COMMON_FLAGS, *TRAINER_FLAGS))
     printed = {line.split(":")[0] for line in succeed(tmp_path, script, "--print_config").stdout.splitlines()}
     assert {*own, *COMMON_FLAGS, *TRAINER_FLAGS} - printed == {"config", "print_config"}
+
+
+def test_a_run_that_trains_nothing_is_kept(tmp_path: Path) -> None:
+    succeed(tmp_path, *CIFAR, "--limit_train_batches", "0", "--limit_test_batches", "2", "--run_dir", "run")
+    content = summary(tmp_path / "run")
+    assert content["epochs"] == [] and whole_images(content["test_acc"], 16)
+    assert (tmp_path / "run" / "config.yaml").exists()
