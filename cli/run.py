@@ -154,14 +154,15 @@ class Run(Callback):
         if before.keys() != now.keys():
             raise UsageError(f"{checkpoint.path} is of another command, or of another version of it")
         now["ckpt_path"], self.origin = before["ckpt_path"], checkpoint.run["origin"]
-        if not self._is_own(checkpoint):
+        if self._is_own(checkpoint):
+            self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
+        else:
             now["ckpt_path"] = str(checkpoint.path.resolve())
             may_differ |= BRANCH
             self.origin = {"settings": before, "epochs": checkpoint.epochs}
         if not any(before.get(name) for name in SCHEDULES):
             may_differ |= LENGTH
         self._start -= checkpoint.run["total_seconds"]
-        self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
         changed = [name for name in now if before[name] != now[name] and name not in may_differ]
         if changed:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)

@@ -90,6 +90,7 @@ def test_a_port_that_is_taken_is_one_line_and_leaves_nothing(tmp_path: Path) -> 
     assert children() == 0
 
 
+@pytest.mark.slow
 @NOT_ON_WINDOWS
 def test_fewer_processes_than_devices_are_refused(tmp_path: Path) -> None:
     two = ("--devices", "2", "--strategy", "ddp", "--run_dir", "run")
@@ -97,6 +98,7 @@ def test_fewer_processes_than_devices_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @NOT_ON_WINDOWS
 def test_tasks_without_srun_are_refused(tmp_path: Path) -> None:
     tasks = {name: value for name, value in JOB.items() if "NTASKS" not in name and "PROCID" not in name}

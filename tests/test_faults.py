@@ -116,7 +116,7 @@ def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, tmp_path: Path) -
         assert_same_run(tmp_path / f"cut{batch}", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_ends(own: bool, tmp_path: Path) -> None:
     """Lightning would leave it out where it resumes inside an epoch."""
     flag = "--callbacks+=GradientAccumulationScheduler"
@@ -142,9 +142,8 @@ def test_what_could_not_be_read_again_is_refused_before_training(value: str, tmp
     state = callback(tmp_path, "on_train_start", "import numpy as np; self.value = 1")
     with open(tmp_path / "mine.py", "a") as file:
         file.write(f"    def state_dict(self):\n        import numpy as np\n        return {{'mine': {value}}}\n")
-    for own in ((*CIFAR, "--run_dir", "run"), FIT):
-        assert_refused(command(tmp_path, *own, state), "error: ", "plain value")
-        assert not (tmp_path / "run").exists()
+    assert_refused(command(tmp_path, *FIT, state), "error: ", "plain value")
+    assert not (tmp_path / "run").exists()
 
 
 # Errors of the disk and of others

@@ -154,13 +154,14 @@ def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path) -> None:
         read_runs([RUNS, tmp_path])
     with pytest.raises(UsageError, match="--animation_lr"):
         report.growth_of(read_runs([RUNS / "own"]), 0.5)
-    for name in ("fit/a", "two_seeds/seed0", "two_seeds/seed1"):
+    for name in ("fit/a", "two_seeds/seed0", "two_seeds/seed1", "on_another_disk/run"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "summary.json").write_text('{"settings": {}, "epochs": []}')
     (tmp_path / "two_seeds" / "summary.json").write_text('{"recipe": "lab", "runs": []}')
     (tmp_path / "again").symlink_to("fit")
+    (tmp_path / "two_seeds" / "seed2").symlink_to("../on_another_disk/run")
     runs = read_runs([tmp_path / name for name in ("again", "two_seeds", "fit")])
-    assert [run.path.name for run in runs] == ["a", "seed0", "seed1"]
+    assert [run.path.name for run in runs] == ["a", "seed0", "seed1", "seed2"]
 
 
 def test_missing_runs_are_made_and_others_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

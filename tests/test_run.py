@@ -3,6 +3,7 @@
 import csv
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summ
 from cli.run import run_folder
 
 LAST = ("--run_dir", "run", "--ckpt_path", "last")
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -124,7 +126,10 @@ def test_one_cycle_of_another_length_is_refused_and_harms_nothing(tmp_path: Path
 
 @pytest.mark.parametrize(
     "flags",
-    ["save_last true --callbacks.save_weights_only true", "every_n_train_steps 1", "save_on_exception true"],
+    [
+        "save_last true --callbacks.save_weights_only true",
+        *map(SLOW, ("every_n_train_steps 1", "save_on_exception true")),
+    ],
 )
 def test_a_users_checkpoints_lie_elsewhere(flags: str, whole: Path, tmp_path: Path) -> None:
     own = ("--callbacks+=ModelCheckpoint", *f"--callbacks.{flags}".split(), "--run_dir", "run")
@@ -143,7 +148,7 @@ def test_a_users_checkpoints_among_a_runs_own_are_refused(tmp_path: Path) -> Non
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("ending", ["os._exit(9)", "signal.raise_signal(15)"])
+@pytest.mark.parametrize("ending", ["os._exit(9)", SLOW("signal.raise_signal(15)")])
 def test_a_rewound_run_forgets_what_came_after(ending: str, copy: Path, whole: Path, tmp_path: Path) -> None:
     rewind = (*CIFAR, "--run_dir", "run", "--ckpt_path", "run/checkpoints/end_of_epoch1.ckpt", "--max_epochs", "4")
     other = shutil.copytree(whole, tmp_path / "other" / "run").parent
@@ -162,8 +167,8 @@ def test_a_rewound_run_forgets_what_came_after(ending: str, copy: Path, whole: P
     "stop",
     [
         "--callbacks+=EarlyStopping --callbacks.monitor val/loss --callbacks.min_delta 1e9 --callbacks.patience 1",
-        "--callbacks+=EarlyStopping --callbacks.monitor train/loss --callbacks.stopping_threshold 1e9",
-        "own",
+        SLOW("--callbacks+=EarlyStopping --callbacks.monitor train/loss --callbacks.stopping_threshold 1e9"),
+        SLOW("own"),
     ],
 )
 def test_training_that_was_stopped_is_not_continued(stop: str, tmp_path: Path) -> None:
@@ -201,12 +206,12 @@ def test_a_fit_that_was_stopped_is_not_continued(tmp_path: Path) -> None:
     ("edit", "is_data"),
     [
         (lambda text: text.encode("utf-8-sig"), True),
-        (lambda text: text.replace("\r\n", "\n").encode(), True),
+        SLOW(lambda text: text.replace("\r\n", "\n").encode(), True),
         (lambda text: text.replace(",", ";").encode(), False),
-        (lambda text: text.encode("utf-16"), False),
+        SLOW(lambda text: text.encode("utf-16"), False),
         (lambda text: re.sub(r"(?<=,)(\d+)(?=\.\d*,|,)", r"\1,0", text).encode(), False),
-        (lambda text: b"", True),
-        (lambda text: b"\x00\xff" * 40, False),
+        SLOW(lambda text: b"", True),
+        SLOW(lambda text: b"\x00\xff" * 40, False),
     ],
 )
 def test_a_foreign_metrics_csv_is_data_or_left_aside(edit: Any, is_data: bool, copy: Path, whole: Path) -> None:
