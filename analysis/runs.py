@@ -30,7 +30,7 @@ class FinishedRun(NamedTuple):
 Pair = tuple[FinishedRun, FinishedRun | None]  # a run, and the one that continued it without its drop
 
 
-def over_epochs(rows: Rows, name: str, scale: float = 100) -> tuple[list[int], list[float]]:
+def over_epochs(rows: Rows, name: str, scale: float = 1) -> tuple[list[int], list[float]]:
     """The epochs in which this was measured, and ``scale`` times what was measured."""
     rows = [row for row in rows if row.get(name) is not None]
     return [row["epoch"] for row in rows], [scale * row[name] for row in rows]

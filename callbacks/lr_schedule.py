@@ -1,6 +1,6 @@
 """LRStep and OneCycle: the learning rate as a pure function of the epoch or the step, set before each step.
 
-A LearningRateMonitor is listed behind them. Both are right after any resume.
+So both schedules are right after any resume. A LearningRateMonitor is listed behind them.
 """
 
 import math

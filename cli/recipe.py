@@ -15,7 +15,7 @@ from cli.hardware import device_of, has_native_bfloat16
 from cli.parser import plain_count
 
 FOLDER = Path(__file__).parent / "recipes"
-LENGTH = ("max_epochs", "max_steps", "max_time")
+RECIPE_LENGTHS = ("max_epochs", "max_steps", "max_time")
 NAMES = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
 
 
@@ -26,7 +26,7 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?", action="append", default=[])
-    for name in ("recipe", "accelerator", *LENGTH):
+    for name in ("recipe", "accelerator", *RECIPE_LENGTHS):
         early.add_argument(f"--{name}", nargs="?")
     flags = vars(early.parse_known_args(args)[0])
     asked: dict[str, Any] = {}
@@ -41,8 +41,8 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
         return {}  # which the parser refuses
     defaults = yaml.safe_load((FOLDER / f"{name}.yaml").read_text(encoding="utf-8"))
     epochs = plain_count(str(asked.get("max_epochs") or defaults.get("max_epochs")))
-    if any(asked.get(length) not in (None, -1, "-1", "null") for length in LENGTH):
-        defaults = {flag: value for flag, value in defaults.items() if flag not in LENGTH}
+    if any(asked.get(length) not in (None, -1, "-1", "null") for length in RECIPE_LENGTHS):
+        defaults = {flag: value for flag, value in defaults.items() if flag not in RECIPE_LENGTHS}
     has_bfloat16 = has_native_bfloat16(device_of(asked.get("accelerator")))
     count = int(epochs) if epochs.isdecimal() and int(epochs) > 0 else None  # None: steps or time end the run
     return {"recipe": name, **{flag: chosen(value, has_bfloat16, count) for flag, value in defaults.items()}}

@@ -31,15 +31,14 @@ MAY_DIFFER = set(
     "save_every_n_steps enable_progress_bar enable_model_summary limit_test_batches accelerator strategy devices "
     "num_nodes benchmark detect_anomaly".split()
 )
-# Its length too, unless a schedule is a function of it.
+# Its length too, unless the run is a function of it.
 LENGTH = {"epochs", "max_epochs", "max_steps", "max_time", "min_epochs", "min_steps"}
-SCHEDULES = ("warmup_fraction", "image_sizes")
 # And those that may differ in another run that begins with its checkpoint.
 BRANCH = {"milestones", "milestone_unit"}
 
 
 @dataclass(frozen=True)
-class Checkpoint:
+class SavedRun:
     """What the commands look at before Lightning loads a checkpoint.
 
     ``run`` is the state of its Run, ``next_step`` the first step that the loggers will see (an epoch of a curve fit, a
@@ -55,7 +54,7 @@ class Checkpoint:
     is_cut: bool
 
     @classmethod
-    def read(cls, path: Path) -> "Checkpoint":
+    def read(cls, path: Path) -> "SavedRun":
         """Raises UsageError where there is no valid checkpoint of this program. Runs no code in the file."""
         try:
             with zipfile.ZipFile(path) as archive:
@@ -74,7 +73,7 @@ class Checkpoint:
             raise UsageError(f"{path} is no valid checkpoint of this program ({type(error).__name__})") from None
 
     @classmethod
-    def valid(cls, folder: Path) -> list["Checkpoint"]:
+    def valid(cls, folder: Path) -> list["SavedRun"]:
         """Those of the folder, the one that has come furthest last; a damaged one is skipped with a line."""
         valid = []
         for path in sorted(folder.glob("*.ckpt")):
@@ -125,10 +124,10 @@ class Run(Callback):
     def ckpt_path(self) -> Path | None:
         return self.checkpoint.path if self.checkpoint else None
 
-    def _is_own(self, checkpoint: Checkpoint) -> bool:
+    def _is_own(self, checkpoint: SavedRun) -> bool:
         return self.folder.resolve() in checkpoint.path.resolve().parents
 
-    def _checkpoint_to_resume(self, ckpt_path: str | None) -> Checkpoint | None:
+    def _checkpoint_to_resume(self, ckpt_path: str | None) -> SavedRun | None:
         """What ``--ckpt_path`` names; for "last" the latest of the folder, or what the run there began with.
 
         A job that SLURM has put back into the queue resumes by the command line that it was started with.
@@ -138,21 +137,21 @@ class Run(Callback):
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
             if self.config.exists() and not has_results and not any(self.checkpoints.glob("*.ckpt")):
                 origin = yaml.safe_load(self.config.read_text(encoding="utf-8"))["ckpt_path"]
-                return Checkpoint.read(Path(origin)) if origin else None
-            if valid := Checkpoint.valid(self.checkpoints):
+                return SavedRun.read(Path(origin)) if origin else None
+            if valid := SavedRun.valid(self.checkpoints):
                 return valid[-1]
             raise UsageError(f"there is no valid checkpoint in {self.checkpoints}: leave out --ckpt_path to start anew")
-        checkpoint = Checkpoint.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
+        checkpoint = SavedRun.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
         if holds_runs and is_rank_zero() and not (checkpoint and self._is_own(checkpoint)):
             # for another process it may be this very run
             raise UsageError(f"{self.folder} holds a run: choose another --run_dir, or resume it: --ckpt_path last")
         return checkpoint
 
-    def _continue(self, checkpoint: Checkpoint) -> None:
+    def _continue(self, checkpoint: SavedRun) -> None:
         before, now, may_differ = checkpoint.run["settings"], self.settings, set(MAY_DIFFER)
-        if before.keys() != now.keys():
-            raise UsageError(f"{checkpoint.path} is of another command, or of another version of it")
+        if others := sorted(before.keys() ^ now.keys()):
+            raise UsageError(f"{checkpoint.path} is of another command or version: only one of them has {others[:3]}")
         now["ckpt_path"], self.origin = before["ckpt_path"], checkpoint.run["origin"]
         if self._is_own(checkpoint):
             self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
@@ -160,7 +159,8 @@ class Run(Callback):
             now["ckpt_path"] = str(checkpoint.path.resolve())
             may_differ |= BRANCH
             self.origin = {"settings": before, "epochs": checkpoint.epochs}
-        if not any(before.get(name) for name in SCHEDULES):
+        has_one_cycle = before.get("warmup_fraction") is not None and before["milestones"] is None
+        if not (has_one_cycle or before.get("image_sizes")):  # fractions of the length
             may_differ |= LENGTH
         self._start -= checkpoint.run["total_seconds"]
         changed = [name for name in now if before[name] != now[name] and name not in may_differ]
@@ -187,7 +187,7 @@ class Run(Callback):
         if trainer.is_global_zero and not self._has_begun:
             self._has_begun = True
             if self.checkpoint and self._is_own(self.checkpoint):
-                for later in Checkpoint.valid(self.checkpoint.path.parent):
+                for later in SavedRun.valid(self.checkpoint.path.parent):
                     if later.next_step > self.checkpoint.next_step:
                         later.path.rename(later.path.with_suffix(".abandoned"))
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed

@@ -44,10 +44,11 @@ def train_seeds(
 def summary_of_all(summaries: list[Summary]) -> Summary:
     """Each seed's results, their means and standard deviations."""
     content = {name: summaries[0][name] for name in ("recipe", "data")}
-    for name in ("test_acc", "test_loss"):
+    tested = [name for name in summaries[0] if name.startswith("test_")]
+    for name in tested:
         values = [summary[name] for summary in summaries if summary[name] is not None]
         if values:
             content[f"{name}_mean"] = statistics.mean(values)
             content[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
-    content["runs"] = [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries]
+    content["runs"] = [{name: s[name] for name in ("seed", *tested, "epochs")} for s in summaries]
     return content | {"seconds": {name: sum(s["seconds"][name] for s in summaries) for name in ("train", "total")}}

@@ -46,7 +46,6 @@ def build_trainer(
     added = {
         "logger": make_loggers(flags.logger, run),
         "callbacks": [
-            run,
             *(callback for callback in callbacks if saves or not isinstance(callback, Checkpoint)),
             *[*own, *bars],
         ],

@@ -110,7 +110,8 @@ def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord) -> list[C
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    return [schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), TestPictures(run.folder), saving]
+    pictures = TestPictures(run.folder)
+    return [run, schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving]
 
 
 def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> None:

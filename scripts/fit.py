@@ -74,9 +74,8 @@ def fit() -> None:
         raise UsageError(f"{run.ckpt_path} has {done:,} epochs already: ask for at least as many with --epochs")
     if done == last:
         instead["limit_train_batches"] = 0
-    trainer = build_trainer(
-        parser, cfg, run, [record, SaveLast(**run.saving, interval=60, each_epoch=False)], TrajectoryBar(), **instead
-    )
+    callbacks = [run, record, SaveLast(**run.saving, interval=60, each_epoch=False)]
+    trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
     read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
     print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
