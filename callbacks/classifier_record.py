@@ -126,7 +126,7 @@ class ClassifierRecord(Callback):
 
 
 def logged(trainer: Trainer, *prefixes: str) -> dict[str, float | None]:
-    """What is logged of an epoch, by the names of summary.json: val_acc for val/acc, path for trajectory/path."""
+    """An epoch's logged values, by the names of summary.json: val_acc for val/acc, path for trajectory/path."""
     names = [name for name in trainer.callback_metrics if name.startswith(prefixes) and not name.endswith("_step")]
     return {n.removeprefix("trajectory/").replace("/", "_"): trainer.callback_metrics[n].item() for n in names}
 

@@ -74,7 +74,7 @@ class SavedRun:
 
     @classmethod
     def valid(cls, folder: Path) -> list["SavedRun"]:
-        """Those of the folder, the one that has come furthest last; a damaged one is skipped with a line."""
+        """All of a folder, the one that has come furthest last; a damaged one is skipped with a line."""
         valid = []
         for path in sorted(folder.glob("*.ckpt")):
             try:
@@ -145,7 +145,8 @@ class Run(Callback):
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
         if holds_runs and is_rank_zero() and not (checkpoint and self._is_own(checkpoint)):
             # for another process it may be this very run
-            raise UsageError(f"{self.folder} holds a run: choose another --run_dir, or resume it: --ckpt_path last")
+            way_out = "choose another --run_dir, or resume it: --ckpt_path last"
+            raise UsageError(f"{self.folder} holds a run already: {way_out}")
         return checkpoint
 
     def _continue(self, checkpoint: SavedRun) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-KILLS = int(os.environ.get("KILLS", "3"))
+KILLS = int(os.environ.get("KILLS", "2"))
 EPOCHS = 4 + KILLS
 CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
 CIFAR = (

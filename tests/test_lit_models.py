@@ -307,9 +307,6 @@ def test_errors_are_against_f_and_in_its_own_units() -> None:
     torch.testing.assert_close(results["r2"][0], 1 - error.square().mean() / data.truth.var(correction=0))
 
 
-# The network in PyTorch's world
-
-
 def test_the_network_is_an_ordinary_module(tmp_path: Path) -> None:
     model = ResNet20Classifier()
     net, images = model.net.eval(), torch.randn(2, 3, 32, 32)

@@ -155,10 +155,7 @@ def test_a_rewound_run_forgets_what_came_after(ending: str, copy: Path, whole: P
     succeed(other, *rewind)
     stop = callback(tmp_path, "on_train_batch_start", f"if trainer.global_step == 13: {ending}")
     assert command(tmp_path, *rewind, stop).returncode in (9, 143)
-    assert {path.name for path in copy.glob("checkpoints/*.abandoned")} == {
-        "end_of_epoch2.abandoned",
-        "last.abandoned",
-    }
+    assert {path.stem for path in copy.glob("checkpoints/*.abandoned")} == {"end_of_epoch2", "last"}
     succeed(tmp_path, *CIFAR, "--max_epochs", "4", *LAST)
     assert_same_run(copy, other / "run")
 
@@ -206,11 +203,9 @@ def test_a_fit_that_was_stopped_is_not_continued(tmp_path: Path) -> None:
     ("edit", "is_data"),
     [
         (lambda text: text.encode("utf-8-sig"), True),
-        SLOW(lambda text: text.replace("\r\n", "\n").encode(), True),
         (lambda text: text.replace(",", ";").encode(), False),
         SLOW(lambda text: text.encode("utf-16"), False),
         (lambda text: re.sub(r"(?<=,)(\d+)(?=\.\d*,|,)", r"\1,0", text).encode(), False),
-        SLOW(lambda text: b"", True),
         SLOW(lambda text: b"\x00\xff" * 40, False),
     ],
 )
