@@ -118,7 +118,6 @@ def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, tmp_path: Path) -
 
 @pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_ends(own: bool, tmp_path: Path) -> None:
-    """Lightning would leave it out where it resumes inside an epoch."""
     flag = "--callbacks+=GradientAccumulationScheduler"
     flags: tuple[str, ...] = (flag, "--callbacks.scheduling", "{1: 2}", "--save_every_n_steps", "1")
     if own:
