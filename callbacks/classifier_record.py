@@ -12,8 +12,8 @@ from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
 WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
-MEASURED = ("train/loss", "train/acc", "val/loss", "val/acc")
-COLUMNS = ("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds")
+MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
+COLUMNS = ("epoch", "lr", *MEASURED, "seconds")
 
 
 class ClassifierRecord(Callback):
@@ -86,7 +86,7 @@ class ClassifierRecord(Callback):
         row = {
             "epoch": trainer.current_epoch,
             "lr": self._lr,
-            **{name.replace("/", "_"): None for name in MEASURED},
+            **dict.fromkeys(MEASURED),
             **logged(trainer, "train/", "trajectory/"),
             **self._validated,
             "seconds": self._seconds,

@@ -41,7 +41,8 @@ class CurveRecord(Callback):
         self._since = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.train_seconds, self._since = self.train_seconds - self._since + time.perf_counter(), time.perf_counter()
+        now = time.perf_counter()
+        self.train_seconds, self._since = self.train_seconds + now - self._since, now
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         self._train_mse = outputs["train_mse"]

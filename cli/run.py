@@ -103,13 +103,14 @@ class Run(Callback):
             "requeues": cfg.run_dir is not None,
         }
         self._has_begun = False
+        self._abandoned: list[Path] = []  # later checkpoints of a run that is rewound
         self.is_stopped = False  # before its length, by a callback, and not asked for another length
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
             atexit.register(self._remove_unused)
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self._start = start
         if self.checkpoint:
-            self._continue(self.checkpoint)
+            self._continue(self.checkpoint, cfg.ckpt_path == "last")
         if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock", timeout=0)
@@ -149,13 +150,16 @@ class Run(Callback):
             raise UsageError(f"{self.folder} holds a run already: {way_out}")
         return checkpoint
 
-    def _continue(self, checkpoint: SavedRun) -> None:
+    def _continue(self, checkpoint: SavedRun, is_latest: bool) -> None:
         before, now, may_differ = checkpoint.run["settings"], self.settings, set(MAY_DIFFER)
-        if others := sorted(before.keys() ^ now.keys()):
-            raise UsageError(f"{checkpoint.path} is of another command or version: only one of them has {others[:3]}")
+        if missing := sorted(before.keys() ^ now.keys()):
+            raise UsageError(f"{checkpoint.path} is of another command or version: only one of them has {missing[:3]}")
         now["ckpt_path"], self.origin = before["ckpt_path"], checkpoint.run["origin"]
         if self._is_own(checkpoint):
             self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
+            if not is_latest:
+                others = SavedRun.valid(self.checkpoints)
+                self._abandoned = [each.path for each in others if each.next_step > checkpoint.next_step]
         else:
             now["ckpt_path"] = str(checkpoint.path.resolve())
             may_differ |= BRANCH
@@ -187,10 +191,8 @@ class Run(Callback):
         """After its first step a run has a config.yaml; a resumed one has no results, and no later checkpoints."""
         if trainer.is_global_zero and not self._has_begun:
             self._has_begun = True
-            if self.checkpoint and self._is_own(self.checkpoint):
-                for later in SavedRun.valid(self.checkpoint.path.parent):
-                    if later.next_step > self.checkpoint.next_step:
-                        later.path.rename(later.path.with_suffix(".abandoned"))
+            for path in self._abandoned:
+                path.rename(path.with_suffix(".abandoned"))
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
                 path.unlink(missing_ok=True)

@@ -40,15 +40,13 @@ def build_trainer(
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
     bars = [bar] if has_bar and not has_own_bar else []
-    saves = flags.enable_checkpointing is not False
+    if flags.enable_checkpointing is False:
+        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     if any(Path(each.dirpath or "").resolve() == run.checkpoints.resolve() for each in own if hasattr(each, "dirpath")):
         raise UsageError(f"{run.checkpoints} is for what a run is resumed from: give a callback another dirpath")
     added = {
         "logger": make_loggers(flags.logger, run),
-        "callbacks": [
-            *(callback for callback in callbacks if saves or not isinstance(callback, Checkpoint)),
-            *[*own, *bars],
-        ],
+        "callbacks": [*callbacks, *own, *bars],
         "enable_progress_bar": has_bar,
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
         "default_root_dir": flags.default_root_dir or str(run.folder.resolve() / LIGHTNING),
@@ -94,11 +92,10 @@ class MetricsCSV(CSVLogger):
 class MetricsRows(ExperimentWriter):
     """The rows of a CSV file, which is replaced as a whole once there are new ones; columns in alphabetical order."""
 
-    def __init__(
-        self, path: Path, rows: Sequence[dict[str, Any]] | None
-    ) -> None:  # not Lightning's, which deletes the file
-        self.path, self.metrics, self._written = path, list(rows or ()), len(rows or ())
-        self._is_foreign = rows is None
+    def __init__(self, path: Path, rows: Sequence[dict[str, Any]] | None) -> None:
+        # Not Lightning's, which deletes the file.
+        self.path, self.metrics, self._is_foreign = path, list(rows or ()), rows is None
+        self._written = len(self.metrics)
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""
@@ -110,10 +107,12 @@ class MetricsRows(ExperimentWriter):
         writer = csv.DictWriter(text, sorted(set[str]().union(*self.metrics)))
         writer.writeheader()
         writer.writerows(self.metrics)
-        if self._is_foreign:
-            self.path.replace(self.path.with_name("metrics_aside.csv"))
-            self._is_foreign = False
         with suppress(PermissionError):  # Excel has the file open on Windows: the rows wait for the next time
+            if (
+                self._is_foreign and self.path.exists()
+            ):  # else it is another run's, with whose checkpoint this one began
+                self.path.replace(self.path.with_name("metrics_aside.csv"))
+            self._is_foreign = False
             write_atomically(self.path, lambda file: file.write(text.getvalue().encode()), durable=False)
             self._written = len(self.metrics)
 

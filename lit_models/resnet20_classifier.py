@@ -56,9 +56,8 @@ class ResNet20Classifier(LightningModule):
         if optimizer not in ("sgd", "muon"):
             raise ValueError(f"optimizer is {optimizer!r}; it is 'sgd' or 'muon'")
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
-        lr, momentum, weight_decay, muon_lr_ratio, muon_momentum = map(
-            float, (lr, momentum, weight_decay, muon_lr_ratio, muon_momentum)
-        )
+        lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
+        muon_lr_ratio, muon_momentum = float(muon_lr_ratio), float(muon_momentum)
         self.save_hyperparameters()
         # Not `self.hparams`: a subclass's hparams hold its own arguments, not those that it passes to `super()`.
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay

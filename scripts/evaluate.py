@@ -7,7 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTH
 import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
-
 import torch
 
 from analysis.evaluation import measure

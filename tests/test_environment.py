@@ -68,9 +68,6 @@ def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
         assert json.loads(done.stdout)[0]["file"] == str(picture)
 
 
-# Clusters
-
-
 @pytest.mark.slow
 @NOT_ON_WINDOWS
 def test_a_port_that_is_taken_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ OTHERS = parts("""
     x +   x +* 2   x; x   x = 1   x if x > 0   sin   sin²x   sin^2(x)   sin cos x   sin -x   max(x, 1, 2)
     t^2 -> 't' is none of   sin(x, x) -> is none of   x // 2   x % 2   x < 1 or x > 2   not x
     xe^x   x2   f(2x)   0,5x   1j*x   x.real   sin.__globals__   x[0]   [1, 2]   b'x'   (x := 1)   x in x   ~x   x @ x
-    1 << 9**9   sin(*x)   sin(input=x)   {x: x}   eval('1')   __import__('os').system('true')   (lambda: x)()
+    1 << 9**9   sin(*x)   sin(input=x)   True   {x: x}   eval('1')   __import__('os').system('true')   (lambda: x)()
 """)
 REFUSED |= {text: match for text, _, match in (other.partition(" -> ") for other in OTHERS)}
 

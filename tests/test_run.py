@@ -210,9 +210,10 @@ def test_a_fit_that_was_stopped_is_not_continued(tmp_path: Path) -> None:
     ],
 )
 def test_a_foreign_metrics_csv_is_data_or_left_aside(edit: Any, is_data: bool, copy: Path, whole: Path) -> None:
-    original = (copy / "metrics.csv").read_bytes()
-    foreign = edit(original.decode())
+    foreign = edit((copy / "metrics.csv").read_bytes().decode())
     (copy / "metrics.csv").write_bytes(foreign)
+    branch = ("--run_dir", "branch", "--ckpt_path", "run/checkpoints/end_of_epoch1.ckpt")
+    assert not succeed(copy.parent, *CIFAR, *branch).returncode and (copy / "metrics.csv").read_bytes() == foreign
     done = succeed(copy.parent, *CIFAR, "--max_epochs", "4", *LAST)
     rows = list(csv.DictReader((copy / "metrics.csv").open(newline="")))
     assert "epoch" in rows[0] and [row["epoch"] for row in rows][-1] == "3"
