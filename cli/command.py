@@ -22,6 +22,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.finite_loss import NonFiniteLoss
+from cli.threads import limit_threads
 
 gc.enable()  # the imports are done
 print_once = rank_zero_only(print)
@@ -53,6 +54,7 @@ def main(run: Callable[[], None]) -> NoReturn:
     quiet()
     matplotlib.rcdefaults()  # the user's style may need LaTeX
     keep_freed_memory()
+    limit_threads()
     try:
         run()
     except BrokenPipeError:  # whoever read the output has gone, as in "| head"

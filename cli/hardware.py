@@ -1,15 +1,27 @@
-"""What makes ResNet-20 faster on this machine: bfloat16 where it is native, ``torch.compile`` where it gains."""
+"""What makes ResNet-20 faster on this machine, as measured: bfloat16 and ``torch.compile``."""
 
 import math
+import os
 import shutil
 import sys
 import sysconfig
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
+import torch.nn.functional as F
 from jsonargparse import Namespace
 
-from lit_models.onednn import cpu_has_bfloat16
+from cli.command import print_once
+from lit_models.onednn import cpu_has_bfloat16, faster
+from lit_models.resnet20 import ResNet20
+
+PRECISIONS = ("32-true", "bf16-mixed")
+SHORT = 100  # steps: a training run so short gains less than the measurement takes
+GAIN = 0.95  # of float32's time at most, for bfloat16 to be worth its rounding
+SECONDS = 1.0  # of measuring, after a first step of each kind
 
 
 def device_of(accelerator: str | None) -> str:
@@ -25,18 +37,78 @@ def has_native_bfloat16(device: str) -> bool:
     return device == "cpu" and cpu_has_bfloat16()
 
 
-def should_compile(cfg: Namespace, num_images: int) -> bool:
-    """What ``--compile`` says, or for "auto" whether this is a CPU that gains, and the run long enough.
+def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
+    """What takes the place of ``--precision auto`` for a training run of so many steps, and why."""
+    device = device_of(cfg.accelerator)
+    if not has_native_bfloat16(device):
+        return "32-true", f"this {device} does not compute in bfloat16"
+    started = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    devices = max(1, torch.cuda.device_count()) if cfg.devices == "auto" else cfg.devices
+    if (started, cfg.num_nodes, str(devices)) != (1, 1, "1"):
+        return "bf16-mixed", "several processes, which have to agree, do not measure"
+    if steps < SHORT:
+        return "32-true", "the training run is too short to measure"
+    starts = {0.0: 32} | (cfg.image_sizes or {})
+    shares: dict[int, float] = {}
+    for (start, size), end in zip(starts.items(), [*list(starts)[1:], 1.0], strict=True):
+        shares[size] = shares.get(size, 0.0) + end - start
+    num = cfg.batch_size if device != "cpu" else math.ceil(cfg.batch_size / 2)  # as telling, in half the time
+    seconds = seconds_per_step(ResNet20(), shares, num, device)
+    ratio = seconds["bf16-mixed"] / seconds["32-true"]
+    return PRECISIONS[ratio < GAIN], f"as measured, a step in bfloat16 takes {ratio:.2f} of its time in float32"
+
+
+def seconds_per_step(
+    net: ResNet20, shares: Mapping[int, float], batch_size: int, device: str, precisions: Sequence[str] = PRECISIONS
+) -> dict[str, float]:
+    """Seconds of a forward and backward pass in each precision: the least at each image size, weighted by ``shares``.
+
+    The precisions take turns, so that a machine that is busy for a moment does not decide.
+    """
+    net = net.to(device).train()
+    forwards = {precision: faster(net, precision, device) or net for precision in precisions}
+    least: dict[tuple[str, int], float] = {}
+    end = math.inf
+    while time.perf_counter() < end:
+        for size in shares:
+            images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
+            labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+            for precision, forward in forwards.items():
+                start = time.perf_counter()
+                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+                    F.cross_entropy(forward(images), labels).backward()
+                if device != "cpu":
+                    torch.accelerator.synchronize()
+                seconds = time.perf_counter() - start
+                is_first = math.isinf(end)  # it allocates memory, and chooses kernels
+                least[precision, size] = min(seconds, math.inf if is_first else least.get((precision, size), math.inf))
+        end = min(end, time.perf_counter() + SECONDS)
+    return {p: sum(share * least[p, size] for size, share in shares.items()) for p in precisions}
+
+
+def should_compile(cfg: Namespace, steps: float) -> bool:
+    """Whether ``torch.compile`` makes training so many steps faster, the compilation included.
 
     Measured on two cores with AVX2: 9 % faster to 1 % slower at 32 pixels, 3 to 18 % faster at 20, the more the busier
     the memory; with AVX-512 6 to 12 % slower, in bfloat16 20 %. Each size of the images is compiled for itself, in 25
-    to 50 s the first time on two CPU cores, in 5 s later.
+    to 50 s the first time on two CPU cores, in 5 s later: too long to be tried out.
     """
-    if cfg.compile != "auto":
-        return bool(cfg.compile)
-    batches = math.ceil(num_images / cfg.batch_size)
-    steps = min(limit for limit in (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf) if limit > 0)
-    is_long = cfg.limit_train_batches is None and steps / max(1, len(cfg.image_sizes or ())) >= 3_000
     has_compiler = shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
     gains = device_of(cfg.accelerator) == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return is_long and gains and has_compiler and sys.platform == "linux"
+    return steps / max(1, len(cfg.image_sizes or ())) >= 3_000 and gains and has_compiler and sys.platform == "linux"
+
+
+def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namespace:
+    """The settings with a choice in the place of each "auto": what ``saved``, of the run that is resumed, has, or else
+    what is fastest here for training with so many images.
+    """
+    batches = math.ceil(num_images / cfg.batch_size)
+    limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
+    steps = min(limit for limit in limits if limit > 0) if cfg.limit_train_batches is None else 0
+    choices = {name: saved.get(name, "auto") for name in ("precision", "compile") if cfg[name] == "auto"}
+    if choices.get("precision") == "auto":
+        choices["precision"], reason = choose_precision(cfg, steps)
+        print_once(f"Precision {choices['precision']}: {reason}")
+    if choices.get("compile") == "auto":
+        choices["compile"] = should_compile(cfg, steps)
+    return Namespace({**cfg, **choices})

@@ -6,7 +6,7 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Callable, Mapping
-from typing import Any, NoReturn, TypeVar, get_args, get_origin
+from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import torch
 from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
@@ -74,7 +74,10 @@ def training_parser(description: str | None) -> Parser:
 
 def add_trainer_flags(parser: Parser, **defaults: object) -> None:
     """Every argument of Lightning's Trainer under its own name, with ``defaults`` instead of Lightning's."""
-    parser.add_class_arguments(Trainer, skip=set(LIMITS))
+    parser.add_class_arguments(Trainer, skip={*LIMITS, "precision"})
+    precision = Literal["auto"] | inspect.signature(Trainer).parameters["precision"].annotation
+    text = "as Lightning's, default 32-true; auto: the faster of 32-true and bf16-mixed here, as measured (cifar.py)"
+    parser.add_argument("--precision", type=precision, help=text)
     for name in LIMITS:
         # By Lightning's own Union[int, float], whose order Python may turn round, "1" would be 1.0, which is all.
         default = inspect.signature(Trainer).parameters[name].default

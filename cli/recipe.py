@@ -11,7 +11,6 @@ import numpy as np
 import yaml
 
 from cli.command import UsageError
-from cli.hardware import device_of, has_native_bfloat16
 from cli.parser import plain_count
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -26,7 +25,7 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     """
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     early.add_argument("--config", nargs="?", action="append", default=[])
-    for name in ("recipe", "accelerator", *RECIPE_LENGTHS):
+    for name in ("recipe", *RECIPE_LENGTHS):
         early.add_argument(f"--{name}", nargs="?")
     flags = vars(early.parse_known_args(args)[0])
     asked: dict[str, Any] = {}
@@ -43,18 +42,15 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     epochs = plain_count(str(asked.get("max_epochs") or defaults.get("max_epochs")))
     if any(asked.get(length) not in (None, -1, "-1", "null") for length in RECIPE_LENGTHS):
         defaults = {flag: value for flag, value in defaults.items() if flag not in RECIPE_LENGTHS}
-    has_bfloat16 = has_native_bfloat16(device_of(asked.get("accelerator")))
     count = int(epochs) if epochs.isdecimal() and int(epochs) > 0 else None  # None: steps or time end the run
-    return {"recipe": name, **{flag: chosen(value, has_bfloat16, count) for flag, value in defaults.items()}}
+    return {"recipe": name, **{flag: at_length(value, count) for flag, value in defaults.items()}}
 
 
-def chosen(value: Any, has_bfloat16: bool, epochs: int | None) -> Any:
-    """{"by_bfloat16": {true: value, ...}} by the machine, and {"by_epochs": {epochs: value, ...}} by the length.
+def at_length(value: Any, epochs: int | None) -> Any:
+    """The value of {"by_epochs": {epochs: value, ...}} for so many epochs; any other is itself.
 
-    The latter is interpolated over log(epochs), constant outside; without a number of epochs it is the last.
+    It is interpolated over log(epochs), constant outside; without a number of epochs it is the last.
     """
-    if isinstance(value, dict) and "by_bfloat16" in value:
-        return value["by_bfloat16"][has_bfloat16]
     if not isinstance(value, dict) or "by_epochs" not in value:
         return value
     lengths, values = zip(*sorted(value["by_epochs"].items()), strict=True)

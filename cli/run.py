@@ -233,6 +233,15 @@ def run_folder(cfg: Namespace, default: str) -> Path:
     return folder
 
 
+def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:
+    """config.yaml of the run that is resumed, or with whose checkpoint a run begins; {} for a new one."""
+    beside = [Path(cfg.ckpt_path).expanduser().resolve().parent.parent / "config.yaml"] if cfg.ckpt_path else []
+    for path in (folder / "config.yaml", *folder.glob("seed*/config.yaml"), *beside):
+        if path.is_file():
+            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    return {}
+
+
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
     """All settings of a run as plain values, without where the run is and what it resumes."""
     settings: dict[str, Any] = yaml.safe_load(parser.dump(cfg, skip_none=False))

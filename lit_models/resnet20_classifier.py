@@ -11,7 +11,7 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.muon import Muon
-from lit_models.onednn import can_train_in_mkldnn, in_mkldnn, in_place, is_plain
+from lit_models.onednn import faster
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
@@ -96,10 +96,8 @@ class ResNet20Classifier(LightningModule):
         self.train_metrics.set_dtype(torch.float32)  # bf16-true converts them too, and their sums would saturate
         if self.compiles:
             self._faster = torch.compile(self.net.forward, dynamic=False)
-        elif self.trainer.precision == "bf16-mixed" and self.device.type == "cpu" and can_train_in_mkldnn(self.net):
-            self._faster = in_mkldnn(self.net)
-        elif is_plain(self.net):
-            self._faster = in_place(self.net).forward  # no module, which would be registered
+        else:
+            self._faster = faster(self.net, self.trainer.precision, self.device.type)
         self._is_logged = False
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:

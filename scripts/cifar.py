@@ -26,10 +26,10 @@ from callbacks.saving import SaveLast
 from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
-from cli.hardware import should_compile
+from cli.hardware import fastest
 from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
 from cli.recipe import NAMES, recipe_defaults
-from cli.run import Run, run_folder, where_to_look
+from cli.run import Run, run_folder, saved_settings, where_to_look
 from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
@@ -63,6 +63,8 @@ def cifar() -> None:
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
     folder = run_folder(cfg, "runs/cifar")
+    num_images = 50_000 if cfg.data == "cifar10" else 10_000
+    cfg = fastest(cfg, num_images - cfg.val_size, saved_settings(cfg, folder))
     train_one = partial(train, parser)
     if cfg.num_seeds == 1:
         summaries = [train_one(cfg, folder, folder, START)]
@@ -83,7 +85,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     seed_everything(cfg.seed, workers=True)
     run = Run(parser, cfg, folder, top, start)
     data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
-    model = build(ResNet20Classifier, cfg, compile=should_compile(cfg, data.num_train - data.val_size))
+    model = build(ResNet20Classifier, cfg)
     record = ClassifierRecord(start)
     trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
     where = f"{trainer.strategy.root_device.type} in {trainer.precision}"

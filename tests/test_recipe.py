@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from cli.recipe import FOLDER, NAMES, chosen, recipe_defaults
+from cli.recipe import FOLDER, NAMES, at_length, recipe_defaults
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20Classifier
 from scripts.cifar import cifar_parser
@@ -67,20 +67,13 @@ def test_a_length_that_is_asked_for_replaces_the_recipes(flag: tuple[str, str]) 
 def test_values_by_epochs_are_interpolated_over_their_logarithm() -> None:
     rule = {"by_epochs": {4: 1.0e-3, 64: 5.0e-4}}
     middle = round(math.sqrt(4 * 64))  # 16: half-way between log 4 and log 64
-    assert [chosen(rule, False, epochs) for epochs in (1, 4, middle, 64, 1000)] == [1e-3, 1e-3, 7.5e-4, 5e-4, 5e-4]
-    assert chosen({"by_epochs": {4: 2, 64: 4}}, False, middle) == 3  # whole numbers stay whole
-    assert chosen(rule, False, None) == 5e-4  # steps or time end the run
+    assert [at_length(rule, epochs) for epochs in (1, 4, middle, 64, 1000)] == [1e-3, 1e-3, 7.5e-4, 5e-4, 5e-4]
+    assert at_length({"by_epochs": {4: 2, 64: 4}}, middle) == 3  # whole numbers stay whole
+    assert at_length(rule, None) == 5e-4  # steps or time end the run
     # fast: from 1e-3 at 4 epochs to 5e-4 at 54: 1e-3 - 5e-4 * log(15 / 4) / log(54 / 4) = 7.46e-4; a shift of 2 to 4
     for epochs in ("15", "1.5e1"):
         flags = settings("--recipe", "fast", "--max_epochs", epochs)
         assert (flags["weight_decay"], flags["max_shift"]) == (7.46e-4, 3)
-
-
-def test_values_by_bfloat16_depend_on_the_machine() -> None:
-    rule = yaml.safe_load((FOLDER / "fast.yaml").read_text())["precision"]
-    assert (chosen(rule, True, 1), chosen(rule, False, 1)) == ("bf16-mixed", "32-true")
-    assert settings("--recipe", "fast")["precision"] in ("bf16-mixed", "32-true")
-    assert settings("--recipe", "fast", "--precision", "32-true")["precision"] == "32-true"
 
 
 def test_what_no_recipe_names_is_the_constructors_default() -> None:

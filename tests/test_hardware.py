@@ -1,0 +1,74 @@
+"""What --precision auto and --compile auto choose, and the threads of a container with a share of the processors."""
+
+import math
+from pathlib import Path
+
+import pytest
+import yaml
+from jsonargparse import Namespace
+
+from cli.hardware import choose_precision, fastest, has_native_bfloat16, seconds_per_step
+from cli.recipe import recipe_defaults
+from cli.threads import cpu_quota
+from lit_models import ResNet20
+from scripts.cifar import cifar_parser
+from tests.launch import succeed
+
+RUN = ("cifar.py", "--data", "synthetic", "--recipe", "fast", "--accelerator", "cpu", "--batch_size", "8")
+RUN += tuple("--limit_train_batches 2 --limit_test_batches 1 --max_epochs 1".split())
+
+
+def settings(*args: str) -> Namespace:
+    return cifar_parser(recipe_defaults(args)).parse_args(["--accelerator", "cpu", *args])
+
+
+def test_steps_are_timed_in_each_precision_at_each_size() -> None:
+    seconds = seconds_per_step(ResNet20(), {8: 0.75, 16: 0.25}, 2, "cpu")
+    assert list(seconds) == ["32-true", "bf16-mixed"] and all(0 < value < 10 for value in seconds.values())
+
+
+def test_without_native_bfloat16_or_in_a_short_run_nothing_is_measured() -> None:
+    precision, reason = choose_precision(settings("--recipe", "fast"), 50)
+    assert precision == "32-true" and ("short" if has_native_bfloat16("cpu") else "not compute in bfloat16") in reason
+
+
+def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
+    cfg = settings("--recipe", "fast", "--max_epochs", "3", "--compile", "true")
+    assert fastest(cfg, 50_000, {"precision": "bf16-mixed", "compile": False}).precision == "bf16-mixed"
+    assert fastest(cfg, 50_000, {"precision": "bf16-mixed"}).compile is True
+    assert cfg.precision == "auto"  # what was parsed is not changed
+    lab = fastest(settings("--max_steps", "100"), 50_000, {})
+    assert (lab.precision, lab.compile) == (None, False)  # too short to compile
+
+
+def test_the_choice_is_said_and_kept(tmp_path: Path) -> None:
+    out = succeed(tmp_path, *RUN, "--run_dir", "run").stdout
+    assert "Precision 32-true: " in out
+    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    assert (kept["precision"], kept["compile"]) == ("32-true", False)
+    # Chosen on another machine, the other one is kept too, though here it would not be chosen.
+    succeed(tmp_path, *RUN, "--run_dir", "other", "--precision", "bf16-mixed")
+    out = succeed(tmp_path, *RUN, "--run_dir", "other", "--ckpt_path", "last").stdout
+    assert "in bf16-mixed" in out and "Precision" not in out
+
+
+@pytest.mark.parametrize(
+    ("groups", "files", "quota"),
+    [
+        ("0::/\n", {"cpu.max": "150000 100000\n"}, 1.5),
+        ("0::/job\n", {"job/cpu.max": "200000 100000\n", "cpu.max": "max 100000\n"}, 2),
+        ("0::/\n", {"cpu.max": "max 100000\n"}, math.inf),
+        ("2:cpu:/docker/1\n0::/\n", {"cpu/cpu.cfs_quota_us": "50000", "cpu/cpu.cfs_period_us": "100000"}, 0.5),
+        ("2:cpu:/\n", {"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, math.inf),
+        ("", {}, math.inf),
+    ],
+)
+def test_a_control_groups_share_of_the_processors(
+    groups: str, files: dict[str, str], quota: float, tmp_path: Path
+) -> None:
+    (tmp_path / "groups").write_text(groups)
+    for name, text in files.items():
+        (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "tree" / name).write_text(text)
+    assert cpu_quota(tmp_path / "groups", tmp_path / "tree") == quota
+    assert cpu_quota(tmp_path / "absent") == math.inf  # no Linux
