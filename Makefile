@@ -41,7 +41,7 @@ test-all: $(STAMP) ## run all tests: kills, millions of inputs, compilers, brows
 # Two processes, a file each at a time. One thread each: OpenMP's threads wait for each other at the price of the rest.
 TEST_FLAGS = -n 2 --dist loadfile --no-loadscope-reorder
 
-bench: $(STAMP) ## time both experiments against plain PyTorch loops (one of them: make bench ARGS=fit)
+bench: $(STAMP) ## time both experiments against plain PyTorch loops (make bench ARGS=--quick: three minutes)
 	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 lint: $(STAMP) ## check style and types

@@ -1,10 +1,10 @@
 """Times the commands of both experiments against baselines, loops in plain PyTorch, and prints a table in Markdown.
 
-    python benchmarks/bench.py [fit|cifar|all] [--repeats 3] [--data_root DIR] [--json]
+    python benchmarks/bench.py [fit|cifar|all] [--quick] [--repeats 3] [--data_root DIR] [--json]
 
 In each round every command runs once, in a process of its own, after the baseline that it is compared with. The table
 has medians over the rounds; "times as fast" is the median of the rounds' ratios. Nothing else should run on the
-machine. On two cores a round takes some two minutes for each experiment.
+machine. On two cores a round takes some two minutes for each experiment; --quick three minutes in all.
 """
 
 import argparse
@@ -105,7 +105,7 @@ def cifar_round(args: argparse.Namespace) -> list[Comparison]:
     return [
         *throughputs,
         Comparison(name, "s", LAB_STEPS * 128 / plain, fast_seconds),
-        Comparison("cifar, recipe fast: test accuracy", "%", None, 100 * fast["test_acc"]),
+        Comparison("cifar, recipe fast: test accuracy", "%", None, None if args.quick else 100 * fast["test_acc"]),
         Comparison("cifar, recipe fast: peak memory", "MB", None, fast["peak_memory_mb"]),
         Comparison("cifar, lab, 32-true: peak memory", "MB", None, labs["32-true"]["peak_memory_mb"]),
         Comparison("cifar, lab, 32-true: time to first step", "s", None, labs["32-true"]["seconds"]["to_first_step"]),
@@ -113,7 +113,7 @@ def cifar_round(args: argparse.Namespace) -> list[Comparison]:
 
 
 def row_of(rounds: Sequence[Comparison]) -> dict[str, Any]:
-    """One measurement's {"measure", "unit", "baseline", "litlab", "times_as_fast"}: medians, or None."""
+    """One measurement's medians over the rounds, or None."""
 
     def median(values: Iterable[float | None]) -> float | None:
         numbers = [value for value in values if value is not None]
@@ -163,11 +163,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
     add("what", nargs="?", choices=["fit", "cifar", "all"], default="all")
-    add("--repeats", type=int, default=3, help="rounds")
+    add("--quick", action="store_true", help="one round of shorter runs: rough figures")
+    quick = "--quick" in sys.argv
+    add("--repeats", type=int, default=1 if quick else 3, help="rounds")
     add("--data_root", default=os.environ.get("CIFAR10_ROOT") or "data", help="where CIFAR-10 is")
-    add("--epochs", type=int, default=50_000, help="epochs of the long runs of fit")
-    add("--steps", type=int, default=40, help="steps of the throughput runs; the first five are not timed")
-    add("--fast_steps", type=int, default=FAST_STEPS, help="steps of recipe fast; extrapolated to 840")
+    add("--epochs", type=int, default=10_000 if quick else 50_000, help="epochs of the long runs of fit")
+    add("--steps", type=int, default=20 if quick else 40, help="steps of the throughput runs, five of them untimed")
+    add("--fast_steps", type=int, default=120 if quick else FAST_STEPS, help="steps of fast; extrapolated to 840")
     add("--accelerator", choices=["cpu", "gpu"], default="cpu", help="where cifar and its baseline run")
     add("--compile", default="auto", help="of recipe lab; auto never compiles runs as short as these")
     add("--json", action="store_true", help="print JSON instead of the table")
