@@ -76,7 +76,8 @@ class MLPs(nn.Module):
             torch.addcmul(first_b, first_w, x, out=hs[0]).relu_()
             for w, b, before, after in forward:
                 torch.baddbmm(b, w, before, out=after).relu_()
-            torch.baddbmm(last_b, last_w, hs[-2], out=error).sub_(y).mul_(2 / N)
+            # d loss / d output = 2 / N * (weight @ h + bias - y), in two calls
+            torch.baddbmm(torch.sub(last_b, y, out=error), last_w, hs[-2], beta=2 / N, alpha=2 / N, out=error)
             for d, h, h_T, w_T, grad_w, grad_b, d_before in backward:
                 torch.bmm(d, h_T, out=grad_w)
                 torch.sum(d, 2, keepdim=True, out=grad_b)
@@ -116,8 +117,10 @@ class ElementwiseAdam(torch.optim.Optimizer):
                 state["step"] += 1
                 mean, square, t = state["exp_avg"], state["exp_avg_sq"], state["step"]
                 mean.lerp_(p.grad, 1 - beta1)
-                square.mul_(beta2).addcmul_(p.grad, p.grad, value=1 - beta2)
-                update = square.sqrt().div_((1 - beta2**t) ** 0.5).add_(eps)
-                torch.div(mean, update, out=update)
-                p.addcmul_(update, self.element_lr, value=-factor / (1 - beta1**t))
+                update = p.grad * p.grad
+                square.lerp_(update, 1 - beta2)
+                # The bias corrections, such as the square's in the root, are in eps and in the learning rate.
+                correction = (1 - beta2**t) ** 0.5
+                torch.div(mean, torch.sqrt(square, out=update).add_(eps * correction), out=update)
+                p.addcmul_(update, self.element_lr, value=-factor * correction / (1 - beta1**t))
         return loss
