@@ -94,12 +94,12 @@ class Run(Callback):
 
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> None:
         self.folder, self.config, self.checkpoints = folder, folder / "config.yaml", folder / "checkpoints"
-        self.settings = plain_settings(parser, cfg)
+        self.settings, self._top = plain_settings(parser, cfg), top
         self.origin: dict[str, Any] | None = None  # the run with whose checkpoint this one began
         self.saving = {  # of SaveLast
             "folder": self.checkpoints,
             "every_n_steps": cfg.save_every_n_steps,
-            "advice": f"To resume: repeat the command with --run_dir {quoted(top)} --ckpt_path last",
+            "advice": f"To resume: {command_line(top)}",
             "requeues": cfg.run_dir is not None,
         }
         self._has_begun = False
@@ -146,7 +146,7 @@ class Run(Callback):
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
         if holds_runs and is_rank_zero() and not (checkpoint and self._is_own(checkpoint)):
             # for another process it may be this very run
-            way_out = "choose another --run_dir, or resume it: --ckpt_path last"
+            way_out = f"choose another --run_dir, or resume it: {command_line(self._top)}"
             raise UsageError(f"{self.folder} holds a run already: {way_out}")
         return checkpoint
 

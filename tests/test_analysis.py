@@ -51,8 +51,11 @@ def test_the_command_line_can_be_typed_again(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", [str(tmp_path / "scripts" / "fit.py"), "--function", "2 * x"])
     assert command_line() == "python scripts/fit.py --function '2 * x'"
-    monkeypatch.setattr("sys.argv", ["/elsewhere/fit.py"])
-    assert command_line() == "python /elsewhere/fit.py"
+    # To resume, its own folder and checkpoint are replaced, however they were written.
+    flags = ["--run_dir", "a", "--lr", "1", "--ckpt_path=b", "--seed", "2", "--run_dir=c"]
+    monkeypatch.setattr("sys.argv", ["/elsewhere/fit.py", *flags])
+    resume = "python /elsewhere/fit.py --lr 1 --seed 2 --run_dir 'my run' --ckpt_path last"
+    assert command_line(resumes=Path("my run")) == resume
 
 
 def test_confidence_interval_of_a_mean() -> None:

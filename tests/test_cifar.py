@@ -95,7 +95,7 @@ def test_each_seed_is_an_ordinary_run_and_finished_ones_are_not_trained_again(tm
         tmp_path, "on_train_batch_start", "trainer.global_step or Path('top/seed1').exists() and signal.raise_signal(2)"
     )
     done = command(tmp_path, *CIFAR, *flags, interrupt)
-    assert done.returncode == 130 and "--run_dir top --ckpt_path last" in done.stdout, done.stderr
+    assert done.returncode == 130 and done.stdout.endswith(" --run_dir top --ckpt_path last\n"), done.stderr
     assert not (tmp_path / "top" / "summary.json").exists()
     first = [summary(tmp_path / "top" / "seed0")[name] for name in ("epochs", "test_acc", "test_loss")]
     callback(tmp_path, "on_train_batch_start", "pass")
