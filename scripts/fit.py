@@ -79,7 +79,7 @@ def fit() -> None:
     read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
     print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
-    print(fit_text(write_results(record, model, data, trainer, run)) + noise_hint(data))
+    print(fit_text(write_results(record, model, data, trainer, run)))
     print(where_to_look(folder))
 
 
@@ -123,14 +123,6 @@ def write_results(
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)
     return summary
-
-
-def noise_hint(data: CurveDataModule) -> str:
-    """A line on noise that drowns f; empty where it does not, and for a constant f."""
-    deviation = data.truth.std(correction=0).item()
-    if not 1e-12 * data.truth.abs().max() < deviation < data.noise_std:  # 1e-12: the rounding of a constant
-        return ""
-    return f"\nThe noise ({data.noise_std:g}) hides f, whose standard deviation is {deviation:.2g}: less would show it"
 
 
 if __name__ == "__main__":
