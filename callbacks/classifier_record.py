@@ -97,6 +97,9 @@ class ClassifierRecord(Callback):
         self.batches = {"train_batches": int(trainer.num_training_batches), "val_batches": val_batches}
         # Through Lightning, which writes above a running bar, and from the first process alone.
         if not self._has_header:
+            if trainer.enable_validation and not val_batches:
+                once = "at the end only; for a curve give --test_each_epoch true, or --val_size N"
+                pl_module.print(f"No val_loss and val_acc: the test split is measured {once}")
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
             self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))

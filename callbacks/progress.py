@@ -1,21 +1,58 @@
-"""TrajectoryBar: live progress of a curve fit on a terminal."""
+"""ProgressLines and TrajectoryBar: how far training is, and how long it will still take."""
 
+import math
+import time
 from typing import Any
 
-from pytorch_lightning import LightningModule, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from callbacks.saving import steps_done
 from lit_models import FunctionRegressor
+
+WARM_UP = 5  # batches that show no speed: compilation, first allocations
+
+
+class ProgressLines(Callback):
+    """Prints how long training will still take: soon after its start, and then once a minute where there is no bar.
+
+    That is by the speed since the line before, and only where it is more than a minute and the last step is known.
+    """
+
+    def __init__(self, minute: float = 60.0) -> None:
+        self.minute = minute
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._last_step = getattr(pl_module, "measure_at", [trainer.estimated_stepping_batches])[-1]
+        self._batches, self._pause = 0, self.minute / 12
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *args: object) -> None:
+        now, done = time.monotonic(), steps_done(trainer)
+        self._batches += 1
+        if self._batches <= WARM_UP:
+            self._since, self._steps = now, done
+        elif now - self._since >= self._pause:
+            left = (self._last_step - done) * (now - self._since) / max(1, done - self._steps)
+            if self.minute < left < math.inf:
+                duration = f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
+                pl_module.print(f"{done / self._last_step:.0%} trained; about {duration} left at this speed")
+            self._since, self._steps = now, done
+            self._pause = self.minute if trainer.progress_bar_callback is None else math.inf
 
 
 class TrajectoryBar(ProgressBar):
     """One bar over all epochs of a curve fit, moved at each measurement; Lightning's own bars count measurements."""
 
+    is_enabled = True
+
     def disable(self) -> None:
         """Nothing: a curve fit is one process, and it has no second bar to give way to."""
 
     enable = disable
+
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        tqdm.write(*args, **kwargs)  # above the bar
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionRegressor) -> None:  # type: ignore[override]
         total, done = pl_module.measure_at[-1], pl_module.epochs_done

@@ -15,6 +15,7 @@ from pytorch_lightning.loggers import CSVLogger, Logger, TensorBoardLogger
 from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 
 from analysis.files import write_atomically
+from callbacks.progress import ProgressLines
 from callbacks.saving import AtomicCheckpointIO
 from cli.command import UsageError, print_once
 from cli.parser import Parser, build
@@ -46,7 +47,7 @@ def build_trainer(
         raise UsageError(f"{run.checkpoints} is for what a run is resumed from: give a callback another dirpath")
     added = {
         "logger": make_loggers(flags.logger, run),
-        "callbacks": [*callbacks, *own, *bars],
+        "callbacks": [*callbacks, ProgressLines(), *own, *bars],
         "enable_progress_bar": has_bar,
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
         "default_root_dir": flags.default_root_dir or str(run.folder.resolve() / LIGHTNING),

@@ -1,4 +1,4 @@
-"""The learning-rate schedules, the weights' trajectory, the pictures of a test."""
+"""The learning-rate schedules, the progress lines, the weights' trajectory, the pictures of a test."""
 
 import math
 from pathlib import Path
@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LRStep, OneCycle, test_pictures
+from callbacks.progress import ProgressLines
 from callbacks.weight_trajectory import WeightTrajectory
 
 
@@ -98,6 +99,18 @@ def test_what_is_no_schedule_is_refused() -> None:
             OneCycle(lr, warmup_fraction)
     with pytest.raises(ValueError, match="unit"):
         LRStep({1: 0.01}, unit="epochs")  # type: ignore[arg-type]
+
+
+# ProgressLines
+
+
+def test_how_long_training_will_take_is_printed_where_that_is_more_than_a_minute(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for minute, printed in ((0.0, ["60", "70", "80", "90"]), (60.0, [])):  # of ten steps the first five show no speed
+        rates(ProgressLines(minute), max_epochs=5)
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split("% trained; about 0 min left")[0] for line in lines] == printed
 
 
 # WeightTrajectory
