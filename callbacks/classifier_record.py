@@ -30,33 +30,25 @@ class ClassifierRecord(Callback):
         self.first_step: float | None = None
         self._validated: dict[str, float | None] = {}  # by the epoch's latest validation, if it had one
         self._has_header = False  # on the terminal, in this process
-        self._seconds = 0.0  # of training in this epoch, up to ``_since``
-        self._since = time.perf_counter()
+        self._seconds = 0.0  # of training in this epoch, when the clock was stopped
+        self._since = time.perf_counter()  # when the epoch would have begun, had it never been stopped
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = self._seconds + time.perf_counter() - self._since
         state = {"epochs": self.epochs, "batches": self.batches, "validated": self._validated}
-        return {**state, "seconds_of_this_epoch": seconds}
+        return {**state, "seconds_of_this_epoch": time.perf_counter() - self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
         self._validated, self._seconds = dict(state["validated"]), state["seconds_of_this_epoch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin(pl_module)  # resuming inside an epoch, Lightning leaves out the next hook
+        # Resuming inside an epoch, Lightning leaves out the next hook.
+        self._since = now(pl_module.device) - self._seconds
+        self._images, self._batches, self._uncounted = 0, 0, self._seconds
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._validated, self._seconds = {}, 0.0
-        self._begin(pl_module)
-
-    def _begin(self, pl_module: LightningModule) -> None:
-        self._since = now(pl_module.device)
-        self._images, self._batches, self._uncounted = 0, 0, self._seconds
-
-    def _lap(self, pl_module: LightningModule) -> None:
-        """Adds the seconds of training since the last look at the clock."""
-        end = now(pl_module.device)
-        self._seconds, self._since = self._seconds + end - self._since, end
+        self.on_train_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
         self._lr = optimizer.param_groups[0]["lr"]  # when an epoch ends, schedulers have set the next one's already
@@ -69,28 +61,27 @@ class ClassifierRecord(Callback):
         self._batches += 1
         self._images += len(batch[1])
         if self._batches == WARM_UP and not trainer.fit_loop.epoch_loop.batch_progress.is_last_batch:
-            self._lap(pl_module)
-            self._images, self._uncounted = 0, self._seconds
+            self._images, self._uncounted = 0, now(pl_module.device) - self._since
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lap(pl_module)
+        self._seconds = now(pl_module.device) - self._since
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = now(pl_module.device)
+        self._since = now(pl_module.device) - self._seconds
         self._validated = logged(trainer, "val/", "probe/")
         if trainer.state.fn == TrainerFn.VALIDATING:  # after a training run that ended inside an epoch
             self.epochs[-1] |= self._validated
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._lap(pl_module)
+        seconds = now(pl_module.device) - self._since
         row = {
             "epoch": trainer.current_epoch,
             "lr": self._lr,
             **dict.fromkeys(MEASURED),
             **logged(trainer, "train/", "trajectory/"),
             **self._validated,
-            "seconds": self._seconds,
-            "images_per_second": self._images * trainer.world_size / (self._seconds - self._uncounted),
+            "seconds": seconds,
+            "images_per_second": self._images * trainer.world_size / (seconds - self._uncounted),
         }
         self.epochs.append(row)
         val_batches = int(trainer.num_val_batches[0]) if trainer.num_val_batches else 0

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Collection
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -45,11 +46,11 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 class SaveLast(Checkpoint):
-    """Keeps ``last.ckpt`` up to date: before the last step of each epoch, at its end, and inside it as often as asked.
+    """Keeps ``last.ckpt`` up to date: at the end of each epoch, and inside it as often as asked.
 
-    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step and exits with 128 + the signal; at
-    once by a second signal, or where nothing is trained. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does the same
-    and puts the job back into the queue, exit code 0.
+    On SIGINT (Ctrl-C), SIGTERM or SIGHUP it saves at the end of the running step or validation and exits with 128 + the
+    signal; at once by a second signal, or where nothing is trained. In a SLURM job SIGUSR1 (``--signal=USR1@90``) does
+    the same and puts the job back into the queue, exit code 0.
 
     Args:
         folder: where the checkpoints go.
@@ -80,7 +81,6 @@ class SaveLast(Checkpoint):
         self._signum = 0  # a signal that was received
         self._leaves = False  # once the checkpoint that a signal asked for is in its place
         self._leaves_at_once = False  # where there is nothing to save
-        self._previous: dict[int, Any] = {}  # handlers of the signals
 
     def state_dict(self) -> dict[str, bool]:
         return {"is_stopped": self._is_stopped}
@@ -103,39 +103,24 @@ class SaveLast(Checkpoint):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._saved_at, self._saved_steps = time.monotonic(), steps_done(trainer)
-        late = [type(each).__name__ for each in trainer.callbacks if acts_as_epochs_start(each)]  # type: ignore[attr-defined]
-        self._saves_inside_epochs = not late
-        if late and trainer.num_training_batches > 1:
-            pl_module.print(f"Saved at epochs' ends only, since Lightning resumes no {', '.join(late)} inside an epoch")
-        self._listen(False)
+        obstacles = what_resumes_at_epochs_starts_only(trainer)
+        self._saves_inside_epochs = not obstacles
+        if obstacles and trainer.num_training_batches > 1:
+            pl_module.print(f"Saved at epochs' ends only: Lightning resumes no {', '.join(obstacles)} inside an epoch")
+        self._listen(trainer, pl_module)
 
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        # Inside an epoch the next step saves. An epoch of one step has no checkpoint from before its last step.
-        at_end = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch
-        is_saved = at_end and trainer.num_training_batches > trainer.accumulate_grad_batches
-        # Several processes differ in their batches here: they leave together, at the next step.
-        self._listen(trainer.world_size == 1 and (is_saved or trainer.state.fn != TrainerFn.FITTING))
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._leaves_at_once = False
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._listen(trainer.world_size == 1)
-
-    def _listen(self, leaves_at_once: bool) -> None:
-        """Again in each stage, at whose beginning Lightning puts a handler of its own in the place of SIGTERM's."""
-        self._leaves_at_once = leaves_at_once
+    def _listen(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """In each stage anew, at whose end Lightning restores the handlers from before it."""
+        # Several processes differ in their batches of a test: they would not leave together.
+        self._leaves_at_once = trainer.world_size == 1 and trainer.state.fn != TrainerFn.FITTING
         names = ["SIGINT", "SIGTERM", "SIGHUP", *(["SIGUSR1"] if "SLURM_JOB_ID" in os.environ else [])]
         for signum in (getattr(signal, name) for name in names if hasattr(signal, name)):
             if signal.getsignal(signum) != signal.SIG_IGN:  # as nohup has it for SIGHUP
-                self._previous.setdefault(signum, signal.signal(signum, self._received))
-        if self._signum and leaves_at_once:
+                signal.signal(signum, self._received)
+        if self._signum and self._leaves_at_once:
             self._leave(self._is_slurms)
 
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        for signum, handler in self._previous.items():
-            signal.signal(signum, handler)
-        self._previous = {}
+    on_validation_start = on_test_start = _listen
 
     def _received(self, signum: int, frame: FrameType | None) -> None:
         if self._signum:
@@ -143,32 +128,33 @@ class SaveLast(Checkpoint):
         self._signum = signum
         if self._leaves_at_once:
             self._leave(self._is_slurms)
+        with suppress(OSError):  # Ctrl-C has ended "| tee" first. Not print, in whose middle the signal may have come
+            rank_zero_only(os.write)(1, b"\nSaving, then leaving; a second signal leaves at once\n")
 
     @property
     def _is_slurms(self) -> bool:
         return self.requeues and self._signum == getattr(signal, "SIGUSR1", None)
 
     def _leave(self, requeue: bool) -> None:
-        if getattr(rank_zero_only, "rank", 0) == 0:
-            print(f"\nInterrupted. {self.advice}", flush=True)
-            if requeue:
-                env = os.environ
-                task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]
-                subprocess.run(["scontrol", "requeue", "_".join(task) or env["SLURM_JOB_ID"]], check=True)
+        rank_zero_only(print)(f"\nInterrupted. {self.advice}", flush=True)
+        if requeue:
+            env = os.environ
+            task = [env[name] for name in ("SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID") if name in env]
+            rank_zero_only(subprocess.run)(["scontrol", "requeue", "_".join(task) or env["SLURM_JOB_ID"]], check=True)
         raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if self._saves_inside_epochs and may_save_now(trainer, batch_idx := args[-1]):
-            is_before_last = batch_idx + 1 >= trainer.num_training_batches - trainer.accumulate_grad_batches
-            self._save_if(is_before_last and trainer.enable_validation, trainer)
+        # Not between an epoch's last batch and its end: Lightning would leave out the validation after a resume.
+        progress = trainer.fit_loop.epoch_loop.batch_progress
+        ends_epoch = progress.is_last_batch or trainer.global_step == trainer.max_steps
+        if self._saves_inside_epochs and not ends_epoch:
+            self._save_if(False, trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.current_epoch + 1 in self.keep_before:
             self._kept = self.last.with_name(f"end_of_epoch{trainer.current_epoch}.ckpt")
-        can_stop = trainer.current_epoch + 1 >= (trainer.min_epochs or 0) and trainer.global_step >= (
-            trainer.min_steps or 0
-        )
-        self._is_stopped = trainer.should_stop and can_stop
+        may_stop = trainer.current_epoch + 1 >= (trainer.min_epochs or 0)
+        self._is_stopped = trainer.should_stop and may_stop and trainer.global_step >= (trainer.min_steps or 0)
         self._save_if(self.each_epoch or trainer.should_stop, trainer)
 
     def _save_if(self, is_due: bool, trainer: Trainer) -> None:
@@ -206,23 +192,14 @@ def steps_done(trainer: Trainer) -> int:
     return int(getattr(trainer.lightning_module, "epochs_done", trainer.global_step))
 
 
-def acts_as_epochs_start(callback: Callback) -> bool:
-    """Whether it does something that matters in ``on_train_epoch_start``, which Lightning leaves out on a resume."""
-    acts = type(callback).on_train_epoch_start is not Callback.on_train_epoch_start
-    is_known = type(callback).__module__.startswith("callbacks.") or isinstance(
-        callback, LearningRateMonitor | ProgressBar
-    )
-    return acts and not is_known
-
-
-def may_save_now(trainer: Trainer, batch_idx: int) -> bool:
-    """In ``on_train_batch_end``: whether an optimizer step was just made, and another step of this epoch follows next.
-
-    Not between an epoch's last batch and its end, nor before a validation inside the epoch: Lightning would leave the
-    validation out after a resume. Not inside a step of several batches, whose gradients are in no checkpoint.
-    """
-    ends_epoch = trainer.fit_loop.epoch_loop.batch_progress.is_last_batch or trainer.global_step == trainer.max_steps
-    every = getattr(trainer, "val_check_batch", None)
-    index = trainer.fit_loop.total_batch_idx if trainer.check_val_every_n_epoch is None else batch_idx
-    validates = trainer.enable_validation and isinstance(every, int) and (index + 1) % every == 0
-    return not ends_epoch and not validates and (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+def what_resumes_at_epochs_starts_only(trainer: Trainer) -> list[str]:
+    """What has gradients in no checkpoint, validations inside an epoch, or an ``on_train_epoch_start`` that matters."""
+    names = ["accumulate_grad_batches"] if trainer.accumulate_grad_batches > 1 else []
+    if trainer.check_val_every_n_epoch is None or trainer.val_check_batch != trainer.num_training_batches:
+        names.append("val_check_interval")
+    for each in trainer.callbacks:  # type: ignore[attr-defined]
+        acts = type(each).on_train_epoch_start is not Callback.on_train_epoch_start
+        is_ours = type(each).__module__.startswith("callbacks.")
+        if acts and not is_ours and not isinstance(each, LearningRateMonitor | ProgressBar):
+            names.append(type(each).__name__)
+    return names

@@ -40,14 +40,14 @@ def build_trainer(
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
-    bars = [bar] if has_bar and not has_own_bar else []
+    callbacks = [*callbacks, ProgressLines(), *([bar] if has_bar and not has_own_bar else [])]
     if flags.enable_checkpointing is False:
         callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
     if any(Path(each.dirpath or "").resolve() == run.checkpoints.resolve() for each in own if hasattr(each, "dirpath")):
         raise UsageError(f"{run.checkpoints} is for what a run is resumed from: give a callback another dirpath")
     added = {
         "logger": make_loggers(flags.logger, run),
-        "callbacks": [*callbacks, ProgressLines(), *own, *bars],
+        "callbacks": [*callbacks, *own],
         "enable_progress_bar": has_bar,
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
         "default_root_dir": flags.default_root_dir or str(run.folder.resolve() / LIGHTNING),
