@@ -11,7 +11,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.trainer.states import TrainerFn
 from torch.optim import Optimizer
 
-WARM_UP = 5  # batches of each epoch that are left out of its throughput: compilation, first allocations
+WARM_UP = 5  # batches that are left out of a throughput: compilation, first allocations
 MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
 COLUMNS = ("epoch", "lr", *MEASURED, "seconds")
 
@@ -88,9 +88,6 @@ class ClassifierRecord(Callback):
         self.batches = {"train_batches": int(trainer.num_training_batches), "val_batches": val_batches}
         # Through Lightning, which writes above a running bar, and from the first process alone.
         if not self._has_header:
-            if trainer.enable_validation and not val_batches:
-                once = "at the end only; for a curve give --test_each_epoch true, or --val_size N"
-                pl_module.print(f"No val_loss and val_acc: the test split is measured {once}")
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
             self._has_header = True
         pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))

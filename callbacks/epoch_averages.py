@@ -5,15 +5,11 @@ from typing import Any
 from pytorch_lightning import Callback, Trainer
 from torch import Tensor
 
-from lit_models import ResNet20Classifier
-
 
 class EpochAverages(Callback):
     """Keeps in checkpoints what ``train_metrics`` of the LightningModule have summed up, in all processes."""
 
-    def on_save_checkpoint(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Adds {"loss": {"value": (processes, ...), ...}, ...}: each process has counted its own images."""
         checkpoint["epoch_averages"] = {
             name: {
@@ -24,9 +20,7 @@ class EpochAverages(Callback):
             for name, metric in pl_module.train_metrics.items(keep_base=True)
         }
 
-    def on_load_checkpoint(  # type: ignore[override]
-        self, trainer: Trainer, pl_module: ResNet20Classifier, checkpoint: dict[str, Any]
-    ) -> None:
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Each process takes its own sums again, and those of processes that are no more are taken by others."""
         for name, states in checkpoint.get("epoch_averages", {}).items():
             for state, sums in states.items():

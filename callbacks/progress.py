@@ -8,10 +8,9 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.callbacks import ProgressBar
 from tqdm import tqdm  # type: ignore[import-untyped]
 
+from callbacks.classifier_record import WARM_UP
 from callbacks.saving import steps_done
 from lit_models import FunctionRegressor
-
-WARM_UP = 5  # batches that show no speed: compilation, first allocations
 
 
 class ProgressLines(Callback):
@@ -45,11 +44,6 @@ class TrajectoryBar(ProgressBar):
     """One bar over all epochs of a curve fit, moved at each measurement; Lightning's own bars count measurements."""
 
     is_enabled = True
-
-    def disable(self) -> None:
-        """Nothing: a curve fit is one process, and it has no second bar to give way to."""
-
-    enable = disable
 
     def print(self, *args: Any, **kwargs: Any) -> None:
         tqdm.write(*args, **kwargs)  # above the bar

@@ -53,10 +53,8 @@ class SaveLast(Checkpoint):
     the same and puts the job back into the queue, exit code 0.
 
     Args:
-        folder: where the checkpoints go.
         every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
         interval: else save after so many seconds; several processes, whose clocks differ, do not.
-        each_epoch: save at the end of each epoch too.
         keep_before: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before.
         advice: printed on a signal, how to resume.
         requeues: whether the same command finds the run again; else a SLURM job is not put back into the queue.
@@ -86,11 +84,14 @@ class SaveLast(Checkpoint):
         return {"is_stopped": self._is_stopped}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        # Trained up to a number of steps, Lightning takes an epoch's end for a place inside the epoch: it would end the
-        # epoch once more, and shuffle all later ones otherwise. The end of an epoch is the start of the next one.
         loop = checkpoint["loops"]["fit_loop"]
         epochs, batches = loop["epoch_progress"], loop["epoch_loop.batch_progress"]
-        if trainer.max_steps != -1 and epochs["current"]["processed"] == epochs["current"]["ready"]:
+        has_ended = epochs["current"]["processed"] == epochs["current"]["ready"]
+        if has_ended and batches["current"]["completed"] and not batches["is_last_batch"]:
+            pl_module.print("Resumed where a run ended inside an epoch: the rest of that epoch is left out")
+        # Trained up to a number of steps, Lightning takes an epoch's end for a place inside the epoch: it would end the
+        # epoch once more, and shuffle all later ones otherwise. The end of an epoch is the start of the next one.
+        if trainer.max_steps != -1 and has_ended:
             for counts in (epochs["current"], epochs["total"]):
                 counts["completed"] = counts["processed"]
             batches |= {"current": dict.fromkeys(batches["current"], 0), "is_last_batch": False}

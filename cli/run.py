@@ -1,7 +1,6 @@
 """Run: the folder of a run, its settings, the checkpoint that it is resumed from, and what is known of it in all."""
 
 import atexit
-import itertools
 import os
 import shutil
 import sys
@@ -39,19 +38,13 @@ BRANCH = {"milestones", "milestone_unit"}
 
 @dataclass(frozen=True)
 class SavedRun:
-    """What the commands look at before Lightning loads a checkpoint.
-
-    ``run`` is the state of its Run, ``next_step`` the first step that the loggers will see (an epoch of a curve fit, a
-    batch of a classifier), ``epochs`` how many are done, ``is_stopped`` whether training was stopped before its length,
-    and ``is_cut`` whether it ended inside an epoch.
-    """
+    """What the commands look at before Lightning loads a checkpoint."""
 
     path: Path
-    run: dict[str, Any]
-    next_step: int
-    epochs: int
-    is_stopped: bool
-    is_cut: bool
+    run: dict[str, Any]  # the state of its Run
+    next_step: int  # the first that the loggers will see: an epoch of a curve fit, a batch of a classifier
+    epochs: int  # how many are done
+    is_stopped: bool  # before its length
 
     @classmethod
     def read(cls, path: Path) -> "SavedRun":
@@ -62,13 +55,8 @@ class SavedRun:
                     raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
             step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
-            loop = content["loops"]["fit_loop"]
-            epochs, batches = loop["epoch_progress"]["current"], loop["epoch_loop.batch_progress"]
-            has_ended = epochs["processed"] == epochs["started"]
-            is_cut = has_ended and batches["current"]["completed"] > 0 and not batches["is_last_batch"]
-            states = content["callbacks"]
-            is_stopped = states.get("SaveLast", {}).get("is_stopped", False)
-            return cls(path, states["Run"], step, epochs["processed"], is_stopped, is_cut)
+            epochs, states = content["loops"]["fit_loop"]["epoch_progress"]["current"], content["callbacks"]
+            return cls(path, states["Run"], step, epochs["processed"], states["SaveLast"]["is_stopped"])
         except Exception as error:  # a file can be broken in any way
             raise UsageError(f"{path} is no valid checkpoint of this program ({type(error).__name__})") from None
 
@@ -88,29 +76,28 @@ class Run(Callback):
     """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
 
     ``top`` is the folder that a command names: for one of several seeds that of them all. ``start`` is when the run
-    began, on the clock ``time.perf_counter()``. Raises UsageError where the folder holds a run that is not being
-    resumed, or is in use, or the checkpoint is not one of such a run.
+    began, by ``time.perf_counter()``. Raises UsageError for a folder of another run, or a checkpoint of other settings.
     """
 
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> None:
         self.folder, self.config, self.checkpoints = folder, folder / "config.yaml", folder / "checkpoints"
-        self.settings, self._top = plain_settings(parser, cfg), top
+        self.settings, self._resume = plain_settings(parser, cfg), command_line(resumes=top)
         self.origin: dict[str, Any] | None = None  # the run with whose checkpoint this one began
         self.saving = {  # of SaveLast
             "folder": self.checkpoints,
             "every_n_steps": cfg.save_every_n_steps,
-            "advice": f"To resume: {command_line(top)}",
+            "advice": f"To resume: {self._resume}",
             "requeues": cfg.run_dir is not None,
         }
         self._has_begun = False
-        self._abandoned: list[Path] = []  # later checkpoints of a run that is rewound
         self.is_stopped = False  # before its length, by a callback, and not asked for another length
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
             atexit.register(self._remove_unused)
-        self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self._start = start
+        self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
+        self.ckpt_path = self.checkpoint.path if self.checkpoint else None
         if self.checkpoint:
-            self._continue(self.checkpoint, cfg.ckpt_path == "last")
+            self._continue(self.checkpoint)
         if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock", timeout=0)
@@ -121,19 +108,10 @@ class Run(Callback):
             except NotImplementedError:  # a disk without locks, as of some clusters
                 pass
 
-    @property
-    def ckpt_path(self) -> Path | None:
-        return self.checkpoint.path if self.checkpoint else None
-
-    def _is_own(self, checkpoint: SavedRun) -> bool:
-        return self.folder.resolve() in checkpoint.path.resolve().parents
-
     def _checkpoint_to_resume(self, ckpt_path: str | None) -> SavedRun | None:
-        """What ``--ckpt_path`` names; for "last" the latest of the folder, or what the run there began with.
-
-        A job that SLURM has put back into the queue resumes by the command line that it was started with.
-        """
-        if ckpt_path == "last" or (os.environ.get("SLURM_RESTART_COUNT", "0") != "0" and self.config.exists()):
+        """What ``--ckpt_path`` names; for "last" the latest of the folder, or what the run there began with."""
+        is_requeued = os.environ.get("SLURM_RESTART_COUNT", "0") != "0"  # by the command line that it was started with
+        if ckpt_path == "last" or (is_requeued and self.config.exists()):
             has_results = (self.folder / "summary.json").exists()
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
             if self.config.exists() and not has_results and not any(self.checkpoints.glob("*.ckpt")):
@@ -144,22 +122,18 @@ class Run(Callback):
             raise UsageError(f"there is no valid checkpoint in {self.checkpoints}: leave out --ckpt_path to start anew")
         checkpoint = SavedRun.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
-        if holds_runs and is_rank_zero() and not (checkpoint and self._is_own(checkpoint)):
-            # for another process it may be this very run
-            way_out = f"choose another --run_dir, or resume it: {command_line(self._top)}"
+        if holds_runs and is_rank_zero():  # for another process it may be this very run
+            way_out = f"choose another --run_dir, or resume it: {self._resume}"
             raise UsageError(f"{self.folder} holds a run already: {way_out}")
         return checkpoint
 
-    def _continue(self, checkpoint: SavedRun, is_latest: bool) -> None:
+    def _continue(self, checkpoint: SavedRun) -> None:
         before, now, may_differ = checkpoint.run["settings"], self.settings, set(MAY_DIFFER)
         if missing := sorted(before.keys() ^ now.keys()):
             raise UsageError(f"{checkpoint.path} is of another command or version: only one of them has {missing[:3]}")
         now["ckpt_path"], self.origin = before["ckpt_path"], checkpoint.run["origin"]
-        if self._is_own(checkpoint):
+        if checkpoint.path.parent == self.checkpoints:
             self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
-            if not is_latest:
-                others = SavedRun.valid(self.checkpoints)
-                self._abandoned = [each.path for each in others if each.next_step > checkpoint.next_step]
         else:
             now["ckpt_path"] = str(checkpoint.path.resolve())
             may_differ |= BRANCH
@@ -172,8 +146,6 @@ class Run(Callback):
         if changed:
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
-        if checkpoint.is_cut:
-            print_once(f"{checkpoint.path} ended inside an epoch, the rest of which is left out", file=sys.stderr)
 
     def state_dict(self) -> dict[str, Any]:
         seconds = time.perf_counter() - self._start
@@ -188,11 +160,9 @@ class Run(Callback):
         return {**summary, "seconds": seconds, **facts}
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
-        """After its first step a run has a config.yaml; a resumed one has no results, and no later checkpoints."""
+        """After its first step a run has a config.yaml, and a resumed one no results."""
         if trainer.is_global_zero and not self._has_begun:
             self._has_begun = True
-            for path in self._abandoned:
-                path.rename(path.with_suffix(".abandoned"))
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
                 path.unlink(missing_ok=True)
@@ -209,8 +179,7 @@ class Run(Callback):
 def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
-    Raises:
-        UsageError: none is named where torchrun or SLURM have started several processes, or for ``--ckpt_path last``.
+    Raises UsageError where none is named, for ``--ckpt_path last`` or processes that torchrun or SLURM have started.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
@@ -223,14 +192,13 @@ def run_folder(cfg: Namespace, default: str) -> Path:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
     if cfg.ckpt_path == "last":
         raise UsageError(f"--ckpt_path last is the last of which run? Name its folder: --run_dir {default}/...")
-    time = datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
-    for number in itertools.count(1):
-        folder = Path(default) / (time if number == 1 else f"{time}_{number}")
+    while True:
+        folder = Path(default) / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
         with suppress(FileExistsError):
-            folder.mkdir(parents=True)  # who makes it has it, on any disk
+            folder.mkdir(parents=True)  # who makes it has it, on any disk; another run has the next second's
             os.environ["LITLAB_RUN_DIR"] = str(folder)
-            break
-    return folder
+            return folder
+        time.sleep(0.1)
 
 
 def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shutil
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -29,10 +30,8 @@ def build_trainer(
 ) -> Trainer:
     """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of the run.
 
-    ``bar`` is shown where the output is a terminal. ``instead`` takes the place of flags.
-
-    Raises:
-        UsageError: for flags that do not go together, or name what is not installed.
+    ``bar`` is shown where the output is a terminal. ``instead`` takes the place of flags. Raises UsageError for flags
+    that do not go together, or name what is not installed.
     """
     if any(word in str(cfg.strategy) for word in ("spawn", "fork", "notebook")):
         raise UsageError("a --strategy that spawns or forks keeps a run's results in its child processes: give ddp")
@@ -69,7 +68,7 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
         return []
     folder, step = run.folder.resolve(), run.checkpoint.next_step if run.checkpoint else 0
     history = run.checkpoint.path.resolve().parents[1] if run.checkpoint else folder
-    rows = read_rows(history / "metrics.csv", step)
+    rows = read_rows(history / "metrics.csv", step, folder / "metrics_aside.csv")
     board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
     return [MetricsCSV(folder, rows), board, *([] if asked is True else listed(asked))]
 
@@ -85,7 +84,7 @@ class MetricsCSV(CSVLogger):
     Its name is where a ModelCheckpoint saves: not among the checkpoints from which a run is resumed.
     """
 
-    def __init__(self, folder: Path, rows: Sequence[dict[str, Any]] | None) -> None:
+    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
         super().__init__(folder, name=LIGHTNING, version="")
         self._experiment = MetricsRows(folder / "metrics.csv", rows)
 
@@ -93,10 +92,9 @@ class MetricsCSV(CSVLogger):
 class MetricsRows(ExperimentWriter):
     """The rows of a CSV file, which is replaced as a whole once there are new ones; columns in alphabetical order."""
 
-    def __init__(self, path: Path, rows: Sequence[dict[str, Any]] | None) -> None:
+    def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
         # Not Lightning's, which deletes the file.
-        self.path, self.metrics, self._is_foreign = path, list(rows or ()), rows is None
-        self._written = len(self.metrics)
+        self.path, self.metrics, self._written = path, rows, len(rows)
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
         """They are in config.yaml."""
@@ -109,19 +107,14 @@ class MetricsRows(ExperimentWriter):
         writer.writeheader()
         writer.writerows(self.metrics)
         with suppress(PermissionError):  # Excel has the file open on Windows: the rows wait for the next time
-            if (
-                self._is_foreign and self.path.exists()
-            ):  # else it is another run's, with whose checkpoint this one began
-                self.path.replace(self.path.with_name("metrics_aside.csv"))
-            self._is_foreign = False
             write_atomically(self.path, lambda file: file.write(text.getvalue().encode()), durable=False)
             self._written = len(self.metrics)
 
 
-def read_rows(path: Path, first_step: int) -> list[dict[str, str]] | None:
+def read_rows(path: Path, first_step: int, aside: Path) -> list[dict[str, str]]:
     """The rows of a metrics.csv from before ``first_step``, as text, without empty cells.
 
-    None, with a line on stderr, where the file is no longer as the run wrote it, such as from a spreadsheet.
+    None of them where the file is not as the run wrote it, but from a spreadsheet: it is copied to ``aside``.
     """
     if not path.is_file():
         return []
@@ -131,4 +124,5 @@ def read_rows(path: Path, first_step: int) -> list[dict[str, str]] | None:
             return [{name: value for name, value in row.items() if value} for row in rows]
     except (KeyError, ValueError, csv.Error) as error:
         print_once(f"Left aside: {path} is not as the run wrote it ({error!r})", file=sys.stderr)
-        return None
+        shutil.copy(path, aside)
+        return []

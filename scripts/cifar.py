@@ -90,6 +90,8 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
     where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
     print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
+    if not (data.val_size or data.test_each_epoch or data.probe_train):
+        print_once("val_acc is -: measured at the end only. For a curve: --test_each_epoch true or --val_size N")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     if not cfg.fast_dev_run:
         if record.ended_unmeasured():

@@ -141,7 +141,7 @@ def test_the_fast_recipe(tmp_path: Path) -> None:
     assert sizes == [20] * 12 + [24] * 4 + [32] * 4  # up to 0.6 and 0.8 of the steps
     content = summary(tmp_path / "run")
     assert [row["val_acc"] for row in content["epochs"]] == [None] * 5, "the test split is measured once"
-    assert output.count("measured at the end only; for a curve give --test_each_epoch true, or --val_size N") == 1
+    assert output.count("measured at the end only. For a curve: --test_each_epoch true or --val_size N") == 1
     assert whole_images(content["test_acc"], 8)
     done = [(4 * epoch + 3.5) / 20 for epoch in range(5)]  # the middle of an epoch's last step
     rates = [row["lr"] for row in content["epochs"]]
