@@ -38,11 +38,10 @@ class CurveRecord(Callback):
         self.measured, self.curves, self.train_seconds = state["measured"], state["curves"], state["train_seconds"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._since = time.perf_counter()
+        self._since = time.perf_counter() - self.train_seconds
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        now = time.perf_counter()
-        self.train_seconds, self._since = self.train_seconds + now - self._since, now
+        self.train_seconds = time.perf_counter() - self._since
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         self._train_mse = outputs["train_mse"]

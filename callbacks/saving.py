@@ -56,7 +56,6 @@ class SaveLast(Checkpoint):
         every_n_steps: save inside an epoch whenever the number of optimizer steps has passed a multiple of this.
         interval: else save after so many seconds; several processes, whose clocks differ, do not.
         keep_before: epochs before which to keep ``end_of_epoch<n>.ckpt``, n the epoch before.
-        advice: printed on a signal, how to resume.
         requeues: whether the same command finds the run again; else a SLURM job is not put back into the queue.
     """
 

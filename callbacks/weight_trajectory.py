@@ -11,8 +11,6 @@ class WeightTrajectory(Callback):
     - ``trajectory/path``: the sum of the lengths of all steps, Euclidean over all parameters.
     - ``trajectory/displacement``: the distance between the weights at the epoch's start and at its end. After n steps
       of equal length in one direction it is the path; in independent random directions it is path / sqrt(n).
-
-    It costs about a copy of the parameters a step, and its sums are in checkpoints.
     """
 
     def __init__(self) -> None:

@@ -75,8 +75,8 @@ class SavedRun:
 class Run(Callback):
     """A run in a folder of its own, with all its settings as plain values, and what it is resumed from, if anything.
 
-    ``top`` is the folder that a command names: for one of several seeds that of them all. ``start`` is when the run
-    began, by ``time.perf_counter()``. Raises UsageError for a folder of another run, or a checkpoint of other settings.
+    ``top`` is the folder of all seeds' runs; ``start`` is when this one began, by ``time.perf_counter()``. Raises
+    UsageError for a folder that is another run's or in use, and for a checkpoint of other settings.
     """
 
     def __init__(self, parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float) -> None:
@@ -123,8 +123,9 @@ class Run(Callback):
         checkpoint = SavedRun.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
         if holds_runs and is_rank_zero():  # for another process it may be this very run
-            way_out = f"choose another --run_dir, or resume it: {self._resume}"
-            raise UsageError(f"{self.folder} holds a run already: {way_out}")
+            raise UsageError(
+                f"{self.folder} holds a run already: choose another --run_dir, or resume it: {self._resume}"
+            )
         return checkpoint
 
     def _continue(self, checkpoint: SavedRun) -> None:
@@ -148,8 +149,7 @@ class Run(Callback):
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
 
     def state_dict(self) -> dict[str, Any]:
-        seconds = time.perf_counter() - self._start
-        return {"settings": self.settings, "origin": self.origin, "total_seconds": seconds}
+        return {"settings": self.settings, "origin": self.origin, "total_seconds": time.perf_counter() - self._start}
 
     def with_facts(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The content of summary.json: a record's, and what both commands say of a run in the same way."""

@@ -15,18 +15,16 @@ from cli.command import UsageError, is_rank_zero
 from cli.parser import Parser
 from cli.run import plain_settings, write_settings
 
-Summary = dict[str, Any]
-
 
 def train_seeds(
-    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, Path, float], Summary]
-) -> list[Summary]:
+    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, Path, float], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The summaries of ``train(cfg, folder, top, start)`` for seed, seed+1, ..., in sub-folders of ``top``."""
     if cfg.ckpt_path not in (None, "last"):
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
     if (top / "metrics.csv").exists():
         raise UsageError(f"{top} holds a single run: resume it without --num_seeds, or choose another --run_dir")
-    summaries: list[Summary] = []
+    summaries: list[dict[str, Any]] = []
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):
         folder = top / f"seed{seed}"
         ckpt_path = "last" if cfg.ckpt_path and (folder / "config.yaml").exists() else None
@@ -41,7 +39,7 @@ def train_seeds(
     return summaries
 
 
-def summary_of_all(summaries: list[Summary]) -> Summary:
+def summary_of_all(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Each seed's results, their means and standard deviations."""
     content = {name: summaries[0][name] for name in ("recipe", "data")}
     tested = [name for name in summaries[0] if name.startswith("test_")]
