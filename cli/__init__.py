@@ -17,8 +17,11 @@ for _fd, _name in enumerate(("stdin", "stdout", "stderr")):
         setattr(sys, _name, open(_fd, "w" if _fd else "r"))
 os.environ["MPLBACKEND"] = "agg"  # figures go into files; a notebook exports a backend that is not installed here
 # A rank without a world of several processes is no rank.
-for _rank, _size in {"RANK": "WORLD_SIZE", "LOCAL_RANK": "WORLD_SIZE", "SLURM_PROCID": "SLURM_NTASKS"}.items():
-    if os.environ.get(_rank, "0") != "0" and os.environ.get(_size, "1") == "1":
-        del os.environ[_rank]
+if os.environ.get("WORLD_SIZE", "1") == "1":
+    for _name in ("RANK", "LOCAL_RANK"):
+        os.environ.pop(_name, None)
+for _name, _size in (("SLURM_PROCID", "SLURM_NTASKS"), ("JSM_NAMESPACE_RANK", "JSM_NAMESPACE_SIZE")):
+    if os.environ.get(_size, "1") == "1" and _name in os.environ:
+        os.environ[_name] = "0"
 if "LOCAL_RANK" in os.environ and sys.platform == "linux":  # one of several processes ends with what has started it
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -49,7 +49,7 @@ def main(run: Callable[[], None]) -> NoReturn:
     for signum in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, lambda received, _: sys.exit(128 + received))
-    threading.excepthook = lambda args: None  # TensorBoard's thread: the main one reports a full disk too, in one line
+    threading.excepthook = excepthook
     gc.freeze()  # what is imported stays; looking through it when Python ends would take another second
     quiet()
     matplotlib.rcdefaults()  # the user's style may need LaTeX
@@ -71,6 +71,12 @@ def main(run: Callable[[], None]) -> NoReturn:
         # Lightning catches Ctrl-C, and exits with 1.
         sys.exit(130 if isinstance(ended.__context__, KeyboardInterrupt) else ended.code)
     sys.exit(0)
+
+
+def excepthook(args: threading.ExceptHookArgs) -> None:
+    """Silences TensorBoard's thread: what it reports, such as a full disk, the main thread reports too, in one line."""
+    if not type(args.thread).__module__.startswith("tensorboard"):
+        threading.__excepthook__(args)
 
 
 def is_users(error: Exception) -> bool:

@@ -90,6 +90,7 @@ class Run(Callback):
             "requeues": cfg.run_dir is not None,
         }
         self._has_begun = False
+        self._abandoned: list[Path] = []  # later checkpoints of a run that is rewound
         self.is_stopped = False  # before its length, by a callback, and not asked for another length
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
             atexit.register(self._remove_unused)
@@ -97,7 +98,7 @@ class Run(Callback):
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.ckpt_path = self.checkpoint.path if self.checkpoint else None
         if self.checkpoint:
-            self._continue(self.checkpoint)
+            self._continue(self.checkpoint, cfg.ckpt_path == "last")
         if is_rank_zero():
             folder.mkdir(parents=True, exist_ok=True)
             self._lock = FileLock(folder / ".lock", timeout=0)
@@ -107,6 +108,9 @@ class Run(Callback):
                 raise UsageError(f"{folder} is in use by another process: wait, or choose another --run_dir") from None
             except NotImplementedError:  # a disk without locks, as of some clusters
                 pass
+
+    def _is_own(self, checkpoint: SavedRun) -> bool:
+        return self.folder.resolve() in checkpoint.path.resolve().parents
 
     def _checkpoint_to_resume(self, ckpt_path: str | None) -> SavedRun | None:
         """What ``--ckpt_path`` names; for "last" the latest of the folder, or what the run there began with."""
@@ -122,19 +126,22 @@ class Run(Callback):
             raise UsageError(f"there is no valid checkpoint in {self.checkpoints}: leave out --ckpt_path to start anew")
         checkpoint = SavedRun.read(Path(ckpt_path).expanduser()) if ckpt_path is not None else None
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
-        if holds_runs and is_rank_zero():  # for another process it may be this very run
+        is_own = checkpoint is not None and self._is_own(checkpoint)
+        if holds_runs and is_rank_zero() and not is_own:  # for another process it may be this very run
             raise UsageError(
                 f"{self.folder} holds a run already: choose another --run_dir, or resume it: {self._resume}"
             )
         return checkpoint
 
-    def _continue(self, checkpoint: SavedRun) -> None:
+    def _continue(self, checkpoint: SavedRun, is_latest: bool) -> None:
         before, now, may_differ = checkpoint.run["settings"], self.settings, set(MAY_DIFFER)
         if missing := sorted(before.keys() ^ now.keys()):
             raise UsageError(f"{checkpoint.path} is of another command or version: only one of them has {missing[:3]}")
         now["ckpt_path"], self.origin = before["ckpt_path"], checkpoint.run["origin"]
-        if checkpoint.path.parent == self.checkpoints:
+        if self._is_own(checkpoint):
             self.is_stopped = checkpoint.is_stopped and all(before.get(name) == now.get(name) for name in LENGTH)
+            others = [] if is_latest else SavedRun.valid(self.checkpoints)
+            self._abandoned = [each.path for each in others if each.next_step > checkpoint.next_step]
         else:
             now["ckpt_path"] = str(checkpoint.path.resolve())
             may_differ |= BRANCH
@@ -160,9 +167,11 @@ class Run(Callback):
         return {**summary, "seconds": seconds, **facts}
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
-        """After its first step a run has a config.yaml, and a resumed one no results."""
+        """After its first step a run has a config.yaml; a resumed one has no results, and no later checkpoints."""
         if trainer.is_global_zero and not self._has_begun:
             self._has_begun = True
+            for path in self._abandoned:
+                path.rename(path.with_suffix(".abandoned"))
             half_written = (*self.folder.glob(".*.tmp"), *self.folder.glob("checkpoints/.*.tmp"))  # when it was killed
             for path in (self.folder / "summary.json", *half_written):
                 path.unlink(missing_ok=True)

@@ -41,7 +41,7 @@ def test_packages_of_the_same_names_are_not_imported(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_without_a_world_is_none(tmp_path: Path) -> None:
-    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID"), "1")
+    ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"), "1")
     done = succeed(tmp_path, *FIT, run=run_anew, **ranks)
     assert "Networks: 1" in done.stdout and (tmp_path / "run" / "summary.json").exists()
     assert_refused(command(tmp_path, *FIT, run=run_anew, **ranks), "run holds a run")

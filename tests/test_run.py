@@ -40,6 +40,18 @@ def test_runs_that_start_in_the_same_second_have_folders_of_their_own(
     assert run_folder(unnamed, str(tmp_path)) == folders[-1]
 
 
+@pytest.mark.parametrize("ending", ["os._exit(9)", SLOW("signal.raise_signal(15)")])
+def test_a_rewound_run_forgets_what_came_after(ending: str, copy: Path, whole: Path, tmp_path: Path) -> None:
+    rewind = (*CIFAR, "--run_dir", "run", "--ckpt_path", "run/checkpoints/end_of_epoch1.ckpt", "--max_epochs", "4")
+    other = shutil.copytree(whole, tmp_path / "other" / "run").parent
+    succeed(other, *rewind)
+    stop = callback(tmp_path, "on_train_batch_start", f"if trainer.global_step == 13: {ending}")
+    assert command(tmp_path, *rewind, stop).returncode in (9, 143)
+    assert {path.stem for path in copy.glob("checkpoints/*.abandoned")} == {"end_of_epoch2", "last"}
+    succeed(tmp_path, *CIFAR, "--max_epochs", "4", *LAST)
+    assert_same_run(copy, other / "run")
+
+
 @pytest.mark.parametrize("env", [{"TORCHELASTIC_RUN_ID": "none"}, {"SLURM_NTASKS": "2"}])
 def test_processes_that_are_started_one_by_one_need_a_run_dir(env: dict[str, str], tmp_path: Path) -> None:
     assert_refused(command(tmp_path, "fit.py", "--epochs", "5", **env), "--run_dir")
@@ -51,7 +63,6 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
         assert_refused(command(folder, *CIFAR, *LAST), "run is in use")
     for flags, word in (
         (("--run_dir", "run"), "run holds a run already: choose another --run_dir, or resume it: python"),
-        (("--run_dir", "run", "--ckpt_path", "run/checkpoints/end_of_epoch1.ckpt"), "run holds a run"),  # no rewinding
         (("--run_dir", "run", "--num_seeds", "2"), "run holds a single run"),
         ((*LAST, "--batch_size", "32"), "--batch_size 8, not 32"),
         ((*LAST, "--recipe", "paper", "--max_steps", "99"), "--recipe lab, not paper"),
