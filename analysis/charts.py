@@ -7,7 +7,7 @@ from typing import Any
 
 import altair as alt
 
-from analysis.curves import Growth
+from analysis.curves import Growth, error_name
 from analysis.figures import GREY, counts_of
 from analysis.runs import Rows
 
@@ -63,9 +63,9 @@ def lines_chart(
 
 def fits_chart(growth: Growth) -> alt.LayerChart:
     """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
-    fits, points = growth["fits"], growth["points"]
+    fits, points, error = growth["fits"], growth["points"], error_name(growth["truth"])
     counts, lrs = counts_of(growth), sorted({fit["lr"] for fit in fits})
-    best = min(fits, key=lambda fit: fit["true_mse"] or math.inf)
+    best = min(fits, key=lambda fit: fit[error] or math.inf)
     slider = alt.binding_range(min=0, max=len(counts) - 1, step=1, name="epochs ")
     params = [
         alt.param("step", value=counts.index(best["epochs"]), bind=slider),
@@ -75,8 +75,9 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
         alt.param("truth", value=growth["truth"]),
     ]
     chosen = data(fits).transform_filter("datum.epochs == counts[step] && datum.lr == lr")
-    error = "(datum.true_mse == null ? 'diverged' : format(datum.true_mse, '.3~g'))"
-    label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
+    where = "against f" if growth["truth"] else "on held-out points"
+    value = f"(datum.{error} == null ? 'diverged' : format(datum.{error}, '.3~g'))"
+    label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE {where}: ' + {value}"
     ys = [*growth["truth"], *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
     names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
@@ -85,15 +86,18 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
         .transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
         .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y, alt.ColorDatum(names[1]))
     )
-    drawn = data([{"line": "training points", **points}]).transform_flatten(["x", "y"])
-    order = [*names[1:3], "training points"]
+    held_out = [] if growth["truth"] else [{"line": "held-out points", **growth["held_out"]}]
+    drawn = data([{"line": "training points", **points}, *held_out]).transform_flatten(["x", "y"])
+    order = [names[1], "held-out points" if held_out else names[2], "training points"]
     color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=["#1f77b4", "#ff7f0e", GREY]))
+    truth = curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2]))
+    tips = [alt.Tooltip(f"{name}:Q") for name in names if not (held_out and name == names[2])]
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
-        curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2])),
+        *([] if held_out else [truth]),
         curve.mark_area(opacity=0.25, clip=True).encode(y="lower quartile:Q", y2="upper quartile:Q"),
         curve.mark_line(clip=True),
-        under_pointer(curve, [alt.Tooltip(f"{name}:Q") for name in names]),
+        under_pointer(curve, tips),
         chosen.transform_calculate(label=label).mark_text(align="left", x=0, y=-10, fontSize=12).encode(text="label:N"),
     ]
     return finished(layers, height=340).add_params(*params)

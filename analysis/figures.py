@@ -12,13 +12,12 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.curves import Growth
+from analysis.curves import MSE, Growth, error_name
 from analysis.files import write_atomically
 from analysis.runs import Rows, lr_changes, over_epochs
 from analysis.statistics import number, spread
 
 GREY = "#7a7a7a"
-MSE = {"train_mse": "training MSE on the noisy points [y²]", "true_mse": "MSE against the noise-free f [y²]"}
 MEASURES = {"acc": ("accuracy [%]", 100), "loss": ("cross-entropy loss [nats]", 1)}  # axis, scale
 LINES = {"train": "train (epoch average)", "val": "", "probe": "training subset, eval mode"}  # "": test or validation
 
@@ -71,27 +70,31 @@ def counts_of(growth: Growth) -> list[int]:
 
 
 def draw_fits(axes: Axes, growth: Growth, epochs: int) -> None:
-    """Draws training points, f, and the fits of all learning rates with the quartiles of the seeds."""
+    """Draws points, f or the held-out points, and the fits of all learning rates with the quartiles of the seeds."""
     axes.clear()
     axes.plot(*growth["points"].values(), ".", color=GREY, alpha=0.5, markersize=4, label="points")
-    axes.plot(growth["x"], growth["truth"], "--", color="black", linewidth=1.5, label="f(x)")
+    if growth["truth"]:
+        axes.plot(growth["x"], growth["truth"], "--", color="black", linewidth=1.5, label="f(x)")
+    else:
+        axes.plot(*growth["held_out"].values(), "x", color="black", alpha=0.6, markersize=4, label="held-out points")
     axes.margins(y=0.08)
     axes.set_ylim(axes.get_ylim())  # it stays, however far off a fit is
     fits = [fit for fit in growth["fits"] if fit["epochs"] == epochs]
     for i, fit in enumerate(fits):
         if fit["fit"]:
             draw_line(axes, growth["x"], [fit["fit"], fit["low"], fit["high"]], f"C{i}", f"lr {fit['lr']:g}")
-    finish(axes, f"epochs: {epochs:,}, MSE against f: {', '.join(number(fit['true_mse']) for fit in fits)}")
+    name, where = error_name(growth["truth"]), "against f" if growth["truth"] else "on held-out points"
+    finish(axes, f"epochs: {epochs:,}, MSE {where}: {', '.join(number(fit[name]) for fit in fits)}")
 
 
-def fits_figure(growth: Growth, reported: Collection[int], function: str) -> Figure:
+def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure:
     """The fitted curves after those of these epoch counts that were kept, one below the other."""
     counts = [count for count in counts_of(growth) if count in reported]
     figure = Figure(figsize=(6, 2.4 * len(counts) + 0.8), dpi=110, layout="constrained")
     for axes, epochs in zip(figure.subplots(len(counts), sharex=True, squeeze=False).flat, counts, strict=True):
         draw_fits(axes, growth, epochs)
     add_legend(figure)
-    figure.suptitle(f"f(x) = {function:.70}", fontsize=10)
+    figure.suptitle(title[:80].replace("$", r"\$"), fontsize=10)
     return figure
 
 
@@ -122,10 +125,11 @@ def fit_animation(growth: Growth) -> bytes:
     figure = Figure(figsize=(7.2, 4), dpi=100, layout="constrained")
     _, errors = figure.subplots(1, 2, width_ratios=(3, 2))
     errors.set(xscale="log", yscale="log")
+    name = error_name(growth["truth"])
     for lr in dict.fromkeys(fit["lr"] for fit in growth["fits"]):
-        errors.plot(counts, [fit["true_mse"] for fit in growth["fits"] if fit["lr"] == lr])
+        errors.plot(counts, [fit[name] for fit in growth["fits"] if fit["lr"] == lr])
     errors.axvline(1, color=GREY)
-    finish(errors, "MSE against the noise-free f", "epochs")
+    finish(errors, MSE[name], "epochs")
     frames = [Image.fromarray(pixels) for _, pixels in growing(figure, growth, counts)]
     # One palette for all: what is the same as in the frame before is equal to the bit, and takes no space.
     palette = frames[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
@@ -135,19 +139,22 @@ def fit_animation(growth: Growth) -> bytes:
     return gif.getvalue()
 
 
-def errors_figure(rows: Rows, noise_variance: float) -> Figure:
-    """Both MSEs over epochs, log-log, from ``spread_over_seeds``; ``noise_variance`` is in squared units of y."""
+def errors_figure(rows: Rows, noise_variance: float, error: str = "true_mse") -> Figure:
+    """The training MSE and this error over epochs, log-log, from ``spread_over_seeds``.
+
+    ``noise_variance``, nan where it is unknown, is in squared units of y.
+    """
     figure = Figure(figsize=(6, 3), dpi=165, layout="constrained")
-    for axes, (metric, title) in zip(figure.subplots(1, 2), MSE.items(), strict=True):
+    for axes, metric in zip(figure.subplots(1, 2), ("train_mse", error), strict=True):
         axes.set(xscale="log", yscale="log")
-        if noise_variance and metric == "train_mse":
+        if noise_variance > 0 and metric == "train_mse":
             axes.axhline(noise_variance, color=GREY, linestyle=":", label="variance of the noise")
         for i, lr in enumerate(dict.fromkeys(row["lr"] for row in rows)):
             part = [row for row in rows if row["lr"] == lr]
             lines = np.array([list(row[metric].values()) for row in part], dtype=float).T  # median, q25, q75
             label = f"learning rate {lr:g}" + " (diverged)" * (not np.isfinite(lines[0, -1]))
             draw_line(axes, [row["epochs"] for row in part], lines, f"C{i}", label)
-        finish(axes, title, "epochs")
+        finish(axes, f"{MSE[metric]} [y²]", "epochs")
     add_legend(figure)
     return figure
 

@@ -9,9 +9,9 @@ import altair as alt
 import jinja2
 
 from analysis.charts import fits_chart, lines_chart, waterfall_chart
-from analysis.curves import early_stopping_text, error_of, more_training_text
+from analysis.curves import MSE, early_stopping_text, error_name, error_of, more_training_text
 from analysis.drop import ACROSS, ALONG, drop_numbers
-from analysis.figures import LINES, MEASURES, MSE
+from analysis.figures import LINES, MEASURES
 from analysis.files import read_json
 from analysis.gap import STEPS, gap_numbers
 from analysis.runs import FinishedRun, Pair, Row, Rows, epoch_of_drop, groups, lr_changes, over_epochs
@@ -57,25 +57,27 @@ def make_sections(runs: Sequence[FinishedRun], data_root: str) -> list[Section]:
 
 
 def curve_sections(run: FinishedRun) -> list[Section]:
-    rows = run.summary["over_seeds"]
-    best = min(rows, key=error_of)
+    rows, error = run.summary["over_seeds"], error_name(run.summary["function"])
+    best = min(rows, key=lambda row: error_of(row, error))
     epochs = max((row["epochs"] for row in rows), key=lambda count: (count == 1000, count))  # 1,000, or the most
     here = [row for row in rows if row["epochs"] == epochs]
-    fits_well = [row for row in rows if error_of(row) <= 1.5 * error_of(best)]
+    fits_well = [row for row in rows if error_of(row, error) <= 1.5 * error_of(best, error)]
     facts = {
         "summary": run.summary,
+        "error": error,
+        "mse": MSE[error],
         "best": best,
         "last": [row for row in rows if row["lr"] == best["lr"]][-1],
         "here": here,
-        "best_here": min(here, key=error_of),
+        "best_here": min(here, key=lambda row: error_of(row, error)),
         "reached": {row["lr"]: row["epochs"] for row in reversed(fits_well)},  # first epoch count that fits well
     }
     charts = {"fits": fits_chart(read_json(run.path / "curves.json"))}
     if len(rows) > len(here):
-        charts |= {metric: mse_chart(rows, "epochs", "lr", metric) for metric in MSE}
+        charts |= {metric: mse_chart(rows, "epochs", "lr", metric) for metric in ("train_mse", error)}
     sections = [Section("epochs", facts, charts)]
     if len(here) > 1:
-        sections.append(Section("lr", facts, {"true_mse": mse_chart(here, "lr", "epochs", "true_mse")}))
+        sections.append(Section("lr", facts, {error: mse_chart(here, "lr", "epochs", error)}))
     if "auto" in run.summary:
         sections.append(Section("settings", facts, {}))
     return sections
@@ -88,7 +90,7 @@ def mse_chart(rows: Rows, x: str, each: str, metric: str) -> alt.LayerChart:
         part = [row for row in rows if row[each] == value]
         line = {name: [row[metric][quartile] for row in part] for name, quartile in QUARTILES.items()}
         lines.append({"line": f"{names[each]} {value:,.7g}", "run": "all", "x": [row[x] for row in part], **line})
-    return lines_chart(lines, names[x], MSE[metric], log=True)
+    return lines_chart(lines, names[x], f"{MSE[metric]} [y²]", log=True)
 
 
 def training_section(runs: Sequence[FinishedRun]) -> Section:

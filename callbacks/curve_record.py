@@ -9,19 +9,20 @@ import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
-from analysis.curves import METRICS, Growth, early_stopping, more_training, spread_over_seeds
+from analysis.curves import METRICS, Growth, early_stopping, error_name, more_training, spread_over_seeds
 from analysis.statistics import medians
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 
 THIN = 5  # of the 1,001 points of a curve every fifth is kept
+MOST_POINTS = 2000  # of a sample, in curves.json and the figures
 
 
 class CurveRecord(Callback):
     """Records the measurements of a FunctionRegressor.
 
-    ``asked`` are the epoch counts to report; ``auto`` reports the one with the lowest MSE against f too, and what a
-    validation sample would have chosen.
+    ``asked`` are the epoch counts to report; ``auto`` reports the one with the lowest error too, and what a validation
+    sample would have chosen.
     """
 
     def __init__(self, asked: Sequence[int], auto: bool) -> None:
@@ -61,20 +62,20 @@ class CurveRecord(Callback):
             self.curves[max(self.measured)] = self._latest  # which is reported where the training run ends early
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-        """(T,) measured epoch counts, and (T, L, S) values of each metric and of ``held_out_mse``."""
+        """(T,) measured epoch counts, and (T, L, S) values of each metric."""
         rows = [measured for _, measured in sorted(self.measured.items())]
         shape = (len(rows), len(model.lrs), len(model.seeds))
-        names = (*METRICS, "held_out_mse") if rows else ()
-        values = {name: torch.stack([row[name] for row in rows]).view(shape).numpy() for name in names}
+        values = {name: torch.stack([row[name] for row in rows]).view(shape).numpy() for name in METRICS if rows}
         return np.array(sorted(self.measured), dtype=int), values
 
     def summary(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
         """The content of summary.json, once all is done; what diverged is not finite."""
         epochs, values = self.table(model)
+        error = error_name(data.function)
         lrs = list(enumerate(model.lrs if len(epochs) else []))
         auto: list[dict[str, Any]] = []
         for i, lr in lrs if self.auto else []:
-            choice = early_stopping(epochs, values["true_mse"][:, i], values["held_out_mse"][:, i])
+            choice = early_stopping(epochs, values[error][:, i], values["val_mse"][:, i], error)
             auto.append({"lr": lr, **choice})
         reported = sorted({*self.asked, *(choice["best_epochs"] for choice in auto)})
         missing = [e for e in reported if e not in epochs]  # where the training run ended early
@@ -88,7 +89,7 @@ class CurveRecord(Callback):
             for s, seed in enumerate(model.seeds)
             for t in at
         ]
-        more = [{"lr": lr, **more_training(epochs, values["true_mse"][:, i])} for i, lr in lrs if len(epochs) > 1]
+        more = [{"lr": lr, **more_training(epochs, values[error][:, i])} for i, lr in lrs if len(epochs) > 1]
         return {
             **{"function": data.function, "x_min": data.x_min, "x_max": data.x_max, "seed": model.seeds[0]},
             "results": results,
@@ -102,23 +103,30 @@ class CurveRecord(Callback):
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
         """The content of curves.json: how the fitted curves grow, on 201 points, with four digits.
 
-        A list each of "x" and "truth" (f there), "points" (x and y of the first seed's training points), and "fits",
-        one for each learning rate and kept epoch count: the first seed's curve "fit", empty where it diverged, and the
-        quartiles "low" and "high" of the seeds that did not; "true_mse" is the median error of all.
+        A list each of "x" and "truth" (f there, if known), "points" and "held_out" (x and y of the first seed's
+        training and validation samples, 2,000 at most), and "fits", one for each learning rate and kept epoch count:
+        the first seed's curve "fit", empty where it diverged, and the quartiles "low" and "high" of the seeds that did
+        not; the error by which fits are judged, under its name, is the median of all.
         """
 
         def digits(values: Any) -> list[float]:
             return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
 
-        L, S, fits = len(model.lrs), len(model.seeds), list[dict[str, Any]]()
+        L, S, fits, name = len(model.lrs), len(model.seeds), list[dict[str, Any]](), error_name(data.function)
         for epochs, curves in sorted(self.curves.items()):
             each = curves[:, ::THIN].numpy().reshape(L, S, -1)
-            errors = medians(self.measured[epochs]["true_mse"].view(L, S).numpy())
+            errors = medians(self.measured[epochs][name].view(L, S).numpy())
             for lr, seeds, error in zip(model.lrs, each, errors, strict=True):
                 finite = seeds[np.isfinite(seeds).all(1)]
                 low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
                 fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
-                lists = {name: digits(values) for name, values in fit.items()}
-                fits.append({"lr": lr, "epochs": epochs, "true_mse": float(error), **lists})
-        points = {"x": digits(data.x[0]), "y": digits(data.y[0])}
-        return {"x": digits(data.grid[::THIN]), "truth": digits(data.truth[::THIN]), "points": points, "fits": fits}
+                lists = {part: digits(values) for part, values in fit.items()}
+                fits.append({"lr": lr, "epochs": epochs, name: float(error), **lists})
+        few = slice(MOST_POINTS)  # in random order
+        return {
+            "x": digits(data.grid[::THIN]),
+            "truth": digits(data.truth[::THIN] if data.function else []),
+            "points": {"x": digits(data.x[0, few]), "y": digits(data.y[0, few])},
+            "held_out": {"x": digits(data.held_out_x[0, few]), "y": digits(data.held_out_y[0, few])},
+            "fits": fits,
+        }

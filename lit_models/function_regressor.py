@@ -31,8 +31,8 @@ class FunctionRegressor(LightningModule):
 
     Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
     (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
-    on the noisy points) and ``val/loss``, ``test/loss`` (against f itself), medians over the members, in squared units
-    of y.
+    on the noisy points) and ``val/loss``, ``test/loss`` (against f itself, or where f(x) is nan, on the validation
+    sample), medians over the members, in squared units of y.
 
     Args:
         lrs: learning rates of Adam.
@@ -132,19 +132,17 @@ class FunctionRegressor(LightningModule):
         return {"loss": loss, "epochs": until, "train_mse": mse}
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
-        """{"epochs", "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, held_out_mse."""
-        measured = self._compare(batch)
-        self._log({"val/loss": median(measured["true_mse"])})
-        return {"epochs": self.epochs_done, **measured}
+        """{"epochs", "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, val_mse."""
+        return {"epochs": self.epochs_done, **self._measure(batch, "val/loss")}
 
     def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._log({"test/loss": median(self._compare(batch)["true_mse"])})
+        self._measure(batch, "test/loss")
 
     def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """x, (N,) or (S, N) float64, alone or first in a tuple -> (M, N) float64."""
         return self(batch if isinstance(batch, Tensor) else batch[0])
 
-    def _compare(self, batch: tuple[Tensor, ...]) -> dict[str, Tensor]:
+    def _measure(self, batch: tuple[Tensor, ...], loss: str) -> dict[str, Tensor]:
         x, truth, held_out_x, held_out_y = batch
         curve = self(x)
         error = curve - truth
@@ -152,13 +150,15 @@ class FunctionRegressor(LightningModule):
         # A constant f has no variance, only rounding errors: r2 of a perfect fit is 1, of any other minus infinity.
         is_constant = truth.std(correction=0) <= 1e-12 * truth.abs().max()
         variance = torch.where(is_constant, 0.0, truth.var(correction=0))
-        return {
+        measured = {
             "curve": curve,
             "true_mse": mse,
             "true_max_abs_error": error.abs().amax(1),
             "r2": torch.where(mse == 0, 1.0, 1 - mse / variance),
-            "held_out_mse": (self(held_out_x) - held_out_y.repeat(len(self.lrs), 1)).square().mean(1),
+            "val_mse": (self(held_out_x) - held_out_y.repeat(len(self.lrs), 1)).square().mean(1),
         }
+        self._log({loss: median(measured["val_mse" if truth.isnan().all() else "true_mse"])})
+        return measured
 
     def _log(self, metrics: dict[str, Tensor]) -> None:
         # Lightning counts measurements; the loggers' axes are to show epochs.

@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
 from pytorch_lightning import Trainer, seed_everything
 
-from analysis.curves import fit_text, spread_over_seeds
+from analysis.curves import error_name, fit_text, spread_over_seeds
 from analysis.figures import errors_figure, fit_cards, fits_figure, save_png, show_pictures
 from analysis.files import write_json
 from callbacks.curve_record import CurveRecord
@@ -37,14 +37,13 @@ MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred
 def fit_parser() -> Parser:
     parser = training_parser(__doc__)
     add = parser.add_argument
-    text = (
-        "epoch counts, every one reported (default 1000, or --max_epochs); auto: the one of lowest MSE against f, up "
-    )
+    text = "epoch counts, every one reported (default 1000, or --max_epochs); auto: the one of the lowest error, up "
     add("--epochs", type=PositiveInt | Literal["auto"], nargs="+", help=text + "to the largest given, or 50,000")
     add("--lr", type=PositiveFloat, nargs="+", default=[0.01], help="learning rates of Adam; every one is trained")
     add("--num_seeds", type=PositiveInt, default=1, help="repetitions: seed, seed+1, ...")
     add("--hidden", type=PositiveInt, nargs="+", default=[32, 32], help="widths of the hidden layers (ReLU)")
-    parser.add_class_arguments(CurveDataModule, skip={"seeds"})
+    add("--columns", type=str, nargs=2, metavar=("X", "Y"), help="the names of two columns in the header of --csv")
+    parser.add_class_arguments(CurveDataModule, skip={"seeds", "columns", "x", "y"})
     # Networks this small train faster on a CPU than on any accelerator.
     add_trainer_flags(parser, accelerator="cpu", devices=1, num_sanity_val_steps=0, precision="32-true")
     return parser
@@ -76,8 +75,8 @@ def fit() -> None:
         instead["limit_train_batches"] = 0
     callbacks = [run, record, SaveLast(**run.saving, interval=60, each_epoch=False)]
     trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
-    read = "" if data.function == cfg.function else f" (read from {cfg.function!r})"
-    print(f"Fitting {data.function}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
+    read = "" if data.function in (None, cfg.function) else f" (read from {cfg.function!r})"
+    print(f"Fitting {data.function or own_points(data)}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     print(fit_text(write_results(record, model, data, trainer, run)))
     print(where_to_look(folder))
@@ -116,13 +115,22 @@ def write_results(
     epochs, values = record.table(model)
     if len(epochs):
         reported = {row["epochs"] for row in summary["over_seeds"]}
-        save_png(fits_figure(growth, reported, data.function), run.folder / "curves.png")
-        errors = errors_figure(spread_over_seeds(model.lrs, epochs, values), data.noise_std**2)
+        title = f"f(x) = {data.function}" if data.function else own_points(data)
+        save_png(fits_figure(growth, reported, title), run.folder / "curves.png")
+        rows = spread_over_seeds(model.lrs, epochs, values)
+        errors = errors_figure(rows, data.noise_std**2, error_name(data.function))
         show_pictures([(model.epochs_done, save_png(errors, run.folder / "errors.png"))], "val/errors", trainer.loggers)
     show_pictures(fit_cards(growth), "val/curve", trainer.loggers)
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)
     return summary
+
+
+def own_points(data: CurveDataModule) -> str:
+    """What is fitted, where it is points of one's own."""
+    x, y = data.columns
+    num, held_out = data.x.shape[1], data.held_out_x.shape[1]
+    return f"{y} over {x}, {num:,} points of {data.hparams['csv']} ({held_out:,} more held out)"
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTH
 import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
-import csv
 import logging
 import warnings
 from collections.abc import Sequence
@@ -19,9 +18,10 @@ from torch import nn
 from analysis.figures import pictures_figure, save_png
 from analysis.files import standard_json, write_atomically
 from cli.command import UsageError, main
-from cli.parser import Parser
+from cli.parser import Parser, build
 from cli.weights import SHIPPED, PictureClassifier, load
 from datamodules.pictures import read_pictures
+from datamodules.points import read_columns
 from lit_models import FunctionRegressor
 
 
@@ -33,7 +33,7 @@ def run() -> None:
     add("--sheet", type=Path, default=Path("predictions.png"), help="where the contact sheet of the pictures goes")
     add("--x", type=float, nargs="+", default=[], metavar="NUMBER", help="for a curve: numbers at which to evaluate it")
     add("--csv", type=Path | None, help="for a curve: a CSV file with a column of such numbers")
-    add("--column", type=str, default="x", help="the name of that column")
+    add("--column", type=str | None, help="the name of that column; default x, else the first")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--export", type=Path | None, help="write the network as FILE.onnx, or FILE.pt2 (torch.export)")
     cfg = parser.parse_args()
@@ -44,7 +44,10 @@ def run() -> None:
     if cfg.images:
         print_pictures(load(cfg.ckpt_path, PictureClassifier), cfg.images, cfg.sheet, cfg.json)
     if cfg.x or cfg.csv:
-        numbers = cfg.x + (read_column(cfg.csv, cfg.column) if cfg.csv else [])
+        numbers = list(cfg.x)
+        if cfg.csv:
+            names = [cfg.column] if cfg.column else None
+            numbers += build(read_columns, cfg, path=cfg.csv, names=names, default=["x"])[1][0].tolist()
         print_curve(load(cfg.ckpt_path, FunctionRegressor), numbers, cfg.json)
 
 
@@ -81,17 +84,6 @@ def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: b
     print("x", *map("lr {lr:g} seed {seed}".format_map, members), sep="\t")
     for x, row in zip(numbers, values, strict=True):
         print(x, *(f"{y:.6g}" for y in row), sep="\t")
-
-
-def read_column(path: Path, column: str) -> list[float]:
-    """The numbers in a CSV file's column. Raises UsageError, with the line, where there is none."""
-    with open(path, newline="", encoding="utf-8-sig") as file:  # Excel begins its UTF-8 with a mark
-        rows = csv.reader(file, skipinitialspace=True)
-        try:
-            header = next(rows)
-            return [float(dict(zip(header, row, strict=True))[column]) for row in rows if row]
-        except (KeyError, ValueError, StopIteration, csv.Error) as error:
-            raise UsageError(f"{path}, line {rows.line_num}: no number in column {column} ({error})") from None
 
 
 def export(network: nn.Module, path: Path) -> None:
