@@ -88,16 +88,14 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
     )
     held_out = [] if growth["truth"] else [{"line": "held-out points", **growth["held_out"]}]
     drawn = data([{"line": "training points", **points}, *held_out]).transform_flatten(["x", "y"])
-    order = [names[1], "held-out points" if held_out else names[2], "training points"]
+    order = [names[1], "held-out points" if held_out else str(names[2]), "training points"]
     color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=["#1f77b4", "#ff7f0e", GREY]))
-    truth = curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2]))
-    tips = [alt.Tooltip(f"{name}:Q") for name in names if not (held_out and name == names[2])]
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
-        *([] if held_out else [truth]),
+        curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(order[1])),
         curve.mark_area(opacity=0.25, clip=True).encode(y="lower quartile:Q", y2="upper quartile:Q"),
         curve.mark_line(clip=True),
-        under_pointer(curve, tips),
+        under_pointer(curve, [alt.Tooltip(f"{name}:Q") for name in names if growth["truth"] or name != names[2]]),
         chosen.transform_calculate(label=label).mark_text(align="left", x=0, y=-10, fontSize=12).encode(text="label:N"),
     ]
     return finished(layers, height=340).add_params(*params)

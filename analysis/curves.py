@@ -9,18 +9,14 @@ import numpy as np
 from analysis.runs import Row
 from analysis.statistics import median_ci, medians, number, quartiles
 
-NAMES = ("train_mse", "true_mse", "true_max_abs_error", "r2", "val_mse")
-METRICS = dict.fromkeys(NAMES, math.inf) | {"r2": -math.inf}  # the worst
-MSE = {
-    "train_mse": "training MSE on the noisy points",
-    "true_mse": "MSE against the noise-free f",
-    "val_mse": "MSE on held-out points",
-}
+METRICS = dict.fromkeys(("train_mse", "true_mse", "true_max_abs_error", "val_mse"), math.inf)  # the worst
+METRICS["r2"] = -math.inf
+MSE = {"train_mse": "training MSE", "true_mse": "MSE against the noise-free f", "val_mse": "MSE on held-out points"}
 
 
 class Growth(TypedDict):
-    """The content of curves.json. A fit has "lr", "epochs", the median error over the seeds by its name, the first
-    seed's curve "fit", empty where it diverged, and the quartiles "low" and "high" of the seeds' curves.
+    """The content of curves.json. A fit has "lr", "epochs", the median over the seeds of ``error_name``, the first seed's
+    curve "fit", empty where it diverged, and the quartiles "low" and "high" of those seeds' curves that did not.
     """
 
     x: list[float]
@@ -74,23 +70,19 @@ def more_training(epochs: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     return content | {"verdict": "hurts" if low > 1 and coverage >= 0.95 else "no evidence"}
 
 
-def early_stopping(
-    epochs: np.ndarray, errors: np.ndarray, val_mse: np.ndarray, error: str = "true_mse"
-) -> dict[str, Any]:
-    """The best epoch count by the errors' median; where f is known, also by a held-out noisy sample, to compare.
+def early_stopping(epochs: np.ndarray, errors: np.ndarray, val_mse: np.ndarray, error: str) -> dict[str, Any]:
+    """The best epoch count by the errors' median, and by a held-out noisy sample, all that one has when f is unknown.
 
-    Both arrays are (T, S), ``error`` names the first. Each seed has its own sample; given are the medians of the chosen
-    counts and errors there.
+    Both arrays are (T, S). Each seed has its own sample; given are the medians of the chosen counts and errors there.
     """
     of_seeds = medians(errors)
-    best = {"best_epochs": int(epochs[of_seeds.argmin()]), f"best_{error}": float(of_seeds.min())}
-    if error == "val_mse":
-        return best
     chosen = np.where(np.isfinite(val_mse), val_mse, math.inf).argmin(0)
     error_there = np.take_along_axis(errors, chosen[None], axis=0)
-    return best | {
+    return {
+        "best_epochs": int(epochs[of_seeds.argmin()]),
+        f"best_{error}": float(of_seeds.min()),
         "held_out_epochs": int(np.quantile(epochs[chosen], 0.5, method="nearest")),
-        "held_out_true_mse": float(medians(error_there)[0]),
+        f"held_out_{error}": float(medians(error_there)[0]),
     }
 
 
@@ -118,12 +110,10 @@ def early_stopping_text(choice: Row, error: str) -> str:
 
 def fit_text(summary: Row) -> str:
     """A curve fit's results for the terminal, from the content of summary.json: a table, a sentence a learning rate."""
-    error = error_name(summary["function"])
-    shown = {"train_mse": "train mse", "true_mse": "mse against f", "true_max_abs_error": "max error", "r2": "r2"}
-    if error == "val_mse":
-        shown = {"train_mse": "train mse", "val_mse": "mse held out"}
-    columns = "{:>8} {:>9} {:>10} {:>14}" + " {:>10} {:>9}" * (len(shown) > 2)
-    columns += "   {}" * (summary["settings"]["num_seeds"] > 1)
+    error, has_f = error_name(summary["function"]), bool(summary["function"])
+    shown = {"train_mse": "train mse", error: "mse against f" if has_f else "mse held out"}
+    shown |= {"true_max_abs_error": "max error", "r2": "r2"} if has_f else {}
+    columns = "{:>8} {:>9} {:>10} {:>14}" + " {:>10} {:>9}" * has_f + "   {}" * (summary["settings"]["num_seeds"] > 1)
     lines = [columns.format("lr", "epochs", *shown.values(), f"quartiles of {shown[error]}")]
     for row in summary["over_seeds"]:
         missing = "diverged" if math.isinf(error_of(row, error)) else "-"  # a constant function has no R²

@@ -94,7 +94,7 @@ def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure
     for axes, epochs in zip(figure.subplots(len(counts), sharex=True, squeeze=False).flat, counts, strict=True):
         draw_fits(axes, growth, epochs)
     add_legend(figure)
-    figure.suptitle(title[:80].replace("$", r"\$"), fontsize=10)
+    figure.suptitle(f"f(x) = {title:.70}" if growth["truth"] else title.replace("$", r"\$"), fontsize=10)
     return figure
 
 
@@ -125,11 +125,10 @@ def fit_animation(growth: Growth) -> bytes:
     figure = Figure(figsize=(7.2, 4), dpi=100, layout="constrained")
     _, errors = figure.subplots(1, 2, width_ratios=(3, 2))
     errors.set(xscale="log", yscale="log")
-    name = error_name(growth["truth"])
     for lr in dict.fromkeys(fit["lr"] for fit in growth["fits"]):
-        errors.plot(counts, [fit[name] for fit in growth["fits"] if fit["lr"] == lr])
+        errors.plot(counts, [fit[error_name(growth["truth"])] for fit in growth["fits"] if fit["lr"] == lr])
     errors.axvline(1, color=GREY)
-    finish(errors, MSE[name], "epochs")
+    finish(errors, MSE[error_name(growth["truth"])], "epochs")
     frames = [Image.fromarray(pixels) for _, pixels in growing(figure, growth, counts)]
     # One palette for all: what is the same as in the frame before is equal to the bit, and takes no space.
     palette = frames[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
@@ -140,10 +139,7 @@ def fit_animation(growth: Growth) -> bytes:
 
 
 def errors_figure(rows: Rows, noise_variance: float, error: str = "true_mse") -> Figure:
-    """The training MSE and this error over epochs, log-log, from ``spread_over_seeds``.
-
-    ``noise_variance``, nan where it is unknown, is in squared units of y.
-    """
+    """Training MSE and ``error`` over epochs, from ``spread_over_seeds``; the noise's variance [y²] may be nan."""
     figure = Figure(figsize=(6, 3), dpi=165, layout="constrained")
     for axes, metric in zip(figure.subplots(1, 2), ("train_mse", error), strict=True):
         axes.set(xscale="log", yscale="log")

@@ -101,13 +101,7 @@ class CurveRecord(Callback):
         }
 
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
-        """The content of curves.json: how the fitted curves grow, on 201 points, with four digits.
-
-        A list each of "x" and "truth" (f there, if known), "points" and "held_out" (x and y of the first seed's
-        training and validation samples, 2,000 at most), and "fits", one for each learning rate and kept epoch count:
-        the first seed's curve "fit", empty where it diverged, and the quartiles "low" and "high" of the seeds that did
-        not; the error by which fits are judged, under its name, is the median of all.
-        """
+        """The content of curves.json: how the fitted curves grow, on 201 points, with four digits."""
 
         def digits(values: Any) -> list[float]:
             return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
@@ -122,11 +116,9 @@ class CurveRecord(Callback):
                 fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
                 lists = {part: digits(values) for part, values in fit.items()}
                 fits.append({"lr": lr, "epochs": epochs, name: float(error), **lists})
-        few = slice(MOST_POINTS)  # in random order
-        return {
-            "x": digits(data.grid[::THIN]),
-            "truth": digits(data.truth[::THIN] if data.function else []),
-            "points": {"x": digits(data.x[0, few]), "y": digits(data.y[0, few])},
-            "held_out": {"x": digits(data.held_out_x[0, few]), "y": digits(data.held_out_y[0, few])},
-            "fits": fits,
-        }
+        points, held_out = (
+            {"x": digits(x[0, :MOST_POINTS]), "y": digits(y[0, :MOST_POINTS])}  # in random order
+            for x, y in ((data.x, data.y), (data.held_out_x, data.held_out_y))
+        )
+        truth = digits(data.truth[::THIN]) if data.function else []
+        return {"x": digits(data.grid[::THIN]), "truth": truth, "points": points, "held_out": held_out, "fits": fits}

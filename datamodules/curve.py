@@ -1,4 +1,4 @@
-"""CurveDataModule: noisy samples of a curve, exercise 1 of the lab, or points of one's own."""
+"""CurveDataModule: noisy samples of a curve, exercise 1 of the lab, or given points."""
 
 import hashlib
 import inspect
@@ -20,7 +20,7 @@ from datamodules.points import read_columns
 from datamodules.spelling import standard
 
 GRID_POINTS = 1001
-HELD_OUT = 0.2  # of points of one's own
+HELD_OUT = 0.2  # of given points
 
 
 class CurveDataModule(LightningDataModule):
@@ -31,21 +31,19 @@ class CurveDataModule(LightningDataModule):
     (x, y), drawn like the training one; prediction is of the evenly spaced x. Raises ValueError where f cannot be read
     or is not finite on the interval, or an argument is out of range, and OSError for a file that cannot be read.
 
-    Points of one's own, from a file or from ``x`` and ``y``, take the place of the drawn ones. Each seed holds out a
-    fifth of them, at least one, as its validation sample; f(x) is nan, and the interval is that of the points.
+    Given points, ``csv`` or ``x`` and ``y``, take the place of drawn ones: each seed holds out a fifth of them, one at
+    least, as its validation sample; f(x) is nan, ``self.function`` None, and the interval is that of the points.
 
     Args:
-        function: f(x), as in "2*x**2 + sin(x)", "x if x > 0 else 0" or "2x^2"; ``self.function`` is in Python's syntax,
-            or None for points of one's own.
+        function: f(x), as in "2*x**2 + sin(x)", "x if x > 0 else 0" or "2x^2"; ``self.function`` is in Python's syntax.
         x_min: x is drawn uniformly from x_min ...
         x_max: ... to x_max.
         num_samples: training points (for each seed).
         noise_std: standard deviation of the Gaussian noise on y, in units of y.
         seeds: one seed a sample.
-        csv: a CSV file of points of one's own: its columns named x and y, else its first two.
-        columns: the names of the columns of x and of y in its header.
-        x: points of one's own, (N,) numbers of any kind ...
-        y: ... and their values. Checkpoints hold neither.
+        csv: fit the points of this CSV file instead: its columns x and y, else its first two.
+        columns: the names of two other columns in its header.
+        x, y: (N,) numbers each, of points to fit instead; checkpoints do not hold them.
     """
 
     def __init__(
@@ -64,34 +62,35 @@ class CurveDataModule(LightningDataModule):
         super().__init__()
         x_min, x_max, noise_std, seeds = float(x_min), float(x_max), float(noise_std), [int(seed) for seed in seeds]
         csv, columns, points = csv and str(csv), columns and [*map(str, columns)], None
-        self.columns = ["x", "y"]
+        titles = ["x", "y"]
         if csv is not None:
-            self.columns, points = read_columns(csv, columns, self.columns)
+            titles, points = read_columns(csv, columns, titles)
         elif x is not None or y is not None:
-            points = plain_points(x, y)
+            points = torch.from_numpy(np.stack([np.asarray(values, dtype=np.float64) for values in (x, y)]))
+            if points.ndim != 2 or not (points.abs() < LARGEST).all():
+                raise ValueError("x and y must be finite numbers, (N,) each")
         if points is not None:
-            refuse(function=function, x_min=x_min, x_max=x_max, num_samples=num_samples, noise_std=noise_std)
-        elif function is None:
-            raise ValueError("there is nothing to learn: give function, csv, or x and y")
-        function = standard(function) if function and points is None else None
-        self.save_hyperparameters(ignore=["x", "y"])  # checkpoints hold them, as plain values
+            defaults = [each.default for each in inspect.signature(CurveDataModule).parameters.values()]
+            if [function or defaults[0], x_min, x_max, num_samples, noise_std] != defaults[:5]:
+                raise ValueError("given points are not drawn: leave out function, x_min, x_max, num_samples, noise_std")
+        function = standard(str(function)) if points is None else None
+        self.save_hyperparameters(ignore=["x", "y"])  # checkpoints hold the others, as plain values
         if num_samples < 1 or not 0 <= noise_std < 1e150:
             raise ValueError(f"num_samples is {num_samples}, noise_std {noise_std:g}; from 1, and from 0 and finite")
         if points is not None:
             x_min, x_max, noise_std = points[0].min().item(), points[0].max().item(), math.nan
         if not -1e150 < x_min < x_max < 1e150:
-            name = f"{csv}: " if csv else ""
-            raise ValueError(f"{name}the interval from x_min {x_min:g} to x_max {x_max:g} is empty or not finite")
+            raise ValueError(f"{csv or 'x'}: from x_min {x_min:g} to x_max {x_max:g} is no finite interval of x")
         self.function, self.x_min, self.x_max, self.noise_std = function, x_min, x_max, noise_std
         self.grid = torch.linspace(x_min, x_max, GRID_POINTS, dtype=torch.float64)
-        self.checksum = None if points is None else hashlib.sha256(points.numpy().tobytes()).hexdigest()
-        if points is not None:
-            self._split(points, seeds)
-        else:
+        if points is None:
             self._draw(str(function), seeds, num_samples)
+        else:
+            self._split(points, seeds)
+            self.title = f"{titles[1]} over {titles[0]}, {points.shape[1]:,} points of {csv or 'your own'}"
 
     def _draw(self, function: str, seeds: Sequence[int], num_samples: int) -> None:
-        self.truth = finite_values(function, self.grid)
+        self.title, self.checksum, self.truth = function, "", finite_values(function, self.grid)
         self.x, self.y, self.held_out_x, self.held_out_y = torch.empty(4, len(seeds), num_samples).double()
         for s, seed in enumerate(seeds):
             generator = torch.Generator().manual_seed(seed)
@@ -102,7 +101,8 @@ class CurveDataModule(LightningDataModule):
                 ys[s] = finite_values(function, xs[s]) + self.noise_std * noise
 
     def _split(self, points: Tensor, seeds: Sequence[int]) -> None:
-        self.truth, N = torch.full_like(self.grid, math.nan), points.shape[1]
+        self.checksum, self.truth = hashlib.sha256(points.numpy().tobytes()).hexdigest(), self.grid * math.nan
+        N = points.shape[1]
         num = max(1, round(HELD_OUT * N))
         orders = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         self.held_out_x, self.held_out_y = points[:, orders[:, :num]]
@@ -146,21 +146,3 @@ class CurveDataModule(LightningDataModule):
 
 def one_batch(*tensors: Tensor) -> DataLoader:
     return DataLoader([tensors], batch_size=None)  # type: ignore[arg-type]
-
-
-def plain_points(x: ArrayLike | None, y: ArrayLike | None) -> Tensor:
-    """(2, N) float64."""
-    xs, ys = (np.asarray(values, dtype=np.float64) for values in (x, y))
-    if xs.ndim != 1 or xs.shape != ys.shape or not len(xs):
-        raise ValueError(f"x and y are the numbers of N points, (N,) both, not {xs.shape} and {ys.shape}")
-    points = np.stack([xs, ys])
-    if len(bad := np.flatnonzero(~(np.abs(points) < LARGEST).all(0))):
-        raise ValueError(f"x and y of point {bad[0]} are {xs[bad[0]]:g} and {ys[bad[0]]:g}: not finite, or too large")
-    return torch.from_numpy(points)
-
-
-def refuse(**drawn: object) -> None:
-    """Raises ValueError where an argument for points that are drawn is not its default."""
-    for name, value in drawn.items():
-        if value not in (None, inspect.signature(CurveDataModule).parameters[name].default):
-            raise ValueError(f"{name} ({value}) is for points that are drawn, not for your own: leave it out")

@@ -76,7 +76,7 @@ def fit() -> None:
     callbacks = [run, record, SaveLast(**run.saving, interval=60, each_epoch=False)]
     trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
     read = "" if data.function in (None, cfg.function) else f" (read from {cfg.function!r})"
-    print(f"Fitting {data.function or own_points(data)}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
+    print(f"Fitting {data.title}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     print(fit_text(write_results(record, model, data, trainer, run)))
     print(where_to_look(folder))
@@ -115,8 +115,7 @@ def write_results(
     epochs, values = record.table(model)
     if len(epochs):
         reported = {row["epochs"] for row in summary["over_seeds"]}
-        title = f"f(x) = {data.function}" if data.function else own_points(data)
-        save_png(fits_figure(growth, reported, title), run.folder / "curves.png")
+        save_png(fits_figure(growth, reported, data.title), run.folder / "curves.png")
         rows = spread_over_seeds(model.lrs, epochs, values)
         errors = errors_figure(rows, data.noise_std**2, error_name(data.function))
         show_pictures([(model.epochs_done, save_png(errors, run.folder / "errors.png"))], "val/errors", trainer.loggers)
@@ -124,13 +123,6 @@ def write_results(
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)
     return summary
-
-
-def own_points(data: CurveDataModule) -> str:
-    """What is fitted, where it is points of one's own."""
-    x, y = data.columns
-    num, held_out = data.x.shape[1], data.held_out_x.shape[1]
-    return f"{y} over {x}, {num:,} points of {data.hparams['csv']} ({held_out:,} more held out)"
 
 
 if __name__ == "__main__":

@@ -44,11 +44,9 @@ def run() -> None:
     if cfg.images:
         print_pictures(load(cfg.ckpt_path, PictureClassifier), cfg.images, cfg.sheet, cfg.json)
     if cfg.x or cfg.csv:
-        numbers = list(cfg.x)
-        if cfg.csv:
-            names = [cfg.column] if cfg.column else None
-            numbers += build(read_columns, cfg, path=cfg.csv, names=names, default=["x"])[1][0].tolist()
-        print_curve(load(cfg.ckpt_path, FunctionRegressor), numbers, cfg.json)
+        column = {"names": [cfg.column] if cfg.column else None, "default": ["x"]}
+        read = build(read_columns, cfg, path=cfg.csv, **column)[1][0].tolist() if cfg.csv else []
+        print_curve(load(cfg.ckpt_path, FunctionRegressor), cfg.x + read, cfg.json)
 
 
 def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path, as_json: bool) -> None:
