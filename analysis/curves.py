@@ -15,8 +15,8 @@ MSE = {"train_mse": "training MSE", "true_mse": "MSE against the noise-free f", 
 
 
 class Growth(TypedDict):
-    """The content of curves.json. A fit has "lr", "epochs", the median over the seeds of ``error_name``, the first seed's
-    curve "fit", empty where it diverged, and the quartiles "low" and "high" of those seeds' curves that did not.
+    """The content of curves.json. A fit has "lr", "epochs", the seeds' median of ``error_name``, the first seed's curve
+    "fit", empty where it diverged, and the quartiles "low" and "high" of the seeds' curves that did not diverge.
     """
 
     x: list[float]
