@@ -84,7 +84,7 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
     curve = (
         chosen.transform_calculate(x="grid", truth="truth")
         .transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
-        .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y, alt.ColorDatum(names[1]))
+        .encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y, alt.ColorDatum(names[1]))
     )
     held_out = [] if growth["truth"] else [{"line": "held-out points", **growth["held_out"]}]
     drawn = data([{"line": "training points", **points}, *held_out]).transform_flatten(["x", "y"])

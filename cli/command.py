@@ -109,8 +109,8 @@ def quiet() -> None:
     """Silences advice that a user of these commands cannot follow."""
     for kind in (PossibleUserWarning, FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", kind)
-    nothing_validated = "Total length of `list` across ranks is zero"
-    for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", nothing_validated):
+    others = "Total length of `list` across ranks is zero", "Glyph .* missing from font"  # such as a Chinese name's
+    for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", *others):
         warnings.filterwarnings("ignore", f".*{message}")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

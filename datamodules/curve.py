@@ -65,10 +65,10 @@ class CurveDataModule(LightningDataModule):
         titles = ["x", "y"]
         if csv is not None:
             titles, points = read_columns(csv, columns, titles)
-        elif x is not None or y is not None:
+        elif x is not None or y is not None or columns:
             points = torch.from_numpy(np.stack([np.asarray(values, dtype=np.float64) for values in (x, y)]))
             if points.ndim != 2 or not (points.abs() < LARGEST).all():
-                raise ValueError("x and y must be finite numbers, (N,) each")
+                raise ValueError("give columns with csv, or both x and y, finite numbers, (N,) each")
         if points is not None:
             defaults = [each.default for each in inspect.signature(CurveDataModule).parameters.values()]
             if [function or defaults[0], x_min, x_max, num_samples, noise_std] != defaults[:5]:
@@ -87,7 +87,7 @@ class CurveDataModule(LightningDataModule):
             self._draw(str(function), seeds, num_samples)
         else:
             self._split(points, seeds)
-            self.title = f"{titles[1]} over {titles[0]}, {points.shape[1]:,} points of {csv or 'your own'}"
+            self.title = f"{titles[1]} over {titles[0]}, {points.shape[1]:,} points" + f" of {csv}" * (csv is not None)
 
     def _draw(self, function: str, seeds: Sequence[int], num_samples: int) -> None:
         self.title, self.checksum, self.truth = function, "", finite_values(function, self.grid)

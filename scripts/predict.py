@@ -8,7 +8,6 @@ import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
 import logging
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -66,7 +65,6 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
             print(path, *answers, sep="\t")
     if as_json:
         print(standard_json(rows))
-    warnings.filterwarnings("ignore", "Glyph .* missing from font")  # such as a Chinese file name's
     save_png(pictures_figure(list(pixels[:100].numpy()), titles[:100]), sheet)
     print(f"The pictures as the network saw them are in {sheet}", file=sys.stderr)
 
