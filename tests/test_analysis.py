@@ -126,10 +126,10 @@ def test_whether_more_training_hurts() -> None:
 def test_early_stopping() -> None:
     # Each seed by its own held-out points: 1, 10 and 100 epochs, errors 4, 1 and 2.
     true, held_out = np.array([[4.0] * 3, [1] * 3, [2] * 3]), np.array([[1.0, 3, 3], [2, 1, 2], [3, 2, 1]])
-    choice = early_stopping(np.array([1, 10, 100]), true, held_out)
+    choice = early_stopping(np.array([1, 10, 100]), true, held_out, "true_mse")
     assert choice == {"best_epochs": 10, "best_true_mse": 1, "held_out_epochs": 10, "held_out_true_mse": 2}
-    diverged = early_stopping(np.array([1, 10]), np.full((2, 1), np.nan), np.full((2, 1), np.nan))
-    assert diverged["best_true_mse"] == diverged["held_out_true_mse"] == math.inf
+    diverged = early_stopping(np.array([1, 10]), np.full((2, 1), np.nan), np.full((2, 1), np.nan), "val_mse")
+    assert diverged["best_val_mse"] == diverged["held_out_val_mse"] == math.inf
 
 
 def test_the_text_of_a_fit() -> None:
@@ -141,7 +141,7 @@ def test_the_text_of_a_fit() -> None:
     parts = [part | {"verdict": verdict} for verdict in ("hurts", "helps", "one seed")]
     parts.append({"lr": 0.01, "verdict": "diverged", "diverged": 2})
     summary = {"settings": {"num_seeds": 8}, "not_measured": [2000], "seconds": {"train": 1.25}, "over_seeds": rows}
-    summary["results"] = [{"lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in range(8)]
+    summary |= {"function": "x", "results": [{"lr": lr, "seed": seed} for lr in (0.1, 0.01) for seed in range(8)]}
     header, first, second, *lines = fit_text(summary | {"more_training": parts}).splitlines()
     assert header.split() == "lr epochs train mse mse against f max error r2 quartiles of mse against f".split()
     assert first.split() == ["0.1", "1,000", "0.5123", "0.5123", "0.5123", "-", "0.4", "to", "diverged"]

@@ -11,7 +11,7 @@ from short_runs import CIFAR, assert_same_run, callback, checkpoint, summary
 
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
-FIT_FLAGS = "function x_min x_max num_samples noise_std epochs lr num_seeds hidden".split()
+FIT_FLAGS = "function x_min x_max num_samples noise_std csv columns epochs lr num_seeds hidden".split()
 CIFAR_FLAGS = "recipe data data_root download val_size num_seeds probe_train batch_size compile milestones".split()
 CIFAR_FLAGS += "lr momentum nesterov weight_decay he_init warmup_fraction image_sizes max_shift alternate_flips".split()
 

@@ -2,10 +2,12 @@
 
 import hashlib
 import math
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torchvision.transforms.functional as tv
@@ -18,6 +20,7 @@ from torch import Tensor
 from datamodules import CIFAR10DataModule, CurveDataModule
 from datamodules.augmentation import MEAN, STD, Augmentation, crop_and_flip, normalize
 from datamodules.batches import EvalBatches, TrainBatches
+from datamodules.points import read_columns
 from datamodules.synthetic import synthetic_images
 from lit_models import ResNet20Classifier
 
@@ -360,3 +363,68 @@ def test_scale_brings_every_sample_to_the_labs_own() -> None:
     assert standard.mean().item() == pytest.approx(0, abs=1e-9)
     assert standard.square().mean().item() == pytest.approx(8**2)  # 57.8 from the lab's f, 9 from its noise
     assert CurveDataModule("3", noise_std=0.0).scale["y_scale"] == [1.0]  # nothing is divided by zero
+
+
+# Given points
+
+CSV = {  # a file: its columns "x" and "y", else its first two, or what the error says
+    b"1,2\n3,4": [[1, 3], [2, 4]],
+    b"\xef\xbb\xbfx;y\r\n\r\n1,5; 2\r\n3e0;-,5\r\n;\r\n": [[1.5, 3], [2, -0.5]],  # Excel's, in Europe
+    b"id\ty\tx\tname\n0\t2\t1\ta\n1\t4\t3\tb\n": [[1, 3], [2, 4]],
+    b'"t [s]","v"\n"1", "2"\n3,4\n': [[1, 3], [2, 4]],
+    b"1.0e+00 2 \n 3.0e+00  4\n": [[1, 3], [2, 4]],  # NumPy's savetxt
+    b"": "line 0: x and y not found; its columns: none",
+    b"x,y\n": "line 1: there are no numbers",
+    b"t\n1\n": "line 1: x and y not found; its columns: t",
+    b"x,y\n1,2\n\n3,\n": "line 4: could not convert string to float: ''",
+    b"x,1990\n1,2\n": "line 1: could not convert string to float: 'x'",
+    b"x,y\n1,nan\n": "line 2: a number is not finite: 1, nan",
+    b"1,1e200\n": "line 1: a number is not finite: 1, 1e200",
+    b"x,y\n1,5,2,5\n": "line 2: 4 cells, but the first row has 2",
+    b"PK\x03\x04\x9d\xa1\xff": "UTF-8",  # .xlsx
+    b"x,y\n3,1\n3,2\n": "x_min 3 to x_max 3",
+}
+
+
+@pytest.mark.parametrize("content", CSV)
+def test_a_file_of_points_is_read_or_the_line_is_named(content: bytes, tmp_path: Path) -> None:
+    (file := tmp_path / "points.csv").write_bytes(content)
+    expected = CSV[content]
+    if isinstance(expected, str):
+        with pytest.raises(ValueError, match=re.escape(expected)) as error:
+            CurveDataModule(csv=file)
+        assert str(file) in str(error.value)
+    else:
+        assert read_columns(file, None, ["x", "y"])[1].tolist() == expected
+        data = CurveDataModule(csv=file)
+        assert sorted([*data.x[0].tolist(), *data.held_out_x[0].tolist()]) == expected[0]
+
+
+def test_named_columns_of_a_file(tmp_path: Path) -> None:
+    (file := tmp_path / "points.csv").write_text("x,y,z\n1,2,5\n3,4,6\n")
+    assert read_columns(file, ["z", "x"], ["x", "y"])[1].tolist() == [[5, 6], [1, 3]]
+    with pytest.raises(ValueError, match="w and x not found; its columns: x, y, z"):
+        CurveDataModule(csv=file, columns=["w", "x"])
+
+
+def test_each_seed_holds_out_a_fifth_of_the_given_points() -> None:
+    x = [7.0 + i for i in range(10)]
+    data = CurveDataModule(x=x, y=[2 * value for value in x], seeds=(5, 6))
+    assert data.x.shape == (2, 8) and data.held_out_x.shape == (2, 2) and data.truth.isnan().all()
+    for xs, held_out in zip(data.x, data.held_out_x, strict=True):
+        assert sorted([*xs.tolist(), *held_out.tolist()]) == x
+    assert torch.equal(data.y, 2 * data.x) and torch.equal(data.held_out_y, 2 * data.held_out_x)
+    assert set(data.held_out_x[0].tolist()) != set(data.held_out_x[1].tolist())
+    alone = CurveDataModule(x=np.array(x), y=2 * torch.tensor(x), seeds=(6,))  # the seed alone decides
+    assert torch.equal(alone.x[0], data.x[1]) and torch.equal(alone.held_out_y[0], data.held_out_y[1])
+    assert (data.grid[0], data.grid[-1]) == (7, 16) and data.scale["x_mean"] == 11.5 and data.scale["x_scale"] == 0.9
+    assert len(CurveDataModule(x=[1, 2], y=[3, 3]).held_out_x[0]) == 1
+    assert "x" not in data.hparams and data.hparams["function"] is None
+    for wrong in ({"x": x}, {"x": x, "y": x[1:]}, {"x": x, "y": [math.nan] * 10}, {"x": [x], "y": [x]}, {"columns": x}):
+        with pytest.raises(ValueError, match="x and y|same shape"):
+            CurveDataModule(**wrong)
+    for drawn in ({"function": "x"}, {"noise_std": 1.0}, {"num_samples": 5}, {"x_max": 6.0}):
+        with pytest.raises(ValueError, match=next(iter(drawn))):
+            CurveDataModule(x=x, y=x, **drawn)
+    with pytest.raises(ValueError, match="None"):
+        CurveDataModule(**data.hparams)  # as load_from_checkpoint: the points are in no checkpoint

@@ -12,6 +12,8 @@ import torch
 from launch import assert_refused, command
 from PIL import Image
 
+from analysis.report import make_sections, render
+from analysis.runs import FinishedRun
 from cli.command import UsageError
 from scripts.fit import epoch_counts, fit_parser, measured_epochs
 
@@ -76,7 +78,7 @@ def test_every_setting_of_a_grid_is_reported(grid: tuple[str, Path]) -> None:
     asked = [(lr, seed, epochs) for lr in (0.1, 0.01) for seed in (5, 6, 7) for epochs in (100, 300)]
     assert [(r["lr"], r["seed"], r["epochs"]) for r in results] == asked
     for r in results:
-        assert set(r) == {"lr", "seed", "epochs", "train_mse", "true_mse", "true_max_abs_error", "r2"}
+        assert set(r) == {"lr", "seed", "epochs", "train_mse", "true_mse", "true_max_abs_error", "r2", "val_mse"}
         assert r["train_mse"] > 0 and 0 < r["true_mse"] <= r["true_max_abs_error"] ** 2
         assert r["r2"] == pytest.approx(1 - r["true_mse"] / variance)
     assert len({r["true_mse"] for r in results}) == len(asked)  # own initialization, own sample
@@ -111,6 +113,31 @@ def test_divergence_is_a_result_not_a_crash(tmp_path: Path) -> None:
         assert all(result[name] is None for result in bad) and all(math.isfinite(result[name]) for result in good)
         assert content["over_seeds"][0][name] == {"median": None, "q25": None, "q75": None}
     assert (tmp_path / "diverged" / "curves.png").exists()
+
+
+def test_points_of_a_file_are_fitted_and_judged_by_those_held_out(tmp_path: Path) -> None:
+    x = torch.linspace(2000, 2020, 60, dtype=torch.float64)
+    text = "".join(f"{year},{(year - 2010) ** 2 + 900}\n" for year in x.tolist())
+    (tmp_path / "points.csv").write_text(f"year,a $ and $\n{text}")
+    run = ("--csv", "points.csv", "--run_dir", "run", "--lr", "0.1", "0.01", "--num_seeds", "2")
+    output = succeed(tmp_path, *run, "--epochs", "auto", "20", "500")
+    assert "Fitting a $ and $ over year, 60 points of points.csv for 500 epochs" in output
+    content, growth = summary(tmp_path / "run"), json.loads((tmp_path / "run" / "curves.json").read_text())
+    assert content["function"] is None and (content["x_min"], content["x_max"]) == (2000, 2020)
+    assert len(growth["points"]["x"]) == 48 and len(growth["held_out"]["x"]) == 12 and growth["truth"] == []
+    for result in content["results"]:
+        assert result["true_mse"] is result["true_max_abs_error"] is result["r2"] is None
+    at_end = [r["val_mse"] for r in content["results"] if r["epochs"] == 500]
+    assert (
+        max(at_end) < 100 and f"{min(c['best_val_mse'] for c in content['auto']):.3g}" in output
+    )  # variance of y: 950
+    sections = make_sections([FinishedRun(tmp_path / "run", content)], "")
+    page = render(sections=sections, runs=(), about=[], quick=False, vega="", picture=lambda chart: "")
+    assert "MSE on held-out points is lowest at" in page and "noise-free" not in page
+    succeed(tmp_path, *run, "--epochs", "20", "500", "auto", "600", "--ckpt_path", "last")
+    (tmp_path / "points.csv").write_text(f"year,a $ and $\n{text}2021,1021\n")
+    done = command(tmp_path, "fit.py", *run, "--epochs", "700", "--ckpt_path", "last")
+    assert_refused(done, "the points are not those of the checkpoint")
 
 
 # Resuming
@@ -199,6 +226,8 @@ def test_a_value_of_another_type_names_its_flag(flags: str) -> None:
         ("--epochs 1e12", "1,000,000,000,000"),
         ("--ckpt_path garbage.ckpt", "garbage.ckpt"),
         ("--num_samples 100000000000", "memory"),
+        ("--csv nowhere.csv", "nowhere.csv"),
+        ("--csv garbage.ckpt", "garbage.ckpt"),
     ],
 )
 def test_a_usage_error_is_one_line_and_leaves_nothing(flags: str, word: str, tmp_path: Path) -> None:

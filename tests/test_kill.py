@@ -30,6 +30,7 @@ RUNS = {
     "cifar with momentum": (*CIFAR, "--recipe", "fast", "--val_size", "100", "--probe_train", "true"),
     "cifar in two processes": (*CIFAR, "--devices", "2", "--strategy", "ddp"),
     "fit": FIT,
+    "fit of given points": (*FIT, "--csv", "points.csv"),
 }
 
 
@@ -103,6 +104,7 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(name: str, tmp_path
     left_alone, killed = tmp_path / "left alone", tmp_path / "killed, ängstlich"
     for folder in (left_alone, killed):
         folder.mkdir()
+        (folder / "points.csv").write_text("".join(f"{i},{i % 7}\n" for i in range(250)))
     reference = start(left_alone, *args)
     output = reference.communicate()[0]
     assert reference.returncode == 0, output

@@ -93,13 +93,6 @@ def test_a_curves_values_at_numbers_and_at_a_column(folder: Path, curve: Functio
     assert [line.split("\t")[0] for line in table[1:]] == ["-0.001", "1234567.891", "1000.0"]
 
 
-CSV = {  # content, and what the error says
-    b"PK\x03\x04\x9d\xa1\xff": "bad.csv, line 0: no number in column x ('utf-8' codec",  # .xlsx
-    b"": "bad.csv, line 0: no number in column x",
-    b"t\n1\n": "bad.csv, line 2: no number in column x ('x')",
-    b"x,y\n1,2\n\nabc,2\n": "bad.csv, line 4: no number in column x (could not convert string to float: 'abc')",
-    b"x\n1\n1,5\n": "bad.csv, line 3: no number in column x (zip() argument 2 is longer",  # a decimal comma
-}
 REFUSED = {
     "": "nothing to predict",
     "--ckpt_path net.ckpt text.png": "none of these",
@@ -107,19 +100,17 @@ REFUSED = {
     "--ckpt_path curve.ckpt pictures": "curve.ckpt holds a FunctionRegressor; a PictureClassifier is needed",
     "--ckpt_path curve.ckpt --x abc": "abc",
     "--ckpt_path curve.ckpt --csv nowhere.csv": "No such file or directory: 'nowhere.csv'",
+    "--ckpt_path curve.ckpt --csv bad.csv": "bad.csv, line 4: could not convert string to float: 'abc'",
     "--ckpt_path curve.ckpt --export a.h5": ".onnx or .pt2",
 }
 
 
-@pytest.mark.parametrize(
-    ("content", "line", "words"),
-    [*((c, "--ckpt_path curve.ckpt --csv bad.csv", w) for c, w in CSV.items()), *((b"", *r) for r in REFUSED.items())],
-)
-def test_usage_errors_get_one_line(folder: Path, content: bytes, line: str, words: str) -> None:
-    (folder / "bad.csv").write_bytes(content)
+@pytest.mark.parametrize("line", REFUSED)
+def test_usage_errors_get_one_line(folder: Path, line: str) -> None:
+    (folder / "bad.csv").write_text("x,y\n1,2\n\nabc,2\n")
     done = launch.run([PREDICT, *line.split()], folder)
     errors = [error for error in done.stderr.splitlines() if not error.startswith("skipped")]
-    assert done.returncode == 2 and len(errors) == 1 and words in errors[0] and not done.stdout, done.stderr
+    assert done.returncode == 2 and len(errors) == 1 and REFUSED[line] in errors[0] and not done.stdout, done.stderr
 
 
 def exported(path: Path, name: str, inputs: Tensor) -> Tensor:

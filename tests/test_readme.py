@@ -81,6 +81,7 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path, request: pytest.
         flags[flags.index("--data_root") + 1] = root
     if "--num_seeds 3" in line:
         flags += ["--num_seeds", "2"]
+    (tmp_path / "points.csv").write_text("t,v\n1,2\n2,3\n3,5\n")
     flags += SHORT[script].split()
     if "gpu" in flags and not torch.cuda.is_available():
         assert_refused(launch.command(tmp_path, script, *flags, CIFAR10_ROOT=root), "gpu")
