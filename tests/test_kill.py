@@ -93,7 +93,7 @@ def assert_equal(mine: object, theirs: object, where: str = "") -> None:
         for i, (a, b) in enumerate(zip(mine, theirs, strict=True)):
             assert_equal(a, b, f"{where}[{i}]")
     elif isinstance(theirs, torch.Tensor):
-        assert isinstance(mine, torch.Tensor) and torch.equal(mine, theirs), where
+        torch.testing.assert_close(mine, theirs, rtol=0, atol=0, equal_nan=True, msg=where)
     else:
         assert mine == theirs or (mine != mine and theirs != theirs), where
 
