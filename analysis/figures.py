@@ -168,21 +168,23 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         axes.xaxis.get_major_locator().set_params(integer=True)
         finish(axes, title, "epoch (counted from 0)")
     add_legend(figure)
-    figure.suptitle(f"ResNet-20: test accuracy {spread(test_accs, 100)} % at the end (seeds: {len(runs)})", fontsize=10)
+    figure.suptitle(f"test accuracy {spread(test_accs, 100)} % at the end (seeds: {len(runs)})", fontsize=10)
     return figure
 
 
 def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
-    """(C, C) fractions of each true class, a row each; a column is a predicted label; shown in percent."""
+    """(C, C) fractions of each true class, a row each; a column is a predicted label; shown in percent, if few."""
     figure = Figure(figsize=(4, 2.9), dpi=240, layout="constrained")
     axes = figure.subplots()
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    for (row, column), fraction in np.ndenumerate(matrix):
+    is_readable = len(classes) <= 30
+    for (row, column), fraction in np.ndenumerate(matrix) if is_readable else ():
         if fraction > 0:  # neither none, nor nan, of a class without images
             color = "white" if fraction > 0.5 else "black"
             axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", color=color, fontsize=8)
-    axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
-    axes.set_yticks(range(len(classes)), classes, fontsize=8)
+    if is_readable:
+        axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
+        axes.set_yticks(range(len(classes)), classes, fontsize=8)
     axes.set_xlabel("predicted label", fontsize=8)
     axes.set_ylabel("true label", fontsize=8)
     axes.set_title("confusion matrix: percent of each true label", fontsize=8)

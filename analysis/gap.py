@@ -15,7 +15,7 @@ STEPS = {  # the accuracies in between, in this order; each changes one thing
 }
 
 
-def gap_numbers(run: FinishedRun, data_root: str) -> dict[str, float]:
+def gap_numbers(run: FinishedRun, data_root: str | None) -> dict[str, float]:
     """Accuracies at the end of a run in percent, by the names and in the order of STEPS.
 
     "batch_norm", "augmented" and "probe" are on the training subset; the first two need checkpoint and images.

@@ -11,16 +11,21 @@ from analysis.files import read_json, write_json
 from analysis.runs import FinishedRun
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
+from lit_models.resnet20 import depth_of
 
 Nets = Sequence[ResNet20]
 Measure = Callable[[Nets, CIFAR10DataModule, FinishedRun], dict[str, Any]]
 
 
-def measured(name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str, measure: Measure) -> dict[str, Any]:
+def measured(
+    name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str | None, measure: Measure
+) -> dict[str, Any]:
     """What ``measure`` gives for the networks of these runs after so many epochs, and for the first run's data, kept in
-    ``name``.json of the first run. {} where a checkpoint or the images are missing.
+    ``name``.json of the first run. {} where a checkpoint or the images are missing, and for pictures of one's own.
     """
     run = weights[0][0]
+    if run.summary["data"] == "folder":  # which may hold others than those that the run was trained on
+        return {}
     path, end = run.path / f"{name}.json", {"train_loss": run.epochs[-1]["train_loss"]}
     if path.exists() and (kept := read_json(path)).items() >= end.items():  # else the run was continued
         return kept
@@ -43,8 +48,9 @@ def network_after(run: FinishedRun, epochs: int) -> ResNet20:
     content = torch.load(run.path / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
     if len(content["callbacks"]["ClassifierRecord"]["epochs"]) != epochs:
         raise FileNotFoundError("the last checkpoint is of a later epoch: the run was continued")
-    net = ResNet20()
-    net.load_state_dict({name.removeprefix("net."): value for name, value in content["state_dict"].items()})
+    weights = {name.removeprefix("net."): value for name, value in content["state_dict"].items()}
+    net = ResNet20(depth=depth_of(weights))
+    net.load_state_dict(weights)
     return net
 
 

@@ -44,7 +44,7 @@ def render(**facts: Any) -> str:
     return env.get_template("report.html").render(facts)
 
 
-def make_sections(runs: Sequence[FinishedRun], data_root: str) -> list[Section]:
+def make_sections(runs: Sequence[FinishedRun], data_root: str | None) -> list[Section]:
     sections = [s for run in runs if run.is_curve and run.summary["over_seeds"] for s in curve_sections(run)]
     for pairs in groups([run for run in runs if not run.is_curve and run.epochs]):
         seeds = [run for run, _ in pairs]
@@ -118,7 +118,7 @@ def epochs_chart(runs: Sequence[FinishedRun], lines: Rows, title: str) -> alt.La
     return lines_chart(lines, "epoch (counted from 0)", title, marks)
 
 
-def drop_section(pairs: Sequence[Pair], data_root: str) -> Section:
+def drop_section(pairs: Sequence[Pair], data_root: str | None) -> Section:
     runs, others = zip(*pairs, strict=True)
     numbers, along, across = [], list[Row](), list[Row]()
     for run, other in pairs:
@@ -140,7 +140,7 @@ def drop_section(pairs: Sequence[Pair], data_root: str) -> Section:
     return Section("drop", {"summary": summary, "runs": runs, "numbers": numbers, "mean": mean}, charts)
 
 
-def gap_section(runs: Sequence[FinishedRun], data_root: str) -> Section:
+def gap_section(runs: Sequence[FinishedRun], data_root: str | None) -> Section:
     numbers = [gap_numbers(run, data_root) for run in runs]
     mean = over_runs(numbers)
     changes = over_runs([{b: one[b] - one[a] for a, b in itertools.pairwise(mean)} for one in numbers])

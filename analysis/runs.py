@@ -51,7 +51,8 @@ def epoch_of_drop(run: FinishedRun) -> int | None:
 
 def comparable(settings: Row, but: str = "") -> str:
     """The settings that decide what a run learns, without one, as JSON: equal where two runs agree."""
-    return json.dumps({k: v for k, v in settings.items() if k not in {*NEUTRAL, but}}, sort_keys=True)
+    neutral = NEUTRAL - {"data_root"} if settings.get("data") == "folder" else NEUTRAL
+    return json.dumps({k: v for k, v in settings.items() if k not in {*neutral, but}}, sort_keys=True)
 
 
 def is_branch(run: FinishedRun, other: FinishedRun) -> bool:

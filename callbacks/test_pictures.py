@@ -1,5 +1,6 @@
 """TestPictures: the test in pictures: confusion matrix and most confident errors."""
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +27,12 @@ class TestPictures(Callback):
 
     def __init__(self, run_dir: Path) -> None:
         self.run_dir = run_dir
+        self.per_class_acc: dict[str, float] = {}  # of the classes that were in the test
 
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._facts = trainer.datamodule.state_dict()  # type: ignore[attr-defined]
         num_classes = len(self._facts["classes"])
-        self._confusion = MulticlassConfusionMatrix(num_classes, normalize="true", validate_args=False)
+        self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
         self._confusion.to(pl_module.device)
         self._wrong: list[tuple[Tensor, ...]] = []  # probability, prediction, label, image of each batch's errors
 
@@ -47,7 +49,10 @@ class TestPictures(Callback):
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not self._wrong:
             return
-        matrix = self._confusion.compute().cpu().numpy()  # over all processes, so before the others leave
+        counts = self._confusion.compute().cpu()  # over all processes, so before the others leave
+        matrix = (counts / counts.sum(1, keepdim=True)).numpy()  # nan for a class without images
+        accuracies = zip(self._facts["classes"], matrix.diagonal().tolist(), strict=True)
+        self.per_class_acc = {name: accuracy for name, accuracy in accuracies if not math.isnan(accuracy)}
         if not trainer.is_global_zero:
             return
         figures = {"confusion": confusion_figure(matrix, self._facts["classes"])} | self._errors_figure()

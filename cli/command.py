@@ -110,7 +110,7 @@ def quiet() -> None:
     for kind in (PossibleUserWarning, FutureWarning, DeprecationWarning):
         warnings.simplefilter("ignore", kind)
     others = "Total length of `list` across ranks is zero", "Glyph .* missing from font"  # such as a Chinese name's
-    for message in ("overridden `transfer_batch_to_device`", "NaN values found in confusion", *others):
+    for message in ("overridden `transfer_batch_to_device`", *others):
         warnings.filterwarnings("ignore", f".*{message}")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)

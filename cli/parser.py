@@ -1,7 +1,6 @@
 """The command line: a parser of jsonargparse's, the flags that both training scripts share, objects from settings."""
 
 import inspect
-import os
 import re
 import sys
 from argparse import Action
@@ -97,11 +96,6 @@ def build(kind: Callable[..., T], cfg: Namespace, **given: object) -> T:
         return kind(**arguments | given)
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-
-
-def default_data_root() -> str:
-    """Where CIFAR-10 is, unless a flag says so."""
-    return os.environ.get("CIFAR10_ROOT") or "data"
 
 
 def limit_imports() -> None:

@@ -11,13 +11,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-import lit_models
 from cli.command import UsageError
 from datamodules.cifar10 import CLASSES
 from lit_models import FunctionRegressor, ResNet20
+from lit_models.resnet20 import depth_of
+from lit_models.resnet20_classifier import SHIPPED
 
 Network = TypeVar("Network", bound=nn.Module)
-SHIPPED = Path(lit_models.__file__).with_name("resnet20.safetensors")  # written by export.py
 # the images that the weights of github.com/akamaster/pytorch_resnet_cifar10 are trained on
 PUBLIC: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225), "classes": CLASSES}
 
@@ -76,7 +76,7 @@ def network_of(content: dict[str, Any], path: Path) -> PictureClassifier | Funct
     data = next((part for part in content.values() if isinstance(part, dict) and part.keys() >= PUBLIC.keys()), PUBLIC)
     # a LightningModule puts "net." before the network's own names, and akamaster's DataParallel "module."
     weights = {name.removeprefix("net.").removeprefix("module."): weights[name] for name in weights}
-    net = ResNet20(num_classes=len(data["classes"]))
+    net = ResNet20(len(data["classes"]), depth=depth_of(weights))
     net.load_state_dict(weights)
     if data is PUBLIC:
         print(f"{path} has no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)

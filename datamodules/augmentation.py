@@ -1,5 +1,6 @@
 """From uint8 pixels to what the network sees: crop and flip, resize, normalize. All on the pixels' own device."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,17 +22,17 @@ class Augmentation:
     alternate_flips: bool = False
 
 
-def normalize(images: Tensor) -> Tensor:
+def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
     """(N, H, W, 3) pixels, 0 to 255 -> (N, 3, H, W) float32, channels_last, per-channel mean 0 and deviation 1."""
-    mean, scale = mean_and_scale(images.device)
-    return ((images - mean) * scale).permute(0, 3, 1, 2)
+    center, scale = center_and_scale(tuple(mean), tuple(std), images.device)
+    return ((images - center) * scale).permute(0, 3, 1, 2)
 
 
 @cache  # to copy them to a GPU for each batch would make the host wait each time
 @torch.inference_mode(False)
-def mean_and_scale(device: torch.device) -> tuple[Tensor, Tensor]:
+def center_and_scale(mean: Sequence[float], std: Sequence[float], device: torch.device) -> tuple[Tensor, Tensor]:
     """(3,) and (3,) float32, for pixels from 0 to 255."""
-    return torch.tensor(MEAN, device=device) * 255, 1 / (torch.tensor(STD, device=device) * 255)
+    return torch.tensor(mean, device=device) * 255, 1 / (torch.tensor(std, device=device) * 255)
 
 
 def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = False) -> Tensor:

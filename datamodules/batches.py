@@ -1,13 +1,13 @@
 """TrainBatches and EvalBatches: batches by index from images that lie in one tensor, without copies or workers."""
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from datamodules.augmentation import PADDING, Augmentation, crop_and_flip, normalize, resize
+from datamodules.augmentation import MEAN, PADDING, STD, Augmentation, crop_and_flip, normalize, resize
 
 
 @dataclass(eq=False)
@@ -28,6 +28,8 @@ class TrainBatches:
     world_size: int = 1
     shuffle: bool = True  # if false, the images come in their order
     size_now: Callable[[], int] | None = None  # gives each batch's pixels a side
+    mean: Sequence[float] = MEAN  # of the normalization
+    std: Sequence[float] = STD
     epoch = 0
     first_batch = 0  # of the next iteration; not 0 after a resume inside an epoch
     position = 0  # batches of this epoch that were given
@@ -50,7 +52,7 @@ class TrainBatches:
             pixels = crop_and_flip(self.images[order[mine]], shift[mine], flip[mine], self.augmentation.reflect)
             if self.size_now is not None:
                 pixels = resize(pixels, self.size_now())
-            yield normalize(pixels), self.labels[order[mine]]
+            yield normalize(pixels, self.mean, self.std), self.labels[order[mine]]
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """(M,) order, (M, 2) shift and (M,) flip of this epoch, different for each seed and epoch."""
@@ -80,7 +82,17 @@ class EvalBatches:
     Arguments as in TrainBatches. Each process takes its share, no image twice.
     """
 
-    def __init__(self, images: Tensor, labels: Tensor, batch_size: int, rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        batch_size: int,
+        rank: int = 0,
+        world_size: int = 1,
+        mean: Sequence[float] = MEAN,
+        std: Sequence[float] = STD,
+    ) -> None:
+        self.mean, self.std = mean, std
         size = math.ceil(batch_size / world_size)
         self.images, self.labels = images[rank::world_size].split(size), labels[rank::world_size].split(size)
 
@@ -88,4 +100,5 @@ class EvalBatches:
         return len(self.labels)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return ((normalize(images), labels) for images, labels in zip(self.images, self.labels, strict=True))
+        parts = zip(self.images, self.labels, strict=True)
+        return ((normalize(images, self.mean, self.std), labels) for images, labels in parts)

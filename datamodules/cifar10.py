@@ -1,9 +1,10 @@
-"""CIFAR10DataModule: CIFAR-10 (or the synthetic stand-in) as one uint8 tensor, augmented on the Trainer's device."""
+"""CIFAR10DataModule: CIFAR-10 (synthetic, or own pictures) as one uint8 tensor, augmented on the Trainer's device."""
 
 import hashlib
+import os
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal
@@ -17,6 +18,7 @@ from torchvision.datasets import CIFAR10
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.download import download_cifar10
+from datamodules.folder import mean_and_std, read_folder
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
 
@@ -32,12 +34,14 @@ class CIFAR10DataModule(LightningDataModule):
     ``prepare_data`` and ``setup`` MisconfigurationException where the data are absent, damaged, or cannot be fetched.
 
     Args:
-        data_root: the folder that holds cifar-10-batches-py.
+        data_root: the folder that holds cifar-10-batches-py, by default $CIFAR10_ROOT, else data; or with
+            dataset="folder" that of the pictures.
         batch_size: images of an optimizer step, over all processes together.
         val_size: hold out the last N training images, and validate on them instead of on the test split.
-        seed: of the order and the augmentation.
+        seed: of the order and the augmentation, and of which pictures of a folder are for the test.
         download: may CIFAR-10 be fetched when absent.
-        dataset: cifar10, or synthetic, which needs no files (10,000 and 2,000 drawn images).
+        dataset: cifar10; synthetic, which needs no files (10,000 and 2,000 drawn images); or folder: pictures of your
+            own in data_root/train/<class> and data_root/test/<class>, or in data_root/<class> (see read_folder).
         probe_train: also measure 5,000 training images in each validation, in eval mode, without augmentation.
         test_each_epoch: validate on the test split where val_size is 0; if false, only with probe_train.
         image_sizes: progressive resizing, {start, as a fraction of all steps: pixels a side}; 32 before the first.
@@ -48,12 +52,12 @@ class CIFAR10DataModule(LightningDataModule):
 
     def __init__(
         self,
-        data_root: str | Path = "data",
+        data_root: str | Path | None = None,
         batch_size: int = 128,
         val_size: int = 0,
         seed: int = 0,
         download: bool = True,
-        dataset: Literal["cifar10", "synthetic"] = "cifar10",
+        dataset: Literal["cifar10", "synthetic", "folder"] = "cifar10",
         probe_train: bool = False,
         test_each_epoch: bool = True,
         image_sizes: Mapping[float, int] | None = None,
@@ -62,6 +66,11 @@ class CIFAR10DataModule(LightningDataModule):
         alternate_flips: bool = False,
     ) -> None:
         super().__init__()
+        if dataset not in ("cifar10", "synthetic", "folder") or padding_mode not in ("zeros", "reflect"):
+            raise ValueError(f"dataset is {dataset!r}, padding_mode {padding_mode!r}")
+        if dataset == "folder" and not data_root:
+            raise ValueError("data_root is missing: give the folder of your pictures")
+        data_root = data_root or os.environ.get("CIFAR10_ROOT") or "data"
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
         data_root, batch_size, val_size = str(data_root), int(batch_size), int(val_size)
         seed, max_shift = int(seed), int(max_shift)
@@ -72,9 +81,15 @@ class CIFAR10DataModule(LightningDataModule):
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
         self.augmentation = Augmentation(max_shift, padding_mode == "reflect", alternate_flips)
         self.image_sizes = image_sizes
-        self.classes, self.num_train = (CLASSES, 50_000) if dataset == "cifar10" else (SYNTHETIC_CLASSES, 10_000)
-        if dataset not in ("cifar10", "synthetic") or padding_mode not in ("zeros", "reflect"):
-            raise ValueError(f"dataset is {dataset!r}, padding_mode {padding_mode!r}")
+        classes, self.num_train = (CLASSES, 50_000) if dataset == "cifar10" else (SYNTHETIC_CLASSES, 10_000)
+        self.classes: Sequence[str] = classes
+        self.mean: Sequence[float] = MEAN
+        self.std: Sequence[float] = STD
+        self.pictures: list[tuple[Tensor, Tensor]] | None = None  # of a folder: to train on, to test on
+        if dataset == "folder":
+            self.classes, *self.pictures = read_folder(self.data_root, seed)
+            self.num_train = len(self.pictures[0][1])
+            self.mean, self.std = mean_and_std(self.pictures[0][0])
         if batch_size < 1 or not 0 <= val_size < self.num_train or not 0 <= max_shift <= PADDING:
             raise ValueError(f"batch_size is {batch_size}, val_size {val_size}, max_shift {max_shift}: out of range")
         if not all(0 <= start < 1 and 8 <= size <= 32 for start, size in image_sizes.items()):
@@ -82,7 +97,7 @@ class CIFAR10DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Unpacks CIFAR-10, or fetches it, where it is absent."""
-        if self.dataset == "synthetic" or (self.data_root / CIFAR10.base_folder).is_dir():
+        if self.dataset != "cifar10" or (self.data_root / CIFAR10.base_folder).is_dir():
             return
         if not (self.download or (self.data_root / CIFAR10.filename).exists()):
             raise MisconfigurationException(
@@ -98,8 +113,8 @@ class CIFAR10DataModule(LightningDataModule):
         modules of the process share the images, (N, 32, 32, 3) uint8, 184 MB.
         """
         device = torch.device("cpu") if self.trainer is None else self.trainer.strategy.root_device
-        parts = (read_images(self.dataset, self.data_root, train, device) for train in (True, False))
-        self.train, self.test = ((images, labels.clone()) for images, labels in parts)
+        parts = self.pictures or [read_images(self.dataset, self.data_root, train, device) for train in (True, False)]
+        self.train, self.test = ((images.to(device), labels.to(device, copy=True)) for images, labels in parts)
 
     def train_dataloader(self) -> TrainBatches:
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
@@ -113,7 +128,7 @@ class CIFAR10DataModule(LightningDataModule):
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         size_now = self._size_now if self.image_sizes and self.trainer is not None else None
         how = self.batch_size, self.seed, self.augmentation, rank, world_size, shuffle
-        return TrainBatches(images, labels, *how, size_now)
+        return TrainBatches(images, labels, *how, size_now, self.mean, self.std)
 
     def _size_now(self) -> int:
         """Pixels a side of the training images of the Trainer's next step."""
@@ -128,17 +143,28 @@ class CIFAR10DataModule(LightningDataModule):
         if self.probe_train:
             num = min(TRAIN_SUBSET, len(self.train[1]) - self.val_size)
             parts.append((self.train[0][:num], self.train[1][:num]))
-        return [EvalBatches(*part, self.batch_size, *self._rank_and_size) for part in parts]
+        return [self._eval_batches(*part) for part in parts]
 
     def test_dataloader(self) -> EvalBatches:
-        return EvalBatches(*self.test, self.batch_size, *self._rank_and_size)
+        return self._eval_batches(*self.test)
+
+    def _eval_batches(self, images: Tensor, labels: Tensor) -> EvalBatches:
+        return EvalBatches(images, labels, self.batch_size, *self._rank_and_size, self.mean, self.std)
 
     def predict_dataloader(self) -> EvalBatches:
         return self.test_dataloader()
 
     def state_dict(self) -> dict[str, Any]:
         """Mean and standard deviation of the normalization, and the classes: what a checkpoint's network expects."""
-        return {"mean": list(MEAN), "std": list(STD), "classes": list(self.classes)}
+        return {"mean": list(self.mean), "std": list(self.std), "classes": list(self.classes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Raises MisconfigurationException where the folder's pictures are no longer those of the checkpoint.
+
+        With others the seed would choose other ones for the test: pictures that the network was trained on.
+        """
+        if self.dataset == "folder" and state != self.state_dict():
+            raise MisconfigurationException(f"{self.data_root} no longer holds the pictures that the run began with")
 
     @property
     def _rank_and_size(self) -> tuple[int, int]:

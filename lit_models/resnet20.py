@@ -1,4 +1,6 @@
-"""ResNet-20 for CIFAR-10, exactly as in He et al. 2015 (arXiv 1512.03385, section 4.2)."""
+"""ResNet-20 for CIFAR-10 and its deeper relatives, exactly as in He et al. 2015 (arXiv 1512.03385, section 4.2)."""
+
+from collections.abc import Iterable
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -32,15 +34,19 @@ class ResNet20(nn.Module):
     """(N, 3, H, W) float images, H and W usually 32 -> (N, num_classes) logits; 269,722 parameters with ten classes.
 
     ``he_init`` draws the convolutions and the linear layer as He et al. 2015 (arXiv 1502.01852) instead of PyTorch do.
+    ``depth`` is 6n + 2 with n blocks a stage, in the paper 20, 32, 44, 56, 110; ValueError where it is not.
     """
 
-    def __init__(self, num_classes: int = 10, he_init: bool = False) -> None:
+    def __init__(self, num_classes: int = 10, he_init: bool = False, depth: int = 20) -> None:
         super().__init__()
+        n, rest = divmod(depth - 2, 6)
+        if n < 1 or rest:
+            raise ValueError(f"depth is {depth}; it is 6n + 2, such as 20, 32, 44, 56 or 110")
         self.conv1 = nn.Conv2d(3, 16, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(16)
-        self.layer1 = nn.Sequential(BasicBlock(16, 16, 1), BasicBlock(16, 16, 1), BasicBlock(16, 16, 1))
-        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2), BasicBlock(32, 32, 1), BasicBlock(32, 32, 1))
-        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2), BasicBlock(64, 64, 1), BasicBlock(64, 64, 1))
+        self.layer1 = nn.Sequential(*(BasicBlock(16, 16, 1) for _ in range(n)))
+        self.layer2 = nn.Sequential(BasicBlock(16, 32, 2), *(BasicBlock(32, 32, 1) for _ in range(n - 1)))
+        self.layer3 = nn.Sequential(BasicBlock(32, 64, 2), *(BasicBlock(64, 64, 1) for _ in range(n - 1)))
         self.linear = nn.Linear(64, num_classes)
         if he_init:
             for module in self.modules():
@@ -52,3 +58,8 @@ class ResNet20(nn.Module):
         x = self.layer3(self.layer2(self.layer1(x)))
         # The mean over the pixels; the gradient of mean() would not be channels_last.
         return self.linear(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
+
+
+def depth_of(names: Iterable[str]) -> int:
+    """The depth of the ResNet20 whose ``state_dict`` has these names."""
+    return 2 + 6 * len({name.split(".")[1] for name in names if name.startswith("layer1.")})

@@ -1,12 +1,14 @@
-"""ResNet20Classifier: ResNet-20 trained as a ten-class classifier by SGD or Muon."""
+"""ResNet20Classifier: ResNet-20, or a network of your own, trained as a classifier by SGD or Muon."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from pytorch_lightning import LightningModule
-from torch import Tensor
+from safetensors.torch import load_file
+from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -15,6 +17,7 @@ from lit_models.onednn import faster
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
+SHIPPED = Path(__file__).with_name("resnet20.safetensors")  # written by scripts/export.py
 
 
 class ResNet20Classifier(LightningModule):
@@ -23,21 +26,25 @@ class ResNet20Classifier(LightningModule):
     Logs {train,val,test}/{loss,acc}, means over the images of an epoch (cross-entropy in nats, accuracy as a fraction
     of 1), and ``lr``, once an epoch; ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are
     epoch averages: each batch is scored by the weights before learning from it. What a second validation loader holds
-    is logged as ``probe/*``.
+    is logged as ``probe/*``. A subclass trains another network by overriding ``make_net``.
 
     Args:
         lr: learning rate, until a callback changes it.
         momentum: momentum of SGD.
         nesterov: Nesterov's form of the momentum.
         weight_decay: L2 penalty on all parameters, as torch.optim.SGD adds it; with muon on all but the filters.
-        optimizer: sgd, or muon, which orthogonalizes the steps of its filters: all convolutions but the first.
+        optimizer: sgd, or muon, which orthogonalizes the steps of its filters: all convolutions but the first, and but
+            those with more channels out than weights for each; behind a filter comes a batch normalization.
         muon_lr_ratio: learning rate of the filters, as a fraction of lr.
         muon_momentum: momentum of the filters.
         he_init: He initialization of convolutions and linear layer instead of PyTorch's default.
         compile: train through torch.compile, but an epoch's last batch, whose shape may be another.
+        num_classes: classes of the labels, and outputs of the network.
+        depth: layers of the network, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
+        pretrained: begin with the project's weights for CIFAR-10 (depth 20), but for a new last layer.
 
     Raises:
-        ValueError: the optimizer is another, or torch.optim.SGD refuses the settings.
+        ValueError: the optimizer or the depth is another, or torch.optim.SGD refuses the settings.
     """
 
     def __init__(
@@ -51,6 +58,9 @@ class ResNet20Classifier(LightningModule):
         muon_momentum: float = 0.6,
         he_init: bool = False,
         compile: bool = False,
+        num_classes: int = 10,
+        depth: int = 20,
+        pretrained: bool = False,
     ) -> None:
         super().__init__()
         if optimizer not in ("sgd", "muon"):
@@ -63,21 +73,36 @@ class ResNet20Classifier(LightningModule):
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
         self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
         self.compiles = compile
-        self.net = ResNet20(he_init=he_init)
-        self.train_metrics, self.val_metrics = averages("train"), averages("val")
-        self.probe_metrics, self.test_metrics = averages("probe"), averages("test")
+        self.num_classes, self.he_init, self.depth, self.pretrained = num_classes, he_init, depth, pretrained
+        self.net = self.make_net()
+        self.train_metrics, self.val_metrics = averages("train", num_classes), averages("val", num_classes)
+        self.probe_metrics, self.test_metrics = averages("probe", num_classes), averages("test", num_classes)
         self._faster: Callable[[Tensor], Tensor] | None = None  # what trains ``net``, if not the network itself
         self._is_logged = False
         self._fused = True  # until setup knows the Trainer
         # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
         ResNet20Classifier.configure_optimizers(self)
 
+    def make_net(self) -> nn.Module:
+        """The network, (N, 3, H, W) float images -> (N, num_classes) logits; called once, by the constructor.
+
+        For a subclass to override: ``self.num_classes`` is set, and ``self.hparams`` has the subclass's own arguments.
+        """
+        net = ResNet20(self.num_classes, self.he_init, self.depth)
+        if self.pretrained:
+            if self.depth != 20:
+                raise ValueError(f"depth is {self.depth}; the weights of pretrained are of depth 20")
+            weights = load_file(SHIPPED)
+            net.load_state_dict({**weights, **{f"linear.{name}": p for name, p in net.linear.named_parameters()}})
+        return net
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         sgd: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
         if self.optimizer == "sgd":
             return torch.optim.SGD(self.parameters(), self.lr, **sgd, fused=self._fused)
-        first, *filters = [p for p in self.parameters() if p.ndim == 4]
-        others = [first, *(p for p in self.parameters() if p.ndim < 4)]
+        convolutions = [p for p in self.parameters() if p.ndim == 4]
+        filters = [p for p in convolutions[1:] if len(p) <= p[0].numel()]
+        others = [p for p in self.parameters() if p not in set(filters)]
         sgd |= {"lr_ratio": self.muon_lr_ratio, "filter_momentum": self.muon_momentum}
         return Muon(filters, others, self.lr, **sgd, fused=self._fused)
 
@@ -89,7 +114,7 @@ class ResNet20Classifier(LightningModule):
         self._faster = None  # neither copied nor pickled with the module
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, 3, H, W) normalized images -> (N, 10) logits."""
+        """(N, 3, H, W) normalized images -> (N, num_classes) logits."""
         return self.net(x)
 
     def on_train_start(self) -> None:
@@ -116,11 +141,11 @@ class ResNet20Classifier(LightningModule):
         self._step(self.probe_metrics if dataloader_idx else self.val_metrics, batch, self.net, batch_idx == 0)
 
     def test_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the (N, 10) logits."""
+        """Returns the (N, num_classes) logits."""
         return self._step(self.test_metrics, batch, self.net, batch_idx == 0)[1]
 
     def predict_step(self, batch: Tensor | Batch, batch_idx: int) -> Tensor:
-        """(N, 3, H, W) images, with or without labels -> (N, 10) probabilities."""
+        """(N, 3, H, W) images, with or without labels -> (N, num_classes) probabilities."""
         return self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
     def _step(
@@ -147,13 +172,13 @@ class ResNet20Classifier(LightningModule):
         self.log("lr", self._lr)
 
 
-def averages(stage: str) -> MetricCollection:
+def averages(stage: str, num_classes: int = 10) -> MetricCollection:
     """``<stage>/loss`` and ``<stage>/acc`` over an epoch's images; others of logits and labels can be added here."""
     return MetricCollection(
         {
             # nan_strategy and validate_args would look at every value, which on a GPU stalls every step.
             "loss": MeanMetric(nan_strategy="disable"),
-            "acc": MulticlassAccuracy(10, average="micro", validate_args=False),
+            "acc": MulticlassAccuracy(num_classes, average="micro", validate_args=False),
         },
         prefix=f"{stage}/",
         compute_groups=False,  # which would share states: these have none in common

@@ -1,4 +1,4 @@
-"""Exercise 2: ResNet-20 on CIFAR-10, and what happens when the learning rate drops."""
+"""Exercise 2: ResNet-20 on CIFAR-10 or on pictures of your own, and what happens when the learning rate drops."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTH
 from cli import START  # before all others: it starts the clock of the total time
 
 # isort: split
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, Trainer, seed_everything
 from pytorch_lightning.callbacks import TQDMProgressBar
+from torch import Tensor
 
 from analysis.figures import save_png, show_pictures, training_figure
 from analysis.files import write_json
@@ -27,7 +28,7 @@ from callbacks.test_pictures import TestPictures
 from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
 from cli.hardware import fastest
-from cli.parser import Parser, add_trainer_flags, build, default_data_root, training_parser
+from cli.parser import Parser, add_trainer_flags, build, training_parser
 from cli.recipe import NAMES, recipe_defaults
 from cli.run import Run, run_folder, saved_settings, where_to_look
 from cli.seeds import train_seeds
@@ -41,7 +42,7 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     parser = training_parser(__doc__)
     add = parser.add_argument
     add("--recipe", type=Literal[NAMES], default="lab", help="defaults of the flags below: cli/recipes/*.yaml")
-    add("--data", type=Literal["cifar10", "synthetic"], default="cifar10", help="the dataset")
+    add("--data", type=Literal["cifar10", "synthetic", "folder"], default="cifar10", help="folder: own pictures")
     add("--num_seeds", type=PositiveInt, default=1, help="whole runs, with seed, seed+1, ..., in sub-folders")
     steps = "LR steps, as in '{5: 0.01}'; '{}': none; they replace one cycle"
     add("--milestones", type=Mapping[float, float] | None, help=steps)
@@ -49,10 +50,10 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     add("--warmup_fraction", type=float | None, help="one cycle of the LR that rises in this fraction of the steps")
     auto = "torch.compile the network; auto: where a long run repays it"
     add("--compile", type=Literal["auto"] | bool, default="auto", help=auto)
-    parser.add_class_arguments(ResNet20Classifier, skip={"compile"})
+    parser.add_class_arguments(ResNet20Classifier, skip={"compile", "num_classes"})
     parser.add_class_arguments(CIFAR10DataModule, skip={"dataset", "seed"})
     add_trainer_flags(parser, num_sanity_val_steps=0)
-    parser.set_defaults({"data_root": default_data_root(), **recipe})
+    parser.set_defaults(dict(recipe))
     return parser
 
 
@@ -63,7 +64,7 @@ def cifar() -> None:
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
     folder = run_folder(cfg, "runs/cifar")
-    num_images = 50_000 if cfg.data == "cifar10" else 10_000
+    num_images = {"cifar10": 50_000, "synthetic": 10_000}.get(cfg.data, 0)  # 0: your own, too few to measure for
     cfg = fastest(cfg, num_images - cfg.val_size, saved_settings(cfg, folder))
     train_one = partial(train, parser)
     if cfg.num_seeds == 1:
@@ -72,6 +73,8 @@ def cifar() -> None:
         summaries = train_seeds(parser, cfg, folder, train_one)
     for summary in summaries:
         if summary["test_acc"] is not None:
+            each = [f"{name} {accuracy:.1%}" for name, accuracy in summary["per_class_acc"].items()]
+            print_once(f"Seed {summary['seed']}: test accuracy of each class: {', '.join(each)}")
             result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
             print_once(f"Seed {summary['seed']}: {result}")
     print_once(where_to_look(folder))
@@ -85,25 +88,38 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     seed_everything(cfg.seed, workers=True)
     run = Run(parser, cfg, folder, top, start)
     data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
-    model = build(ResNet20Classifier, cfg)
-    record = ClassifierRecord(start)
-    trainer = build_trainer(parser, cfg, run, make_callbacks(cfg, run, record), TQDMProgressBar(refresh_rate=10))
+    model = build(ResNet20Classifier, cfg, num_classes=len(data.classes))
+    record, pictures = ClassifierRecord(start), TestPictures(folder)
+    callbacks = make_callbacks(cfg, run, record, pictures)
+    trainer = build_trainer(parser, cfg, run, callbacks, TQDMProgressBar(refresh_rate=10))
     where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
     print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
     if not (data.val_size or data.test_each_epoch or data.probe_train):
         print_once("val_acc is -: measured at the end only. For a curve: --test_each_epoch true or --val_size N")
+    if data.pictures:
+        print_once(counts(data.classes, data.pictures))
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     if not cfg.fast_dev_run:
         if record.ended_unmeasured():
             trainer.validate(model, data, verbose=False)
         trainer.test(model, data, verbose=False)
-    summary = run.with_facts(record.summary(run.settings, model, trainer.strategy.root_device))
+    results = record.summary(run.settings, model, trainer.strategy.root_device)
+    summary = run.with_facts(results | {"per_class_acc": pictures.per_class_acc})
     if trainer.is_global_zero:
         write_results(summary, folder, trainer)
     return summary
 
 
-def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord) -> list[Callback]:
+def counts(classes: Sequence[str], pictures: Sequence[tuple[Tensor, Tensor]]) -> str:
+    """How many pictures each class has, and which classes have few."""
+    train, test = (labels.bincount(minlength=len(classes)).tolist() for _, labels in pictures)
+    each = list(zip(classes, train, test, strict=True))
+    few = [name for name, a, b in each if a + b < 10]
+    warning = f"\nFewer than ten pictures, too few to learn and to test: {', '.join(few)}" if few else ""
+    return "Pictures to train on + to test on: " + ", ".join(f"{name} {a} + {b}" for name, a, b in each) + warning
+
+
+def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord, pictures: TestPictures) -> list[Callback]:
     """The callbacks of a run; the record reads what those before it have logged of an epoch."""
     schedule: LRStep | OneCycle
     if cfg.milestones is None and cfg.warmup_fraction is not None:
@@ -114,7 +130,6 @@ def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord) -> list[C
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
     trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    pictures = TestPictures(run.folder)
     return [run, schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving]
 
 

@@ -9,12 +9,13 @@ import cli  # noqa: F401  (before all others, which are faster then)
 # isort: split
 import json
 
+from jsonargparse import Namespace
 from safetensors.torch import save
 
 from analysis.evaluation import measure
 from analysis.files import read_json, write_atomically
 from cli.command import UsageError, main
-from cli.parser import Parser
+from cli.parser import Parser, build
 from cli.weights import PictureClassifier, load
 from datamodules import CIFAR10DataModule
 
@@ -23,13 +24,17 @@ def run() -> None:
     parser = Parser(__doc__)
     parser.add_argument("--run_dir", required=True, type=Path, help="the run's folder")
     parser.add_argument("--out", required=True, type=Path, help="the file to write, such as mine.safetensors")
-    parser.add_argument("--data_root", type=Path | None, help="where CIFAR-10 is, if no longer where the run had it")
+    parser.add_argument(
+        "--data_root", type=Path | None, help="where the run's pictures are, if no longer where it had them"
+    )
     cfg = parser.parse_args()
     if cfg.out.suffix != ".safetensors":
         raise UsageError(f"--out {cfg.out} must end in .safetensors")
     summary = read_json(cfg.run_dir / "summary.json")
     network = load(cfg.run_dir / "checkpoints" / "last.ckpt", PictureClassifier)
-    data = CIFAR10DataModule(cfg.data_root or summary["settings"]["data_root"], dataset=summary["data"])
+    where = {"data_root": cfg.data_root or summary["settings"]["data_root"], "seed": summary["seed"]}
+    data = build(CIFAR10DataModule, Namespace(), dataset=summary["data"], **where)
+    data.load_state_dict({name: getattr(network, name) for name in ("mean", "std", "classes")})
     data.prepare_data()
     data.setup()
     # Measured again: these weights are used in float32, whatever the precision of the run and of its own test.

@@ -22,7 +22,7 @@ from analysis.provenance import about
 from analysis.report import make_sections, render
 from analysis.runs import FinishedRun
 from cli.command import UsageError, main
-from cli.parser import Parser, default_data_root
+from cli.parser import Parser
 
 VEGA_LITE = "6.1"  # 6.4 shows "undefined" for names in the tooltip of the nearest point (vega-lite pull request 9707)
 RATES = "fit.py --num_seeds 8 --lr 1 0.1 0.01 0.001 --epochs 10 50 100 200 500 1000 2000 5000 10000"
@@ -40,7 +40,7 @@ def run() -> None:
     add("--animation_lr", type=float | None, help="the only learning rate in it")
     add("--quick", type=bool, default=False, help="short runs: 5 minutes on two cores, too few to show much")
     add("--num_seeds", type=int, default=3, help="runs of the classifier, with and without the learning-rate drop")
-    add("--data_root", type=str, default=default_data_root(), help="where CIFAR-10 is")
+    add("--data_root", type=str | None, help="where CIFAR-10 is; default $CIFAR10_ROOT, data")
     add("--runs", type=str, default="runs/report", help="the folder of the runs that are made")
     cfg = parser.parse_args()
     runs = read_runs(cfg.run_dirs or make_runs(cfg))
@@ -91,7 +91,8 @@ def make_runs(cfg: Namespace) -> list[Path]:
     folder = Path(cfg.runs + "_quick" * cfg.quick)
     commands = {folder / "rates": RATES + " 50000 100000" * (not cfg.quick), folder / "own": OWN}
     for seed in range(1 if cfg.quick else cfg.num_seeds):
-        flags = f"--data_root {shlex.quote(cfg.data_root)} --probe_train true{QUICK * cfg.quick} --seed {seed}"
+        where = f"--data_root {shlex.quote(cfg.data_root)} " if cfg.data_root else ""
+        flags = f"{where}--probe_train true{QUICK * cfg.quick} --seed {seed}"
         commands[folder / f"with_{seed}"] = f"cifar.py {flags} --milestones '{{5: 0.01}}'"
         branch = shlex.quote(f"{folder}/with_{seed}/checkpoints/end_of_epoch4.ckpt")
         # A milestone that changes nothing: the weights one epoch after it are kept, as in the run with the drop.

@@ -20,7 +20,7 @@ def settings(*args: str) -> dict[str, Any]:
 
 def test_every_key_of_a_recipe_is_a_flag() -> None:
     flags = settings()
-    assert set(NAMES) == {"lab", "paper", "fast"}
+    assert set(NAMES) == {"lab", "paper", "fast", "own"}
     for name in NAMES:
         assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= set(flags)
 
