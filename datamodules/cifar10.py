@@ -69,7 +69,7 @@ class CIFAR10DataModule(LightningDataModule):
         if dataset not in ("cifar10", "synthetic", "folder") or padding_mode not in ("zeros", "reflect"):
             raise ValueError(f"dataset is {dataset!r}, padding_mode {padding_mode!r}")
         if dataset == "folder" and not data_root:
-            raise ValueError("data_root is missing: give the folder of your pictures")
+            raise ValueError("give data_root (--data_root DIR), the folder of your pictures")
         data_root = data_root or os.environ.get("CIFAR10_ROOT") or "data"
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
         data_root, batch_size, val_size = str(data_root), int(batch_size), int(val_size)

@@ -29,9 +29,7 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
         raise ValueError(f"{root}: train and test must hold the same classes; only one of them has {sorted(odd)}")
     classes, splits, rng = names[0], list[list[Tensor]](), torch.Generator().manual_seed(seed)
     if not 2 <= len(classes) <= 1000:
-        raise ValueError(
-            f"{parts[0]} holds {len(classes)} folders of pictures; 2 to 1,000 are needed, one for each class"
-        )
+        raise ValueError(f"{parts[0]} must hold 2 to 1,000 sub-folders, one for each class, not {len(classes)}")
     for name in classes:
         images = [read_class(part / name, at_least=3 - len(parts)) for part in parts]
         if len(parts) == 1:
