@@ -159,6 +159,13 @@ def test_the_official_images_and_labels(cifar: CIFAR10DataModule, cifar10_root: 
     assert again.train[0].data_ptr() == cifar.train[0].data_ptr()  # several seeds share the memory
 
 
+def test_the_folder_is_the_argument_or_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CIFAR10_ROOT", raising=False)
+    assert CIFAR10DataModule().data_root == Path("data")
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    assert CIFAR10DataModule().hparams["data_root"] == str(tmp_path) and CIFAR10DataModule("a").data_root == Path("a")
+
+
 def test_the_constants_are_those_of_the_images(cifar: CIFAR10DataModule) -> None:
     """Mean and deviation over all pixels of the 50,000 training images, to the four digits given."""
     assert MEAN == (0.4914, 0.4822, 0.4465) and STD == (0.2470, 0.2435, 0.2616)

@@ -79,6 +79,7 @@ def test_what_cannot_be_learned(pictures: Any, words: str, tmp_path: Path) -> No
         data_of(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_run_on_own_pictures_and_what_is_made_of_it(tmp_path: Path) -> None:
     """Trained, resumed, predicted with, measured, exported, reported; no command writes into the folder."""
     save(tmp_path / "own" / "train", kiwi=9, plum=12), save(tmp_path / "own" / "test", kiwi=1, plum=2)

@@ -14,6 +14,7 @@ from pytorch_lightning import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, prune, vector_to_parameters
+from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
@@ -21,6 +22,8 @@ from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier, resnet20
 from lit_models.mlps import ElementwiseAdam, MLPs
 from lit_models.muon import Muon, orthogonalized
 from lit_models.onednn import can_train_in_mkldnn, cpu_has_bfloat16, in_mkldnn
+from lit_models.resnet20 import depth_of
+from lit_models.resnet20_classifier import SHIPPED
 
 OFF = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
 QUIET: dict[str, Any] = {"accelerator": "cpu", **dict.fromkeys(OFF, False)}
@@ -177,6 +180,38 @@ def test_muon_is_sgd_but_for_orthogonalized_steps_on_normalized_filters(nesterov
     for p, value in zip(filters, expected, strict=True):
         torch.testing.assert_close(p.detach(), value)
     assert torch.equal(bias, alone)
+
+
+def test_muon_of_another_network_leaves_wide_convolutions_to_sgd() -> None:
+    """resnet18's 1x1 shortcuts have twice as many channels out as in: no rows of theirs could be orthogonal."""
+
+    class Own(ResNet20Classifier):
+        def make_net(self) -> nn.Module:
+            return resnet18(num_classes=self.num_classes)
+
+    model = Own(optimizer="muon", num_classes=7)
+    filters, others = ([*group["params"]] for group in model.configure_optimizers().param_groups)
+    assert len(filters) == 16 and {p.shape[2:] for p in filters} == {(3, 3)}  # two a block, of eight
+    assert sorted(map(id, filters + others)) == sorted(map(id, model.parameters()))
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
+
+
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_the_papers_family(depth: int, millions: float) -> None:
+    """Table 6 of He et al. 2015 has the numbers of parameters."""
+    net = ResNet20(depth=depth)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.05 if depth > 56 else 0.006)
+    layers = [p for p in net.parameters() if p.ndim > 1]
+    assert len(layers) == depth == depth_of(net.state_dict())
+
+
+def test_pretrained_begins_with_the_shipped_weights_but_the_last_layer() -> None:
+    shipped, net = load_file(SHIPPED), ResNet20Classifier(num_classes=3, pretrained=True).net
+    same = {name for name, values in net.state_dict().items() if torch.equal(values, shipped[name])}
+    assert shipped.keys() - same == {"linear.weight", "linear.bias"} and net.linear.weight.shape == (3, 64)
+    for wrong in ({"depth": 32, "pretrained": True}, {"depth": 21}, {"depth": 2}):
+        with pytest.raises(ValueError, match="depth is"):
+            ResNet20Classifier(**wrong)
 
 
 def test_muon_trains_the_convolutions_but_the_first_as_filters() -> None:
