@@ -115,7 +115,7 @@ def counts(classes: Sequence[str], pictures: Sequence[tuple[Tensor, Tensor]]) ->
     train, test = (labels.bincount(minlength=len(classes)).tolist() for _, labels in pictures)
     each = list(zip(classes, train, test, strict=True))
     few = [name for name, a, b in each if a + b < 10]
-    warning = f"\nFewer than ten pictures, too few to learn and to test: {', '.join(few)}" if few else ""
+    warning = f"\nUnder ten pictures, so that its accuracy says little: {', '.join(few)}" if few else ""
     return "Pictures to train on + to test on: " + ", ".join(f"{name} {a} + {b}" for name, a, b in each) + warning
 
 

@@ -18,7 +18,7 @@ SHORT = {
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 # Commands that take longer than others, or differ little from one that is run anyway.
-SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root|run_dir runs/cifar|paper|fast( --max_epochs \d+)?$")
+SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root ~|run_dir runs/cifar|paper|fast( --max_epochs \d+)?$")
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -77,7 +77,11 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path, request: pytest.
         own = ["runs/fit/mine", "runs/cifar/mine"] if script == "report.py" else []
         succeed(request.getfixturevalue("finished"), script, *flags, *own, CIFAR10_ROOT=root)
         return
-    if "--data_root" in flags:
+    if "own" in flags:
+        for name in ("fruits/apple/1", "fruits/apple/2", "fruits/pear/1", "fruits/pear/2"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (64, 48), "orange").save(tmp_path / f"{name}.png")
+    elif "--data_root" in flags:
         flags[flags.index("--data_root") + 1] = root
     if "--num_seeds 3" in line:
         flags += ["--num_seeds", "2"]
@@ -114,7 +118,27 @@ def test_the_classifier_from_python(tmp_path: Path, cifar10_root: Path) -> None:
     assert printed_by(tmp_path, block, expression) == [0.1, 0.01, ["test/acc", "test/loss"]]
 
 
+def test_another_network_from_python(tmp_path: Path) -> None:
+    """Trained, saved, loaded and predicted with, on the built-in images."""
+    block = blocks(README, "python")[1] + (
+        "from pytorch_lightning import Trainer\nfrom callbacks import OneCycle\n"
+        "from datamodules import CIFAR10DataModule\n"
+        "data = CIFAR10DataModule(dataset='synthetic', batch_size=16)\n"
+        "trainer = Trainer(accelerator='cpu', max_epochs=1, limit_train_batches=3, limit_val_batches=1,\n"
+        "    limit_predict_batches=1, callbacks=[OneCycle(0.2)])\n"
+        "trainer.fit(model, data)\n"
+        "again = ResNet18Classifier.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)\n"
+        "(a,), (b,) = (trainer.predict(each, data) for each in (model, again))\n"
+    )
+    assert printed_by(tmp_path, block, "[type(again.net).__name__, *a.shape, bool((a == b).all())]") == [
+        "ResNet",
+        16,
+        10,
+        True,
+    ]
+
+
 def test_the_curve_from_python(tmp_path: Path) -> None:
     expression = "[*curves.shape, (curves - data.truth).square().mean().item()]"
-    *shape, error = printed_by(tmp_path, blocks(README, "python")[1], expression)
+    *shape, error = printed_by(tmp_path, blocks(README, "python")[2], expression)
     assert shape == [6, 1001] and error < 0.5  # the noise on the points has variance 1
