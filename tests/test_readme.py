@@ -125,7 +125,7 @@ def test_another_network_from_python(tmp_path: Path) -> None:
         "from datamodules import CIFAR10DataModule\n"
         "data = CIFAR10DataModule(dataset='synthetic', batch_size=16)\n"
         "trainer = Trainer(accelerator='cpu', max_epochs=1, limit_train_batches=3, limit_val_batches=1,\n"
-        "    limit_predict_batches=1, callbacks=[OneCycle(0.2)])\n"
+        "    limit_predict_batches=1, callbacks=[OneCycle(lr=0.1, warmup_fraction=0.2)])\n"
         "trainer.fit(model, data)\n"
         "again = ResNet18Classifier.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)\n"
         "(a,), (b,) = (trainer.predict(each, data) for each in (model, again))\n"
