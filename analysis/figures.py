@@ -168,7 +168,7 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         axes.xaxis.get_major_locator().set_params(integer=True)
         finish(axes, title, "epoch (counted from 0)")
     add_legend(figure)
-    figure.suptitle(f"test accuracy {spread(test_accs, 100)} % at the end (seeds: {len(runs)})", fontsize=10)
+    figure.suptitle(f"Test accuracy {spread(test_accs, 100)} % at the end (seeds: {len(runs)})", fontsize=10)
     return figure
 
 

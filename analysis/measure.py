@@ -24,7 +24,7 @@ def measured(
     ``name``.json of the first run. {} where a checkpoint or the images are missing, and for pictures of one's own.
     """
     run = weights[0][0]
-    if run.summary["data"] == "folder":  # which may hold others than those that the run was trained on
+    if run.summary.get("data") == "folder":  # which may hold others than those that the run was trained on
         return {}
     path, end = run.path / f"{name}.json", {"train_loss": run.epochs[-1]["train_loss"]}
     if path.exists() and (kept := read_json(path)).items() >= end.items():  # else the run was continued

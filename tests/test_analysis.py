@@ -312,7 +312,7 @@ def test_how_the_fitted_curves_grow() -> None:
 def test_training_figure() -> None:
     runs = [DROPPED.epochs, DROPPED.epochs[:-1]]  # one ended earlier
     figure = figures.training_figure(runs, [0.81, 0.83], "validation")
-    assert figure.get_suptitle() == "ResNet-20: test accuracy 82.00 ± 1.41 % at the end (seeds: 2)"
+    assert figure.get_suptitle() == "Test accuracy 82.00 ± 1.41 % at the end (seeds: 2)"
     axes = figure.axes[0]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert legend == ["train (epoch average)", "validation", "learning rate becomes 0.01"]
