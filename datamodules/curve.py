@@ -20,7 +20,6 @@ from datamodules.points import read_columns
 from datamodules.spelling import standard
 
 GRID_POINTS = 1001
-HELD_OUT = 0.2  # of given points
 
 
 class CurveDataModule(LightningDataModule):
@@ -65,10 +64,10 @@ class CurveDataModule(LightningDataModule):
         titles = ["x", "y"]
         if csv is not None:
             titles, points = read_columns(csv, columns, titles)
-        elif x is not None or y is not None or columns:
+        elif x is not None or y is not None or columns or function is None:
             points = torch.from_numpy(np.stack([np.asarray(values, dtype=np.float64) for values in (x, y)]))
             if points.ndim != 2 or not (points.abs() < LARGEST).all():
-                raise ValueError("give columns with csv, or both x and y, finite numbers, (N,) each")
+                raise ValueError("give csv (with columns), or both x and y: (N,) finite numbers each")
         if points is not None:
             defaults = [each.default for each in inspect.signature(CurveDataModule).parameters.values()]
             if [function or defaults[0], x_min, x_max, num_samples, noise_std] != defaults[:5]:
@@ -103,7 +102,7 @@ class CurveDataModule(LightningDataModule):
     def _split(self, points: Tensor, seeds: Sequence[int]) -> None:
         self.checksum, self.truth = hashlib.sha256(points.numpy().tobytes()).hexdigest(), self.grid * math.nan
         N = points.shape[1]
-        num = max(1, round(HELD_OUT * N))
+        num = max(1, N // 5)
         orders = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
         self.held_out_x, self.held_out_y = points[:, orders[:, :num]]
         self.x, self.y = points[:, orders[:, num:]]

@@ -32,7 +32,7 @@ def run() -> None:
     add("--sheet", type=Path, default=Path("predictions.png"), help="where the contact sheet of the pictures goes")
     add("--x", type=float, nargs="+", default=[], metavar="NUMBER", help="for a curve: numbers at which to evaluate it")
     add("--csv", type=Path | None, help="for a curve: a CSV file with a column of such numbers")
-    add("--column", type=str | None, help="the name of that column; default x, else the first")
+    add("--column", type=str, nargs=1, metavar="NAME", help="the name of that column; default x, else the first")
     add("--json", action="store_true", help="print JSON instead of a table")
     add("--export", type=Path | None, help="write the network as FILE.onnx, or FILE.pt2 (torch.export)")
     cfg = parser.parse_args()
@@ -43,9 +43,8 @@ def run() -> None:
     if cfg.images:
         print_pictures(load(cfg.ckpt_path, PictureClassifier), cfg.images, cfg.sheet, cfg.json)
     if cfg.x or cfg.csv:
-        column = {"names": [cfg.column] if cfg.column else None, "default": ["x"]}
-        read = build(read_columns, cfg, path=cfg.csv, **column)[1][0].tolist() if cfg.csv else []
-        print_curve(load(cfg.ckpt_path, FunctionRegressor), cfg.x + read, cfg.json)
+        read = build(read_columns, cfg, path=cfg.csv, names=cfg.column, default=["x"]) if cfg.csv else None
+        print_curve(load(cfg.ckpt_path, FunctionRegressor), cfg.x + (read[1][0].tolist() if read else []), cfg.json)
 
 
 def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path, as_json: bool) -> None:
