@@ -116,9 +116,8 @@ class CurveRecord(Callback):
                 fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
                 lists = {part: digits(values) for part, values in fit.items()}
                 fits.append({"lr": lr, "epochs": epochs, name: float(error), **lists})
-        points, held_out = (
-            {"x": digits(x[0, :MOST_POINTS]), "y": digits(y[0, :MOST_POINTS])}  # in random order
-            for x, y in ((data.x, data.y), (data.held_out_x, data.held_out_y))
-        )
+        few = np.s_[0, :MOST_POINTS]  # in random order
+        points = {"x": digits(data.x[few]), "y": digits(data.y[few])}
+        held_out = {"x": digits(data.held_out_x[few]), "y": digits(data.held_out_y[few])}
         truth = digits(data.truth[::THIN]) if data.function else []
         return {"x": digits(data.grid[::THIN]), "truth": truth, "points": points, "held_out": held_out, "fits": fits}
