@@ -17,13 +17,10 @@ COLUMNS = ("epoch", "lr", *MEASURED, "seconds")
 
 
 class ClassifierRecord(Callback):
-    """Records each epoch, as far as callbacks before it have logged it, and prints a line for it.
-
-    ``start`` is when the run began, on the clock ``time.perf_counter()``.
-    """
+    """Records each epoch, as far as callbacks before it have logged it, and prints a line for it."""
 
     def __init__(self, start: float) -> None:
-        self.start = start
+        self.start = start  # of the run, by ``time.perf_counter()``
         self.epochs: list[dict[str, Any]] = []
         self.test: dict[str, float | None] = {"test_acc": None, "test_loss": None}
         self.batches = {"train_batches": 0, "val_batches": 0}

@@ -128,9 +128,8 @@ class Run(Callback):
         holds_runs = self.config.exists() or any(self.folder.glob("seed*/config.yaml"))
         is_own = checkpoint is not None and self._is_own(checkpoint)
         if holds_runs and is_rank_zero() and not is_own:  # for another process it may be this very run
-            raise UsageError(
-                f"{self.folder} holds a run already: choose another --run_dir, or resume it: {self._resume}"
-            )
+            way_out = f"choose another --run_dir, or resume it: {self._resume}"
+            raise UsageError(f"{self.folder} holds a run already: {way_out}")
         return checkpoint
 
     def _continue(self, checkpoint: SavedRun, is_latest: bool) -> None:

@@ -104,9 +104,7 @@ def test_what_is_no_schedule_is_refused() -> None:
 # ProgressLines
 
 
-def test_how_long_training_will_take_is_printed_where_that_is_more_than_a_minute(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_what_takes_more_than_a_minute_prints_how_long(capsys: pytest.CaptureFixture[str]) -> None:
     for minute, printed in ((0.0, ["60", "70", "80", "90"]), (60.0, [])):  # of ten steps the first five show no speed
         rates(ProgressLines(minute), max_epochs=5)
         lines = capsys.readouterr().out.splitlines()
