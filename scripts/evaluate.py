@@ -7,8 +7,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTH
 import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
-from glob import escape
-
 import torch
 
 from analysis.evaluation import measure
@@ -26,11 +24,7 @@ def run() -> None:
     add = parser.add_argument
     add("--ckpt_path", type=Path, default=SHIPPED, help="a run's checkpoint, or weights of the same ResNet-20")
     add("--images", type=Path | None, help="measure on a folder of pictures with a sub-folder for each class")
-    add(
-        "--data_root",
-        type=Path | None,
-        help="else on CIFAR-10's test split, in this folder; default $CIFAR10_ROOT, data",
-    )
+    add("--data_root", type=Path | None, help="else on CIFAR-10's test split, in this folder, found as by cifar.py")
     add("--download", type=bool, default=True, help="may CIFAR-10 be fetched when absent")
     add("--confusion", type=Path, default=Path("confusion.png"), help="where the figure of the confusion matrix goes")
     add("--json", action="store_true", help="print JSON instead of a table")
@@ -38,7 +32,7 @@ def run() -> None:
     network = load(cfg.ckpt_path, PictureClassifier)
     skipped: list[Path] = []
     if cfg.images:
-        pictures, skipped = read_pictures([escape(str(cfg.images))])
+        pictures, skipped = read_pictures([str(cfg.images)])
         names = [path.relative_to(cfg.images).parts[0] for path in pictures]
         if not names or not set(names) <= set(network.classes):
             classes = ", ".join(network.classes)
@@ -47,9 +41,7 @@ def run() -> None:
     else:
         data = CIFAR10DataModule(cfg.data_root, download=cfg.download)
         if network.classes != list(data.classes):
-            raise UsageError(
-                f"{cfg.ckpt_path} has other classes than CIFAR-10: give --images DIR, such as DIR/test of its pictures"
-            )
+            raise UsageError(f"{cfg.ckpt_path} has other classes than CIFAR-10: give --images DIR, or DIR/test")
         data.prepare_data()
         data.setup()
         pixels, labels = data.test

@@ -39,24 +39,20 @@ def shades(data: CIFAR10DataModule, part: tuple[torch.Tensor, torch.Tensor]) -> 
 
 
 def test_an_undivided_folder_is_divided_by_the_seed(tmp_path: Path) -> None:
-    before = files(save(tmp_path, **{"kiwi": 12, "plum": 2, "[p]lum": 5}))
+    save(tmp_path, **{"kiwi": 12, "plum": 2, "[p]lum": 5})
     data, other = data_of(tmp_path), data_of(tmp_path, seed=1)
     assert data.classes == ["[p]lum", "kiwi", "plum"] and data.num_train == 15
     train, test = (shades(data, part) for part in (data.train, data.test))
     assert sorted(name for name, _ in test) == ["[p]lum", "kiwi", "kiwi", "plum"]  # a fifth, and at least one
-    assert sorted(train + test) == sorted(
-        (name, i) for name, num in (("kiwi", 12), ("plum", 2), ("[p]lum", 5)) for i in range(num)
-    )
+    assert len({*train, *test}) == 19
     assert shades(data_of(tmp_path), data_of(tmp_path).test) == test != shades(other, other.test)
     images = torch.cat([images for images, _ in data.train_dataloader()])
     assert data.state_dict()["mean"] == pytest.approx((data.train[0] / 255).mean((0, 1, 2)).tolist(), abs=1e-5)
     assert data.state_dict()["std"] == pytest.approx((data.train[0] / 255).std((0, 1, 2)).tolist(), rel=1e-3)
-    assert images.shape == (15, 3, 32, 32) and torch.equal(images.amax((0, 2, 3)) > 0.5, torch.ones(3).bool())
-    data.load_state_dict(other.state_dict() | data.state_dict())
+    assert images.shape == (15, 3, 32, 32) and images.amax() < 5  # standard deviations
     save(tmp_path, plum=3)
     with pytest.raises(MisconfigurationException, match="no longer holds the pictures"):
         data_of(tmp_path).load_state_dict(data.state_dict())
-    assert files(tmp_path).items() > before.items()
 
 
 @pytest.mark.parametrize(
@@ -85,9 +81,7 @@ def test_a_run_on_own_pictures_and_what_is_made_of_it(tmp_path: Path) -> None:
     save(tmp_path / "own" / "train", kiwi=9, plum=12), save(tmp_path / "own" / "test", kiwi=1, plum=2)
     (tmp_path / "own" / "train" / "kiwi" / "broken.png").write_bytes(b"")
     before = files(tmp_path / "own")
-    assert_refused(
-        command(tmp_path, *OWN[:-1], "own/test/kiwi", "--run_dir", "run"), "sub-folders, one for each class, not 0"
-    )
+    assert_refused(command(tmp_path, *OWN[:-1], "own/test/kiwi", "--run_dir", "run"), "one for each class, not 0")
     assert not (tmp_path / "run").exists()
     done = succeed(tmp_path, *OWN, "--run_dir", "run")
     assert "broken.png" in done.stderr and "to test on: kiwi 9 + 1, plum 12 + 2\n" in done.stdout
@@ -109,17 +103,12 @@ def test_a_run_on_own_pictures_and_what_is_made_of_it(tmp_path: Path) -> None:
     assert measured["test_loss"] == pytest.approx(content["test_loss"], rel=1e-4)
     assert measured["per_class_acc"] == content["per_class_acc"]
     assert "kiwi " in succeed(tmp_path, "predict.py", *last, "own/test/kiwi/0.png").stdout
-    assert (
-        f"accuracy {content['test_acc']:.2%}"
-        in succeed(tmp_path, "export.py", "--run_dir=run", "--out=a.safetensors").stdout
-    )
+    exported = succeed(tmp_path, "export.py", "--run_dir=run", "--out=a.safetensors").stdout
+    assert f"accuracy {content['test_acc']:.2%}" in exported
     succeed(tmp_path, "report.py", "run")
     assert "recipe own on the pictures in own" in (tmp_path / "report.html").read_text(encoding="utf-8")
     assert files(tmp_path / "own") == before
     save(tmp_path / "own" / "train", plum=13)
-    for again in (
-        [*OWN, "--run_dir", "run", "--ckpt_path", "last"],
-        ["export.py", "--run_dir=run", "--out=b.safetensors"],
-    ):
+    for again in ([*resumed, "--ckpt_path", "last"], ["export.py", "--run_dir=run", "--out=b.safetensors"]):
         done = command(tmp_path, *again)
         assert done.returncode == 2 and "own no longer holds the pictures" in done.stderr
