@@ -144,10 +144,11 @@ class SaveLast(Checkpoint):
         raise SystemExit(0 if requeue else 128 + (self._signum or signal.SIGTERM))
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        # Not between an epoch's last batch and its end: Lightning would leave out the validation after a resume.
-        progress = trainer.fit_loop.epoch_loop.batch_progress
+        # Not between an epoch's last batch and its end: Lightning would leave out the validation after a resume. Nor
+        # between the batches of a step, whose gradients are in no checkpoint.
+        progress, batches = trainer.fit_loop.epoch_loop.batch_progress, args[-1] + 1
         ends_epoch = progress.is_last_batch or trainer.global_step == trainer.max_steps
-        if self._saves_inside_epochs and not ends_epoch:
+        if self._saves_inside_epochs and not ends_epoch and batches % trainer.accumulate_grad_batches == 0:
             self._save_if(False, trainer)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -193,10 +194,9 @@ def steps_done(trainer: Trainer) -> int:
 
 
 def what_resumes_at_epochs_starts_only(trainer: Trainer) -> list[str]:
-    """What has gradients in no checkpoint, validations inside an epoch, or an ``on_train_epoch_start`` that matters."""
-    names = ["accumulate_grad_batches"] if trainer.accumulate_grad_batches > 1 else []
-    if trainer.check_val_every_n_epoch is None or trainer.val_check_batch != trainer.num_training_batches:
-        names.append("val_check_interval")
+    """Validations inside an epoch, and callbacks whose ``on_train_epoch_start`` matters."""
+    is_inside = trainer.check_val_every_n_epoch is None or trainer.val_check_batch != trainer.num_training_batches
+    names = ["val_check_interval"] if is_inside else []
     for each in trainer.callbacks:  # type: ignore[attr-defined]
         acts = type(each).on_train_epoch_start is not Callback.on_train_epoch_start
         is_ours = type(each).__module__.startswith("callbacks.")
