@@ -8,10 +8,13 @@ from typing import Any
 import altair as alt
 
 from analysis.curves import Growth
-from analysis.figures import GREY, counts_of
-from analysis.runs import Rows
+from analysis.figures import GREY, counts_of, lrs_of
+from analysis.runs import Row, Rows
 
-WHOLE = ",.7~g"  # of epochs
+Colors = Mapping[float, str]  # of a learning rate, on the whole page
+
+WHOLE, TIP = ",.7~g", ",.3~g"  # of epochs; of all other numbers, as in the text
+TRUTH = "#9467bd"  # f; not a learning rate's color
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -40,31 +43,46 @@ def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
 
 
 def lines_chart(
-    lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), log: bool = False
+    lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), ticks: Sequence[int] = (), log: bool = False
 ) -> alt.LayerChart:
-    """``lines``, at least one, have the names "line" and "run" and lists "x" and "y"; for a band also lists "lower
-    quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are vertical lines, x and text.
+    """``lines``, at least one, have the names "line" and "run", the "color" of all of this name, and lists "x" and "y";
+    for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
+    vertical lines, x and text; ``ticks`` are those of x.
     """
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
-    axis = alt.Axis(format=WHOLE, tickMinStep=alt.Undefined if log else 1)  # no ticks between two epochs
-    each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run")]
+    values = [*ticks][::-1]  # of labels that overlap the first stays: the last epoch
+    axis = alt.Axis(format=WHOLE, values=values, tickCount=len(ticks)) if ticks else alt.Axis()
+    each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)
-    base = data(lines).transform_flatten(each).encode(*axes, alt.Color("line:N", title=None, sort=None), detail="run:N")
-    layers = [base.mark_line()]
+    colors = {line["line"]: line["color"] for line in lines}
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*colors], range=[*colors.values()]))
+    base = data(lines).transform_flatten(each).encode(*axes, color, detail="run:N")
+    layers = [base.mark_line(point={"size": 14})]
     if "lower quartile" in each:
         layers.append(base.mark_area(opacity=0.2).encode(y="lower quartile:Q", y2="upper quartile:Q"))
     for place, text in marks:
         mark = data([{"x": place}]).encode(x="x:Q")
         layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, y=-8)]
     tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
-    tips += [alt.Tooltip("y:Q", title=y), *(alt.Tooltip(f"{name}:Q") for name in each[2:])]
+    tips += [alt.Tooltip("y:Q", title=y, format=TIP), *(alt.Tooltip(f"{name}:Q", format=TIP) for name in each[2:])]
     return finished([*layers, under_pointer(base, tips)])
 
 
-def fits_chart(growth: Growth) -> alt.LayerChart:
+def rates_chart(rates: Rows, y: str) -> alt.LayerChart:
+    """Points with quartiles: ``rates`` have "learning rate", "color", "y", "lower quartile" and "upper quartile"."""
+    scale, names = alt.Scale(type="log", nice=False, padding=15), ("lower quartile", "upper quartile")
+    tips = [alt.Tooltip("learning rate:N"), alt.Tooltip("y:Q", title=y, format=TIP)]
+    tips += [alt.Tooltip(f"{name}:Q", format=TIP) for name in names]
+    x = alt.X("learning rate:O", axis=alt.Axis(labelAngle=0))
+    base = data(rates).encode(x, alt.Y("y:Q", title=y, scale=scale), alt.Color("color:N", scale=None), tooltip=tips)
+    quartiles = base.mark_rule(strokeWidth=4, opacity=0.4).encode(y=f"{names[0]}:Q", y2=f"{names[1]}:Q")
+    return finished([quartiles, base.mark_point(filled=True, size=90, opacity=1)])
+
+
+def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
     """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
-    fits, points = growth["fits"], growth["points"]
-    counts, lrs = counts_of(growth), sorted({fit["lr"] for fit in fits})
+    fits = [{**fit, "color": colors[fit["lr"]]} for fit in growth["fits"]]
+    points, counts, lrs = growth["points"], counts_of(growth), lrs_of(growth)
     best = min(fits, key=lambda fit: fit["true_mse"] or math.inf)
     slider = alt.binding_range(min=0, max=len(counts) - 1, step=1, name="epochs ")
     params = [
@@ -76,24 +94,25 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
     ]
     chosen = data(fits).transform_filter("datum.epochs == counts[step] && datum.lr == lr")
     error = "(datum.true_mse == null ? 'diverged' : format(datum.true_mse, '.3~g'))"
-    label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
+    label = f"'fitted curve: lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
     ys = [*growth["truth"], *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
     names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
     curve = (
         chosen.transform_calculate(x="grid", truth="truth")
         .transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
-        .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y, alt.ColorDatum(names[1]))
+        .encode(alt.X("x:Q", scale=alt.Scale(nice=False)), y)
     )
     drawn = data([{"line": "training points", **points}]).transform_flatten(["x", "y"])
-    order = [*names[1:3], "training points"]
-    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=["#1f77b4", "#ff7f0e", GREY]))
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[names[2], "training points"], range=[TRUTH, GREY]))
+    stroke, fill = alt.Stroke("color:N", scale=None), alt.Fill("color:N", scale=None)  # of the learning rate
+    tips = [alt.Tooltip(f"{name}:Q", format=TIP) for name in names]
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
         curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(names[2])),
-        curve.mark_area(opacity=0.25, clip=True).encode(y="lower quartile:Q", y2="upper quartile:Q"),
-        curve.mark_line(clip=True),
-        under_pointer(curve, [alt.Tooltip(f"{name}:Q") for name in names]),
+        curve.mark_area(opacity=0.25, clip=True).encode(fill, y="lower quartile:Q", y2="upper quartile:Q"),
+        curve.mark_line(clip=True).encode(stroke),
+        under_pointer(curve.encode(fill), tips),
         chosen.transform_calculate(label=label).mark_text(align="left", x=0, y=-10, fontSize=12).encode(text="label:N"),
     ]
     return finished(layers, height=340).add_params(*params)
@@ -101,18 +120,26 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
 
 def waterfall_chart(accuracies: Mapping[str, float], end: str) -> alt.LayerChart:
     """A bar for each step from the first of these percentages to the last, which ``end`` names."""
-    values, names = [*accuracies.values()], [*accuracies, end]
-    low, high, rows = min(values), max(values), []
+    values, names, rows = [*accuracies.values()], [*accuracies, end], list[Row]()
     for name, (a, b) in zip(names, itertools.pairwise([values[0], *values, values[-1]]), strict=True):
         text = f"{b:.1f} %" if name in (names[0], end) else f"{b - a:+.1f} pp"
-        rows.append({"name": name, "start": a, "end": b, "right": max(a, b), "text": text})
+        rows.append({"name": name, "start": a, "end": b, "text": text})
+    return bars_chart(rows, height=36 * len(rows))
+
+
+def bars_chart(rows: Rows, height: int) -> alt.LayerChart:
+    """A bar from "start" to "end", each in percent, for each "name", with its "text"."""
+    values = [row[end] for row in rows for end in ("start", "end")]
+    low, high = min(values), max(values)
     scale = alt.Scale(domain=[1.1 * low - 0.1 * high, 1.6 * high - 0.6 * low], nice=False)  # room for the text
-    x, y = alt.X("start:Q", title="accuracy [%]", scale=scale), alt.Y("name:N", sort=names, title=None)
-    base = data(rows).encode(x, y)
+    y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None)
+    base = data(rows).encode(alt.X("start:Q", title="accuracy [%]", scale=scale), y, alt.ColorValue(GREY))
     layers = [
         base.mark_bar(size=18).encode(x2="end:Q"),
         # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
         base.mark_tick(thickness=4, opacity=1).encode(x="end:Q"),
-        base.mark_text(align="left", dx=6).encode(x="right:Q", text="text:N"),
+        base.transform_calculate(right="max(datum.start, datum.end)")
+        .mark_text(align="left", dx=6)
+        .encode(x="right:Q", text="text:N"),
     ]
-    return finished(layers, height=36 * len(rows))
+    return finished(layers, height)

@@ -1,6 +1,7 @@
 """What a curve fit shows: numbers, verdicts, sentences. T epoch counts, L learning rates, S seeds."""
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -10,6 +11,7 @@ from analysis.runs import Row
 from analysis.statistics import median_ci, medians, number, quartiles
 
 METRICS = {"train_mse": math.inf, "true_mse": math.inf, "true_max_abs_error": math.inf, "r2": -math.inf}  # the worst
+SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Growth(TypedDict):
@@ -21,6 +23,12 @@ class Growth(TypedDict):
     truth: list[float]  # f(x)
     points: dict[str, list[float]]  # "x" and "y" of the first seed's training points
     fits: list[dict[str, Any]]
+
+
+def typeset(function: str) -> str:
+    """A function of x as in a book: "x² + 2·sin(x)" for "x**2 + 2*sin(x)"."""
+    powers = re.sub(r"\s*\*\*\s*(\d+)(?![\w.]|\s*\*\*)", lambda power: power[1].translate(SUPERSCRIPT), function)
+    return powers.replace("**", "^").replace("*", "·").replace("-", "−")  # noqa: RUF001
 
 
 def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> list[Row]:

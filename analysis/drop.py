@@ -52,7 +52,7 @@ def drop_numbers(run: FinishedRun, other: FinishedRun | None, data_root: str) ->
     noise, renewed, lines = (measured(name, weights, data_root, each) for name, each in measures.items())
     if noise and renewed and lines:
         numbers |= {"noise": 100 * noise["noise"], **line_numbers(lines)}
-        numbers |= {f"renewed_{name}": 100 * renewed[name] for name in ("with", "without")}
+        numbers |= {f"renewed_{name}": 100 * renewed[name] for name in ("before", "without", "with")}
         numbers["renewed_effect"] = numbers["renewed_with"] - numbers["renewed_without"]
     return numbers, lines
 
