@@ -50,8 +50,7 @@ def lines_chart(
     vertical lines, x and text; ``ticks`` are those of x.
     """
     scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
-    values = [*ticks][::-1]  # of labels that overlap the first stays: the last epoch
-    axis = alt.Axis(format=WHOLE, values=values, tickCount=len(ticks)) if ticks else alt.Axis()
+    axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
     each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)
     colors = {line["line"]: line["color"] for line in lines}
@@ -137,7 +136,7 @@ def bars_chart(rows: Rows, height: int) -> alt.LayerChart:
     layers = [
         base.mark_bar(size=18).encode(x2="end:Q"),
         # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
-        base.mark_tick(thickness=4, opacity=1).encode(x="end:Q"),
+        base.mark_tick(thickness=4, size=32, opacity=1).encode(x="end:Q"),
         base.transform_calculate(right="max(datum.start, datum.end)")
         .mark_text(align="left", dx=6)
         .encode(x="right:Q", text="text:N"),

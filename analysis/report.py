@@ -8,8 +8,6 @@ from typing import Any, NamedTuple
 import altair as alt
 import jinja2
 
-from matplotlib.colors import TABLEAU_COLORS
-
 from analysis.charts import Colors, bars_chart, fits_chart, lines_chart, rates_chart, waterfall_chart
 from analysis.curves import early_stopping_text, error_of, more_training_text, typeset
 from analysis.drop import ACROSS, ALONG, drop_numbers
@@ -20,7 +18,8 @@ from analysis.runs import FinishedRun, Pair, Row, Rows, epoch_of_drop, epoch_tic
 from analysis.statistics import MeanCI, mean_ci, number, over_runs, spread
 
 QUARTILES = {"y": "median", "lower quartile": "q25", "upper quartile": "q75"}
-TRAIN, VAL, PROBE, TEST = (TABLEAU_COLORS[f"tab:{name}"] for name in ("purple", "cyan", "brown", "pink"))
+RATES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#bcbd22")  # colors of learning rates; of nothing else:
+TRAIN, VAL, PROBE, TEST = "#9467bd", "#17becf", "#8c564b", "#e377c2"
 BOTH = [(0, ""), (1, "")]  # marks at both ends
 
 
@@ -46,7 +45,7 @@ def make_sections(runs: Sequence[FinishedRun], data_root: str) -> list[Section]:
     together = groups([run for run in runs if not run.is_curve and run.epochs])
     lrs = {row["lr"] for run in curves for row in run.summary["over_seeds"]}
     lrs |= {run.epochs[i]["lr"] for pairs in together for run, _ in pairs if epoch_of_drop(run) for i in (0, -1)}
-    colors = dict(zip(sorted(lrs), itertools.cycle(TABLEAU_COLORS.values()), strict=False))
+    colors = dict(zip(sorted(lrs), itertools.cycle(RATES), strict=False))
     sections = [section for run in curves for section in curve_sections(run, colors)]
     for pairs in together:
         seeds = [run for run, _ in pairs]
@@ -80,7 +79,14 @@ def curve_sections(run: FinishedRun, colors: Colors) -> list[Section]:
         charts |= {metric: mse_chart(rows, colors, metric) for metric in MSE}
     sections = [Section("epochs", facts, charts)]
     if len(here) > 1:
-        rates = [{"learning rate": row["lr"], "color": colors[row["lr"]], **{name: row["true_mse"][quartile] for name, quartile in QUARTILES.items()}} for row in here]
+        rates = [
+            {
+                "learning rate": row["lr"],
+                "color": colors[row["lr"]],
+                **{name: row["true_mse"][quartile] for name, quartile in QUARTILES.items()},
+            }
+            for row in here
+        ]
         sections.append(Section("lr", facts, {"rates": rates_chart(rates, f"MSE against f at {epochs:,} epochs [y²]")}))
     if "auto" in run.summary:
         sections.append(Section("settings", facts, {}))
@@ -95,7 +101,9 @@ def mse_chart(rows: Rows, colors: Colors, metric: str) -> alt.LayerChart:
         quartiles = {name: [row[metric][quartile] for row in part] for name, quartile in QUARTILES.items()}
         x = [row["epochs"] for row in part]
         lines.append({"line": f"learning rate {lr:g}", "run": "all", "color": colors[lr], "x": x, **quartiles})
-    return lines_chart(lines, "epochs", MSE[metric], ticks=lines[0]["x"], log=True)
+    first, last = min(row["epochs"] for row in rows), max(row["epochs"] for row in rows)
+    ticks = sorted({first, *(10**i for i in range(10) if first < 10**i <= last / 3), last})
+    return lines_chart(lines, "epochs", MSE[metric], ticks=ticks, log=True)
 
 
 def training_section(runs: Sequence[FinishedRun]) -> Section:
@@ -116,9 +124,7 @@ def training_section(runs: Sequence[FinishedRun]) -> Section:
     return Section("training", {"summary": summary, **facts}, charts)
 
 
-def epoch_lines(
-    runs: Iterable[FinishedRun | None], line: str, color: str, name: str, scale: float = 100
-) -> list[Row]:
+def epoch_lines(runs: Iterable[FinishedRun | None], line: str, color: str, name: str, scale: float = 100) -> list[Row]:
     """A line of a chart for each run in which this was measured."""
     each = [(run.path.name, *over_epochs(run.epochs, name, scale)) for run in runs if run]
     return [{"line": line, "run": run, "color": color, "x": x, "y": y} for run, x, y in each if x]
@@ -142,7 +148,8 @@ def drop_section(pairs: Sequence[Pair], colors: Colors, data_root: str) -> Secti
             along.append({**line, "line": f"{way} the drop", "x": ALONG, "y": losses[way]})
             for i, step in enumerate(losses["steps" if way == "without" else "small_steps"], start=1):
                 line |= {"line": f"steps at learning rate {lr:g}", "run": f"{run.path.name}, step {i}"}
-                across.append({**line, "x": ACROSS, "y": [loss - step[ACROSS.index(0)] for loss in step]})
+                change = [loss - step[ACROSS.index(0)] for loss in step]
+                across.append({**line, "x": ACROSS[1:-1], "y": change[1:-1]})  # what lies farther out hides the rest
     lines = epoch_lines(runs, "with the drop", colors[lrs["with"]], "val_acc")
     lines += epoch_lines(others, "without the drop", colors[lrs["without"]], "val_acc")
     mean = over_runs(numbers)
