@@ -49,7 +49,7 @@ def lines_chart(
     for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
     vertical lines, x and text; ``ticks`` are those of x.
     """
-    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
+    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=6)
     axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
     each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)
@@ -65,17 +65,6 @@ def lines_chart(
     tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
     tips += [alt.Tooltip("y:Q", title=y, format=TIP), *(alt.Tooltip(f"{name}:Q", format=TIP) for name in each[2:])]
     return finished([*layers, under_pointer(base, tips)])
-
-
-def rates_chart(rates: Rows, y: str) -> alt.LayerChart:
-    """Points with quartiles: ``rates`` have "learning rate", "color", "y", "lower quartile" and "upper quartile"."""
-    scale, names = alt.Scale(type="log", nice=False, padding=15), ("lower quartile", "upper quartile")
-    tips = [alt.Tooltip("learning rate:N"), alt.Tooltip("y:Q", title=y, format=TIP)]
-    tips += [alt.Tooltip(f"{name}:Q", format=TIP) for name in names]
-    x = alt.X("learning rate:O", axis=alt.Axis(labelAngle=0))
-    base = data(rates).encode(x, alt.Y("y:Q", title=y, scale=scale), alt.Color("color:N", scale=None), tooltip=tips)
-    quartiles = base.mark_rule(strokeWidth=4, opacity=0.4).encode(y=f"{names[0]}:Q", y2=f"{names[1]}:Q")
-    return finished([quartiles, base.mark_point(filled=True, size=90, opacity=1)])
 
 
 def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:

@@ -1,6 +1,5 @@
-"""All figures by Matplotlib: fitted curves and their animation, training curves, confusion matrix, pictures."""
+"""All figures by Matplotlib: fitted curves, training curves, confusion matrix, pictures."""
 
-import io
 import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -102,27 +101,16 @@ def fits_figure(growth: Growth, reported: Collection[int], function: str) -> Fig
     return figure
 
 
-def fit_pictures(growth: Growth, most: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Up to ``most`` epoch counts, each with (440, 660, 3) uint8 pixels, to be read at a TensorBoard card's width."""
+def fit_cards(growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
+    """About ten epoch counts, each with (440, 660, 3) uint8 pixels, to be read at the width of a TensorBoard card."""
     figure, counts = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained"), counts_of(growth)
     axes = figure.subplots()
-    for epochs in counts[:: -(len(counts) // most + 1)][::-1]:
+    for epochs in counts[:: -(len(counts) // 10 + 1)][::-1]:  # of more, TensorBoard shows a random choice
         draw_fits(axes, growth, epochs, lrs_of(growth))
         if not figure.legends:
             add_legend(figure)
         yield epochs, pixels_of(figure)
         figure.set_layout_engine("none")  # nothing moves after the first picture
-
-
-def fit_animation(growth: Growth) -> bytes:
-    """A GIF that repeats for ever: how the fitted curves grow."""
-    frames = [Image.fromarray(pixels) for _, pixels in fit_pictures(growth, 10**9)]
-    # One palette for all: what is the same as in the frame before is equal to the bit, and takes no space.
-    palette = frames[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    gif = io.BytesIO()
-    first.save(gif, "gif", save_all=True, append_images=rest, duration=[*[140] * len(rest), 4000], loop=0)
-    return gif.getvalue()
 
 
 def errors_figure(rows: Rows, noise_variance: float) -> Figure:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import altair as alt
 import jinja2
 
-from analysis.charts import Colors, bars_chart, fits_chart, lines_chart, rates_chart, waterfall_chart
+from analysis.charts import Colors, bars_chart, fits_chart, lines_chart, waterfall_chart
 from analysis.curves import early_stopping_text, error_of, more_training_text, typeset
 from analysis.drop import ACROSS, ALONG, drop_numbers
 from analysis.figures import LINES, MEASURES, MSE
@@ -76,34 +76,26 @@ def curve_sections(run: FinishedRun, colors: Colors) -> list[Section]:
     }
     charts = {"fits": fits_chart(read_json(run.path / "curves.json"), colors)}
     if len(rows) > len(here):
-        charts |= {metric: mse_chart(rows, colors, metric) for metric in MSE}
+        charts |= {metric: mse_chart(rows, colors, "epochs", metric, MSE[metric]) for metric in MSE}
     sections = [Section("epochs", facts, charts)]
     if len(here) > 1:
-        rates = [
-            {
-                "learning rate": row["lr"],
-                "color": colors[row["lr"]],
-                **{name: row["true_mse"][quartile] for name, quartile in QUARTILES.items()},
-            }
-            for row in here
-        ]
-        sections.append(Section("lr", facts, {"rates": rates_chart(rates, f"MSE against f at {epochs:,} epochs [y²]")}))
+        title = f"MSE against f at {epochs:,} epochs [y²]"
+        sections.append(Section("lr", facts, {"rates": mse_chart(here, colors, "lr", "true_mse", title)}))
     if "auto" in run.summary:
         sections.append(Section("settings", facts, {}))
     return sections
 
 
-def mse_chart(rows: Rows, colors: Colors, metric: str) -> alt.LayerChart:
-    """Medians and quartiles of the seeds over the epochs, a line for each learning rate."""
+def mse_chart(rows: Rows, colors: Colors, x: str, metric: str, title: str) -> alt.LayerChart:
+    """Medians and quartiles of the seeds over ``x``, "epochs" or "lr", a line for each learning rate."""
     lines = []
     for lr in sorted({row["lr"] for row in rows}):
         part = [row for row in rows if row["lr"] == lr]
-        quartiles = {name: [row[metric][quartile] for row in part] for name, quartile in QUARTILES.items()}
-        x = [row["epochs"] for row in part]
-        lines.append({"line": f"learning rate {lr:g}", "run": "all", "color": colors[lr], "x": x, **quartiles})
-    first, last = min(row["epochs"] for row in rows), max(row["epochs"] for row in rows)
-    ticks = sorted({first, *(10**i for i in range(10) if first < 10**i <= last / 3), last})
-    return lines_chart(lines, "epochs", MSE[metric], ticks=ticks, log=True)
+        line = {"line": f"learning rate {lr:g}", "run": "all", "color": colors[lr], "x": [row[x] for row in part]}
+        lines.append(line | {name: [row[metric][quartile] for row in part] for name, quartile in QUARTILES.items()})
+    first, last = min(row[x] for row in rows), max(row[x] for row in rows)
+    ticks = [first, *(10.0**i for i in range(-9, 9) if 1.5 * first < 10**i < last / 1.5), last]
+    return lines_chart(lines, {"lr": "learning rate"}.get(x, x), title, ticks=ticks, log=True)
 
 
 def training_section(runs: Sequence[FinishedRun]) -> Section:

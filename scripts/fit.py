@@ -17,7 +17,7 @@ from jsonargparse.typing import PositiveFloat, PositiveInt
 from pytorch_lightning import Trainer, seed_everything
 
 from analysis.curves import fit_text, spread_over_seeds
-from analysis.figures import errors_figure, fit_pictures, fits_figure, save_png, show_pictures
+from analysis.figures import errors_figure, fit_cards, fits_figure, save_png, show_pictures
 from analysis.files import write_json
 from callbacks.curve_record import CurveRecord
 from callbacks.progress import TrajectoryBar
@@ -119,7 +119,7 @@ def write_results(
         save_png(fits_figure(growth, reported, data.function), run.folder / "curves.png")
         errors = errors_figure(spread_over_seeds(model.lrs, epochs, values), data.noise_std**2)
         show_pictures([(model.epochs_done, save_png(errors, run.folder / "errors.png"))], "val/errors", trainer.loggers)
-    show_pictures(fit_pictures(growth, 10), "val/curve", trainer.loggers)
+    show_pictures(fit_cards(growth), "val/curve", trainer.loggers)
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)
     return summary

@@ -12,7 +12,6 @@ from collections.abc import Iterable
 
 import vl_convert
 
-from analysis.figures import fit_animation
 from analysis.files import read_json, write_atomically
 from analysis.provenance import about
 from analysis.report import make_sections, render
@@ -29,16 +28,9 @@ def run() -> None:
     runs_here = [Path("runs")]
     add("run_dirs", nargs="*", type=Path, default=runs_here, help="finished runs, or folders of them; default runs/")
     add("--out", type=Path, default=Path("report.html"), help="where the report goes")
-    add("--animation", type=Path | None, help="also write a GIF of how the fitted curves of the first fit run grow")
     add("--data_root", type=str, default=default_data_root(), help="where CIFAR-10 is")
     cfg = parser.parse_args()
     runs = read_runs(cfg.run_dirs)
-    if cfg.animation:
-        growth = next((read_json(run.path / "curves.json") for run in runs if run.is_curve), None)
-        if growth is None:
-            raise UsageError("--animation needs a run of fit.py, and none is among these")
-        gif = fit_animation(growth)
-        write_atomically(cfg.animation, lambda file: file.write(gif))
     html = render(
         sections=make_sections(runs, cfg.data_root),
         runs=runs,
