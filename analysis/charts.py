@@ -56,12 +56,14 @@ def lines_chart(
     colors = {line["line"]: line["color"] for line in lines}
     color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*colors], range=[*colors.values()]))
     base = data(lines).transform_flatten(each).encode(*axes, color, detail="run:N")
-    layers = [base.mark_line(point={"size": 14})]
+    is_curve = any(len(line["x"]) > 1 for line in lines)
+    layers = [base.mark_line(point={"size": 14 if is_curve else 90})]
     if "lower quartile" in each:
-        layers.append(base.mark_area(opacity=0.2).encode(y="lower quartile:Q", y2="upper quartile:Q"))
+        band = base.mark_area(opacity=0.2) if is_curve else base.mark_rule(opacity=0.4, strokeWidth=4)
+        layers.append(band.encode(y="lower quartile:Q", y2="upper quartile:Q"))
     for place, text in marks:
         mark = data([{"x": place}]).encode(x="x:Q")
-        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, y=-8)]
+        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, align="right", dx=-4, y=8)]
     tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
     tips += [alt.Tooltip("y:Q", title=y, format=TIP), *(alt.Tooltip(f"{name}:Q", format=TIP) for name in each[2:])]
     return finished([*layers, under_pointer(base, tips)])
@@ -82,7 +84,7 @@ def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
     ]
     chosen = data(fits).transform_filter("datum.epochs == counts[step] && datum.lr == lr")
     error = "(datum.true_mse == null ? 'diverged' : format(datum.true_mse, '.3~g'))"
-    label = f"'fitted curve: lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
+    label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE against f: ' + {error}"
     ys = [*growth["truth"], *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
     names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]

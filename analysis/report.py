@@ -123,7 +123,7 @@ def epoch_lines(runs: Iterable[FinishedRun | None], line: str, color: str, name:
 
 
 def epochs_chart(runs: Sequence[FinishedRun], lines: Rows, title: str) -> alt.LayerChart:
-    marks = [(epoch - 0.5, f"lr {lr:g}") for epoch, lr in lr_changes(runs[0].epochs)]
+    marks = [(epoch - 0.5, f"lr {lr:g} →") for epoch, lr in lr_changes(runs[0].epochs)]
     ticks = epoch_ticks(max(run.epochs[-1]["epoch"] for run in runs))
     return lines_chart(lines, "epoch (counted from 0)", title, marks, ticks)
 
