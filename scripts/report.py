@@ -8,9 +8,11 @@ import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
 import os
+import re
 from collections.abc import Iterable
 
 import vl_convert
+from altair import LayerChart
 
 from analysis.files import read_json, write_atomically
 from analysis.provenance import about
@@ -36,10 +38,16 @@ def run() -> None:
         runs=runs,
         about=about(),
         vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE),
-        picture=lambda chart: vl_convert.vegalite_to_svg(chart.to_dict() | {"width": 640}, vl_version=VEGA_LITE),
+        picture=picture,
     )
     write_atomically(cfg.out, lambda file: file.write(html.encode()))
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
+
+
+def picture(chart: LayerChart) -> str:
+    """The chart as SVG, for those who run no scripts, without the points that only a pointer shows."""
+    svg = vl_convert.vegalite_to_svg(chart.to_dict() | {"width": 640}, vl_version=VEGA_LITE)
+    return re.sub(r'<path[^>]* opacity="0"/>', "", svg)
 
 
 def read_runs(folders: Iterable[Path]) -> list[FinishedRun]:
