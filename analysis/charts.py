@@ -49,7 +49,8 @@ def lines_chart(
     for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
     vertical lines, x and text; ``ticks`` are those of x.
     """
-    scale = alt.Scale(type="log" if log else "linear", zero=False, nice=False, padding=6)
+    kind: dict[str, Any] = {"type": "log"} if log else {"zero": False}
+    scale = alt.Scale(nice=False, padding=6, **kind)
     axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
     each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)

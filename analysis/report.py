@@ -18,7 +18,7 @@ from analysis.runs import FinishedRun, Pair, Row, Rows, epoch_of_drop, epoch_tic
 from analysis.statistics import MeanCI, mean_ci, number, over_runs, spread
 
 QUARTILES = {"y": "median", "lower quartile": "q25", "upper quartile": "q75"}
-RATES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#bcbd22")  # colors of learning rates; of nothing else:
+RATES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#bcbd22")  # colors of learning rates, and of nothing else
 TRAIN, VAL, PROBE, TEST = "#9467bd", "#17becf", "#8c564b", "#e377c2"
 BOTH = [(0, ""), (1, "")]  # marks at both ends
 

@@ -341,6 +341,6 @@ def test_the_slider_chooses_the_curve_and_the_pointer_shows_numbers(written: Pat
     i = min(range(len(growth["x"])), key=lambda i: abs(growth["x"][i] - tips["x"]))
     shown = [tips[name] for name in ("fitted curve", "ground truth f(x)", "lower quartile", "upper quartile")]
     expected = [fit["fit"][i], growth["truth"][i], fit["low"][i], fit["high"][i]]
-    assert shown == pytest.approx(expected, rel=1e-3)
+    assert shown == pytest.approx(expected, rel=5e-3)  # three digits
     bars = browser.find_elements(By.CSS_SELECTOR, "section[id^=gap] .mark-rect path")
     assert len(bars) == 12  # four steps from training to test accuracy, and the two ends: a bar and a tick each
