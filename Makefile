@@ -9,7 +9,7 @@ STAMP := .venv/.installed
 export PIP_DISABLE_PIP_VERSION_CHECK = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all bench lint format setup lock clean
+.PHONY: help demo report test test-all bench lint format setup lock clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-8s %s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,28 @@ demo: $(STAMP) ## fit a curve, train ResNet-20 for a minute, say where the pictu
 # One to one and a half minutes on two CPU cores; the learning rate drops late enough for its effect to be seen.
 DEMO_FLAGS = --max_epochs 6 --milestones '{4: 0.01}' --compile false \
 	--limit_train_batches 40 --limit_val_batches 8 --limit_test_batches 16
+
+REPORT := runs/report$(if $(QUICK),_quick)
+REPORTED := rates own $(foreach seed,$(if $(QUICK),0,0 1 2),with_$(seed) without_$(seed))
+SHORT := $(if $(QUICK),--max_epochs 8 --limit_train_batches 50 --limit_val_batches 10 --limit_test_batches 20)
+
+report: $(STAMP) $(REPORTED:%=$(REPORT)/%/summary.json) ## both experiments, all questions: hours (make report QUICK=1: 5 minutes)
+	@$(BIN)/python scripts/report.py $(REPORT)
+
+# Each run is made where its summary.json is missing, and resumed where it was interrupted.
+RUN_DIR = --run_dir $(@D) $(if $(wildcard $(@D)/config.yaml),--ckpt_path last)
+$(REPORT)/rates/summary.json: | $(STAMP)
+	$(BIN)/python scripts/fit.py --num_seeds 8 --lr 1 0.1 0.01 0.001 \
+		--epochs 10 50 100 200 500 1000 2000 5000 10000 $(if $(QUICK),,50000 100000) $(RUN_DIR)
+$(REPORT)/own/summary.json: | $(STAMP)
+	$(BIN)/python scripts/fit.py --num_seeds 8 --function '(x+1)**2 + sin(x**2+1) - log(x**2+1)' \
+		--lr 0.01 0.001 --epochs 200 500 1000 2000 3000 3500 4000 auto $(RUN_DIR)
+$(REPORT)/with_%/summary.json: | $(STAMP)
+	$(BIN)/python scripts/cifar.py --probe_train true $(SHORT) --seed $* --milestones '{5: 0.01}' $(RUN_DIR)
+# A milestone that changes nothing: the weights one epoch after it are kept, as in the run with the drop.
+$(REPORT)/without_%/summary.json: | $(REPORT)/with_%/summary.json
+	$(BIN)/python scripts/cifar.py --probe_train true $(SHORT) --seed $* --milestones '{5: 0.1}' \
+		--ckpt_path $(REPORT)/with_$*/checkpoints/end_of_epoch4.ckpt $(RUN_DIR)
 
 test: $(STAMP) ## run the test suite without its slow tests (some of it: make test ARGS="-k fit")
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TEST_FLAGS) -m "not slow" $(ARGS)

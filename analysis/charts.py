@@ -8,10 +8,13 @@ from typing import Any
 import altair as alt
 
 from analysis.curves import Growth, error_name
-from analysis.figures import GREY, counts_of
-from analysis.runs import Rows
+from analysis.figures import GREY, counts_of, lrs_of
+from analysis.runs import Row, Rows
 
-WHOLE = ",.7~g"  # of epochs
+Colors = Mapping[float, str]  # of a learning rate, on the whole page
+
+WHOLE, TIP = ",.7~g", ",.3~g"  # of epochs; of all other numbers, as in the text
+TRUTH = "#9467bd"  # f; not a learning rate's color
 CONFIG: dict[str, Any] = {
     "background": "transparent",
     "font": "system-ui, sans-serif",
@@ -40,31 +43,37 @@ def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
 
 
 def lines_chart(
-    lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), log: bool = False
+    lines: Rows, x: str, y: str, marks: Sequence[tuple[float, str]] = (), ticks: Sequence[int] = (), log: bool = False
 ) -> alt.LayerChart:
-    """``lines``, at least one, have the names "line" and "run" and lists "x" and "y"; for a band also lists "lower
-    quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are vertical lines, x and text.
+    """``lines``, at least one, have the names "line" and "run", the "color" of all of this name, and lists "x" and "y";
+    for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
+    vertical lines, x and text; ``ticks`` are those of x.
     """
-    scale = alt.Scale(type="log", nice=False) if log else alt.Scale(zero=False, nice=False)
-    axis = alt.Axis(format=WHOLE, tickMinStep=alt.Undefined if log else 1)  # no ticks between two epochs
-    each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run")]
+    kind: dict[str, Any] = {"type": "log"} if log else {"zero": False}
+    scale = alt.Scale(nice=False, padding=6, **kind)
+    axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
+    each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)
-    base = data(lines).transform_flatten(each).encode(*axes, alt.Color("line:N", title=None, sort=None), detail="run:N")
-    layers = [base.mark_line()]
+    colors = {line["line"]: line["color"] for line in lines}
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*colors], range=[*colors.values()]))
+    base = data(lines).transform_flatten(each).encode(*axes, color, detail="run:N")
+    is_curve = any(len(line["x"]) > 1 for line in lines)
+    layers = [base.mark_line(point={"size": 14 if is_curve else 90})]
     if "lower quartile" in each:
-        layers.append(base.mark_area(opacity=0.2).encode(y="lower quartile:Q", y2="upper quartile:Q"))
+        band = base.mark_area(opacity=0.2) if is_curve else base.mark_rule(opacity=0.4, strokeWidth=4)
+        layers.append(band.encode(y="lower quartile:Q", y2="upper quartile:Q"))
     for place, text in marks:
         mark = data([{"x": place}]).encode(x="x:Q")
-        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, y=-8)]
+        layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, align="right", dx=-4, y=8)]
     tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
-    tips += [alt.Tooltip("y:Q", title=y), *(alt.Tooltip(f"{name}:Q") for name in each[2:])]
+    tips += [alt.Tooltip("y:Q", title=y, format=TIP), *(alt.Tooltip(f"{name}:Q", format=TIP) for name in each[2:])]
     return finished([*layers, under_pointer(base, tips)])
 
 
-def fits_chart(growth: Growth) -> alt.LayerChart:
+def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
     """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
-    fits, points, error = growth["fits"], growth["points"], error_name(growth["truth"])
-    counts, lrs = counts_of(growth), sorted({fit["lr"] for fit in fits})
+    fits = [{**fit, "color": colors[fit["lr"]]} for fit in growth["fits"]]
+    points, counts, lrs, error = growth["points"], counts_of(growth), lrs_of(growth), error_name(growth["truth"])
     best = min(fits, key=lambda fit: fit[error] or math.inf)
     slider = alt.binding_range(min=0, max=len(counts) - 1, step=1, name="epochs ")
     params = [
@@ -84,18 +93,20 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
     curve = (
         chosen.transform_calculate(x="grid", truth="truth")
         .transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
-        .encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y, alt.ColorDatum(names[1]))
+        .encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y)
     )
     held_out = [] if growth["truth"] else [{"line": "held-out points", **growth["held_out"]}]
     drawn = data([{"line": "training points", **points}, *held_out]).transform_flatten(["x", "y"])
-    order = [names[1], "held-out points" if held_out else str(names[2]), "training points"]
-    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=["#1f77b4", "#ff7f0e", GREY]))
+    order = ["held-out points" if held_out else names[2], "training points"]
+    color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=[TRUTH, GREY]))
+    stroke, fill = alt.Stroke("color:N", scale=None), alt.Fill("color:N", scale=None)  # of the learning rate
+    tips = [alt.Tooltip(f"{name}:Q", format=TIP) for name in names if growth["truth"] or name != names[2]]
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
-        curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(order[1])),
-        curve.mark_area(opacity=0.25, clip=True).encode(y="lower quartile:Q", y2="upper quartile:Q"),
-        curve.mark_line(clip=True),
-        under_pointer(curve, [alt.Tooltip(f"{name}:Q") for name in names if growth["truth"] or name != names[2]]),
+        curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(order[0])),
+        curve.mark_area(opacity=0.25, clip=True).encode(fill, y="lower quartile:Q", y2="upper quartile:Q"),
+        curve.mark_line(clip=True).encode(stroke),
+        under_pointer(curve.encode(fill), tips),
         chosen.transform_calculate(label=label).mark_text(align="left", x=0, y=-10, fontSize=12).encode(text="label:N"),
     ]
     return finished(layers, height=340).add_params(*params)
@@ -103,18 +114,26 @@ def fits_chart(growth: Growth) -> alt.LayerChart:
 
 def waterfall_chart(accuracies: Mapping[str, float], end: str) -> alt.LayerChart:
     """A bar for each step from the first of these percentages to the last, which ``end`` names."""
-    values, names = [*accuracies.values()], [*accuracies, end]
-    low, high, rows = min(values), max(values), []
+    values, names, rows = [*accuracies.values()], [*accuracies, end], list[Row]()
     for name, (a, b) in zip(names, itertools.pairwise([values[0], *values, values[-1]]), strict=True):
         text = f"{b:.1f} %" if name in (names[0], end) else f"{b - a:+.1f} pp"
-        rows.append({"name": name, "start": a, "end": b, "right": max(a, b), "text": text})
+        rows.append({"name": name, "start": a, "end": b, "text": text})
+    return bars_chart(rows, height=36 * len(rows))
+
+
+def bars_chart(rows: Rows, height: int) -> alt.LayerChart:
+    """A bar from "start" to "end", each in percent, for each "name", with its "text"."""
+    values = [row[end] for row in rows for end in ("start", "end")]
+    low, high = min(values), max(values)
     scale = alt.Scale(domain=[1.1 * low - 0.1 * high, 1.6 * high - 0.6 * low], nice=False)  # room for the text
-    x, y = alt.X("start:Q", title="accuracy [%]", scale=scale), alt.Y("name:N", sort=names, title=None)
-    base = data(rows).encode(x, y)
+    y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None)
+    base = data(rows).encode(alt.X("start:Q", title="accuracy [%]", scale=scale), y, alt.ColorValue(GREY))
     layers = [
         base.mark_bar(size=18).encode(x2="end:Q"),
         # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
-        base.mark_tick(thickness=4, opacity=1).encode(x="end:Q"),
-        base.mark_text(align="left", dx=6).encode(x="right:Q", text="text:N"),
+        base.mark_tick(thickness=4, size=32, opacity=1).encode(x="end:Q"),
+        base.transform_calculate(right="max(datum.start, datum.end)")
+        .mark_text(align="left", dx=6)
+        .encode(x="right:Q", text="text:N"),
     ]
-    return finished(layers, height=36 * len(rows))
+    return finished(layers, height)

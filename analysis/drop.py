@@ -17,7 +17,8 @@ from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
 from lit_models import ResNet20
 
-LINE_IMAGES, LINE_STEPS, NOISE_BATCHES, RENEWAL_BATCHES = 2_000, 4, 40, 80
+LINE_IMAGES, LINE_STEPS, RENEWAL_BATCHES = 2_000, 4, 80
+RENEWED = ("before", "with", "without")
 ALONG = (-0.25, 0, 0.25, 0.5, 0.75, 1, 1.25)  # 0: the weights before the drop, 1: those one epoch later
 ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: after it
 
@@ -26,33 +27,22 @@ def drop_numbers(run: FinishedRun, other: FinishedRun | None, data_root: str | N
     """What a run shows of its drop, accuracies in percent, and what ``measure_lines`` gives, where it can be measured.
 
     "effect" and "final_effect" are with the drop minus without it (``other``), in the first epoch after it and in the
-    last; "residual_sd" is the standard deviation around a straight line from there. "straightness" is the distance
-    between the ends of the weights' path in an epoch in percent of the "path": 100 for a straight one, near
-    100 / sqrt(steps) for independent random steps, less where steps undo each other.
+    last.
     """
     at, numbers = epoch_of_drop(run) or 0, dict[str, float]()
     for suffix, each in (("", run), ("_without", other)):
         if each:
             before, *after = (100 * row["val_acc"] for row in each.epochs[at - 1 :])
             numbers |= {f"first{suffix}": after[0], f"change{suffix}": after[0] - before, f"last{suffix}": after[-1]}
-            if len(after) > 2:
-                x = range(len(after))
-                residuals = after - np.polyval(np.polyfit(x, after, 1), x)
-                numbers[f"residual_sd{suffix}"] = residuals.std(ddof=2)
-    if run.epochs[-1].get("path"):
-        for suffix, part in (("", run.epochs[:at]), ("_after", run.epochs[at:])):
-            numbers[f"path{suffix}"] = np.mean([row["path"] for row in part])
-            numbers[f"straightness{suffix}"] = 100 * np.mean([row["displacement"] / row["path"] for row in part])
     if other is None:
         return numbers, {}
     numbers["effect"] = numbers["first"] - numbers["first_without"]
     numbers["final_effect"] = numbers["last"] - numbers["last_without"]
     weights = [(run, at), (run, at + 1), (other, at + 1)]
-    measures = {"noise": measure_noise, "renewed": measure_renewed, "lines": measure_lines}
-    noise, renewed, lines = (measured(name, weights, data_root, each) for name, each in measures.items())
-    if noise and renewed and lines:
-        numbers |= {"noise": 100 * noise["noise"], **line_numbers(lines)}
-        numbers |= {f"renewed_{name}": 100 * renewed[name] for name in ("with", "without")}
+    renewed = measured("renewed", weights, data_root, measure_renewed)
+    lines = measured("lines", weights, data_root, measure_lines)
+    if renewed and lines:
+        numbers |= line_numbers(lines) | {f"renewed_{name}": 100 * renewed[name] for name in RENEWED}
         numbers["renewed_effect"] = numbers["renewed_with"] - numbers["renewed_without"]
     return numbers, lines
 
@@ -76,7 +66,7 @@ def measure_renewed(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> di
     2105.07576), not moving averages over the last steps, in which the weights have changed.
     """
     accuracies = {}
-    for name, net in zip(("before", "with", "without"), nets, strict=True):
+    for name, net in zip(RENEWED, nets, strict=True):
         update_bn(islice(data.train_dataloader(), RENEWAL_BATCHES), net)
         accuracies[name] = accuracy(net.eval(), islice(data.val_dataloader()[0], run.summary["val_batches"]))
     return accuracies
@@ -88,14 +78,6 @@ def gradients(net: ResNet20, data: CIFAR10DataModule, most: int) -> Iterator[Ten
     for images, labels in islice(data.train_dataloader(), most):
         loss = F.cross_entropy(net(images), labels)
         yield torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(net.parameters()))])
-
-
-def measure_noise(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, float]:
-    """The gradient-noise fraction before the drop: the trace of the covariance of training batches' gradients at the
-    same weights, over their mean squared norm. The rest is the squared norm of the gradient of all images.
-    """
-    each = torch.stack(list(gradients(nets[0], data, NOISE_BATCHES)))
-    return {"noise": (each.var(0).sum() / each.square().sum(1).mean()).item()}
 
 
 def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""All figures by Matplotlib: fitted curves and their animation, training curves, confusion matrix, pictures."""
+"""All figures by Matplotlib: fitted curves, training curves, confusion matrix, pictures."""
 
-import io
+import itertools
 import math
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -12,9 +12,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.curves import MSE, Growth, error_name
+from analysis.curves import MSE, Growth, error_name, typeset
 from analysis.files import write_atomically
-from analysis.runs import Rows, lr_changes, over_epochs
+from analysis.runs import Rows, epoch_ticks, lr_changes, over_epochs
 from analysis.statistics import number, spread
 
 GREY = "#7a7a7a"
@@ -69,8 +69,12 @@ def counts_of(growth: Growth) -> list[int]:
     return sorted({fit["epochs"] for fit in growth["fits"]})
 
 
-def draw_fits(axes: Axes, growth: Growth, epochs: int) -> None:
-    """Draws points, f or the held-out points, and the fits of all learning rates with the quartiles of the seeds."""
+def lrs_of(growth: Growth) -> list[float]:
+    return sorted({fit["lr"] for fit in growth["fits"]})
+
+
+def draw_fits(axes: Axes, growth: Growth, epochs: int, lrs: Sequence[float]) -> None:
+    """Draws points, f or the held-out points, and the fits of these of ``lrs_of(growth)`` with the seeds' quartiles."""
     axes.clear()
     axes.plot(*growth["points"].values(), ".", color=GREY, alpha=0.5, markersize=4, label="points")
     if growth["truth"]:
@@ -79,63 +83,38 @@ def draw_fits(axes: Axes, growth: Growth, epochs: int) -> None:
         axes.plot(*growth["held_out"].values(), "x", color="black", alpha=0.6, markersize=4, label="held-out points")
     axes.margins(y=0.08)
     axes.set_ylim(axes.get_ylim())  # it stays, however far off a fit is
-    fits = [fit for fit in growth["fits"] if fit["epochs"] == epochs]
-    for i, fit in enumerate(fits):
-        if fit["fit"]:
-            draw_line(axes, growth["x"], [fit["fit"], fit["low"], fit["high"]], f"C{i}", f"lr {fit['lr']:g}")
+    fits = {fit["lr"]: fit for fit in growth["fits"] if fit["epochs"] == epochs}
+    for i, lr in enumerate(lrs_of(growth)):
+        if lr in lrs and fits[lr]["fit"]:
+            draw_line(axes, growth["x"], [fits[lr][name] for name in ("fit", "low", "high")], f"C{i}", f"lr {lr:g}")
     name, where = error_name(growth["truth"]), "against f" if growth["truth"] else "on held-out points"
-    finish(axes, f"epochs: {epochs:,}, MSE {where}: {', '.join(number(fit[name]) for fit in fits)}")
+    finish(axes, f"epochs: {epochs:,}, MSE {where}: {', '.join(number(fits[lr][name]) for lr in lrs)}")
 
 
 def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure:
-    """The fitted curves after those of these epoch counts that were kept, one below the other."""
-    counts = [count for count in counts_of(growth) if count in reported]
-    figure = Figure(figsize=(6, 2.4 * len(counts) + 0.8), dpi=110, layout="constrained")
-    for axes, epochs in zip(figure.subplots(len(counts), sharex=True, squeeze=False).flat, counts, strict=True):
-        draw_fits(axes, growth, epochs)
+    """The fitted curves that were kept of these epoch counts: a row for each count, a column for each learning rate."""
+    counts, lrs = [count for count in counts_of(growth) if count in reported], lrs_of(growth)
+    size = (max(6, 3.2 * len(lrs)), 2.4 * len(counts) + 0.8)
+    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    grid = figure.subplots(len(counts), len(lrs), sharex=True, squeeze=False)
+    for axes, (epochs, lr) in zip(grid.flat, itertools.product(counts, lrs), strict=True):
+        draw_fits(axes, growth, epochs, [lr])
     add_legend(figure)
-    figure.suptitle(f"f(x) = {title:.70}" if growth["truth"] else title.replace("$", r"\$"), fontsize=10)
+    title = f"f(x) = {typeset(title):.70}" if growth["truth"] else title.replace("$", r"\$")
+    figure.suptitle(title, fontsize=10)
     return figure
-
-
-def growing(figure: Figure, growth: Growth, counts: Iterable[int]) -> Iterator[tuple[int, np.ndarray]]:
-    """Yields each epoch count and its picture: fits in the first axes; in others the last line stands at the epochs."""
-    for epochs in counts:
-        draw_fits(figure.axes[0], growth, epochs)
-        for axes in figure.axes[1:]:
-            axes.lines[-1].set_xdata([epochs])
-        if not figure.legends:
-            add_legend(figure)
-        yield epochs, pixels_of(figure)
-        figure.set_layout_engine("none")  # nothing moves after the first picture
 
 
 def fit_cards(growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
     """About ten epoch counts, each with (440, 660, 3) uint8 pixels, to be read at the width of a TensorBoard card."""
-    counts = counts_of(growth)
-    figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
-    figure.subplots()
-    few = counts[:: -(len(counts) // 10 + 1)][::-1]  # of more, TensorBoard shows a random choice
-    return growing(figure, growth, few)
-
-
-def fit_animation(growth: Growth) -> bytes:
-    """A GIF of 720 x 400 pixels that repeats for ever: the fitted curves, and where on the curve of errors they are."""
-    counts = counts_of(growth)
-    figure = Figure(figsize=(7.2, 4), dpi=100, layout="constrained")
-    _, errors = figure.subplots(1, 2, width_ratios=(3, 2))
-    errors.set(xscale="log", yscale="log")
-    for lr in dict.fromkeys(fit["lr"] for fit in growth["fits"]):
-        errors.plot(counts, [fit[error_name(growth["truth"])] for fit in growth["fits"] if fit["lr"] == lr])
-    errors.axvline(1, color=GREY)
-    finish(errors, MSE[error_name(growth["truth"])], "epochs")
-    frames = [Image.fromarray(pixels) for _, pixels in growing(figure, growth, counts)]
-    # One palette for all: what is the same as in the frame before is equal to the bit, and takes no space.
-    palette = frames[-1].quantize(64, Image.Quantize.MAXCOVERAGE)
-    first, *rest = (frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames)
-    gif = io.BytesIO()
-    first.save(gif, "gif", save_all=True, append_images=rest, duration=[*[140] * len(rest), 4000], loop=0)
-    return gif.getvalue()
+    figure, counts = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained"), counts_of(growth)
+    axes = figure.subplots()
+    for epochs in counts[:: -(len(counts) // 10 + 1)][::-1]:  # of more, TensorBoard shows a random choice
+        draw_fits(axes, growth, epochs, lrs_of(growth))
+        if not figure.legends:
+            add_legend(figure)
+        yield epochs, pixels_of(figure)
+        figure.set_layout_engine("none")  # nothing moves after the first picture
 
 
 def errors_figure(rows: Rows, noise_variance: float, error: str = "true_mse") -> Figure:
@@ -145,7 +124,7 @@ def errors_figure(rows: Rows, noise_variance: float, error: str = "true_mse") ->
         axes.set(xscale="log", yscale="log")
         if noise_variance > 0 and metric == "train_mse":
             axes.axhline(noise_variance, color=GREY, linestyle=":", label="variance of the noise")
-        for i, lr in enumerate(dict.fromkeys(row["lr"] for row in rows)):
+        for i, lr in enumerate(sorted({row["lr"] for row in rows})):
             part = [row for row in rows if row["lr"] == lr]
             lines = np.array([list(row[metric].values()) for row in part], dtype=float).T  # median, q25, q75
             label = f"learning rate {lr:g}" + " (diverged)" * (not np.isfinite(lines[0, -1]))
@@ -158,14 +137,18 @@ def errors_figure(rows: Rows, noise_variance: float, error: str = "true_mse") ->
 def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], measured_on: str) -> Figure:
     """Accuracy and loss over epochs, from "epochs", "test_acc" and "measured_on" of the runs' summary.json."""
     figure = Figure(figsize=(5, 3), dpi=220, layout="constrained")
+    last = max(rows[-1]["epoch"] for rows in runs)
     for axes, (kind, (title, scale)) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for i, (name, line) in enumerate(LINES.items()):
             for rows in runs:
                 x, y = over_epochs(rows, f"{name}_{kind}", scale)
                 axes.plot(x, y, ".-", color=f"C{i}", label=(line or measured_on) if x else "", markersize=4)
+        for rows, test_acc in zip(runs, test_accs, strict=True):
+            if kind == "acc" and test_acc is not None:
+                axes.plot(rows[-1]["epoch"], 100 * test_acc, "*", color="C3", label="test, at the end", markersize=5)
         for epoch, lr in lr_changes(runs[0]):
             axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        axes.set_xticks(epoch_ticks(last))
         finish(axes, title, "epoch (counted from 0)")
     add_legend(figure)
     figure.suptitle(f"Test accuracy {spread(test_accs, 100)} % at the end (seeds: {len(runs)})", fontsize=10)

@@ -8,23 +8,19 @@ from typing import Any, NamedTuple
 import altair as alt
 import jinja2
 
-from analysis.charts import fits_chart, lines_chart, waterfall_chart
-from analysis.curves import MSE, early_stopping_text, error_name, error_of, more_training_text
+from analysis.charts import Colors, bars_chart, fits_chart, lines_chart, waterfall_chart
+from analysis.curves import MSE, early_stopping_text, error_name, error_of, more_training_text, typeset
 from analysis.drop import ACROSS, ALONG, drop_numbers
 from analysis.figures import LINES, MEASURES
 from analysis.files import read_json
 from analysis.gap import STEPS, gap_numbers
-from analysis.runs import FinishedRun, Pair, Row, Rows, epoch_of_drop, groups, lr_changes, over_epochs
-from analysis.statistics import mean_ci, number, over_runs, spread
+from analysis.runs import FinishedRun, Pair, Row, Rows, epoch_of_drop, epoch_ticks, groups, lr_changes, over_epochs
+from analysis.statistics import MeanCI, mean_ci, number, over_runs, spread
 
 QUARTILES = {"y": "median", "lower quartile": "q25", "upper quartile": "q75"}
-LOSS = ("training loss [nats]", [(0, ""), (1, "")])  # axis and marks
-EFFECT = {  # from the accuracy without the drop to that with it
-    "without the drop": "first_without",
-    "running averages renewed": "renewed_without",
-    "weights after the drop": "renewed_with",
-    "its own running averages": "first",
-}
+RATES = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#bcbd22")  # colors of learning rates, and of nothing else
+TRAIN, VAL, PROBE, TEST = "#9467bd", "#17becf", "#8c564b", "#e377c2"
+BOTH = [(0, ""), (1, "")]  # marks at both ends
 
 
 class Section(NamedTuple):
@@ -39,29 +35,36 @@ def render(**facts: Any) -> str:
     """The page; ``facts`` are what report.html names."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    env.filters.update(number=number, count="{:,}".format, g="{:g}".format, spread=spread)
+    env.filters.update(number=number, count="{:,}".format, g="{:g}".format, spread=spread, typeset=typeset)
     env.filters.update(more_training=more_training_text, early_stopping=early_stopping_text)
     return env.get_template("report.html").render(facts)
 
 
 def make_sections(runs: Sequence[FinishedRun], data_root: str | None) -> list[Section]:
-    sections = [s for run in runs if run.is_curve and run.summary["over_seeds"] for s in curve_sections(run)]
-    for pairs in groups([run for run in runs if not run.is_curve and run.epochs]):
+    curves = [run for run in runs if run.is_curve and run.summary["over_seeds"]]
+    together = groups([run for run in runs if not run.is_curve and run.epochs])
+    lrs = {row["lr"] for run in curves for row in run.summary["over_seeds"]}
+    lrs |= {run.epochs[i]["lr"] for pairs in together for run, _ in pairs if epoch_of_drop(run) for i in (0, -1)}
+    colors = dict(zip(sorted(lrs), itertools.cycle(RATES), strict=False))
+    sections = [section for run in curves for section in curve_sections(run, colors)]
+    for pairs in together:
         seeds = [run for run, _ in pairs]
         sections.append(training_section(seeds))
         if all(epoch_of_drop(run) for run in seeds):
-            sections.append(drop_section([pair for pair in pairs if pair[1]] or pairs, data_root))
+            sections.append(drop_section([pair for pair in pairs if pair[1]] or pairs, colors, data_root))
         if all(run.epochs[-1].get("probe_acc") and run.summary["test_acc"] for run in seeds):
             sections.append(gap_section(seeds, data_root))
     return sections
 
 
-def curve_sections(run: FinishedRun) -> list[Section]:
+def curve_sections(run: FinishedRun, colors: Colors) -> list[Section]:
     rows, error = run.summary["over_seeds"], error_name(run.summary["function"])
     best = min(rows, key=lambda row: error_of(row, error))
     epochs = max((row["epochs"] for row in rows), key=lambda count: (count == 1000, count))  # 1,000, or the most
-    here = [row for row in rows if row["epochs"] == epochs]
+    here = sorted((row for row in rows if row["epochs"] == epochs), key=lambda row: row["lr"])
     fits_well = [row for row in rows if error_of(row, error) <= 1.5 * error_of(best, error)]
+    reached = {row["lr"]: row["epochs"] for row in reversed(fits_well)}  # first epoch count that fits well
+    needed = [reached[row["lr"]] for row in here if row["lr"] in reached]
     facts = {
         "summary": run.summary,
         "error": error,
@@ -70,27 +73,32 @@ def curve_sections(run: FinishedRun) -> list[Section]:
         "last": [row for row in rows if row["lr"] == best["lr"]][-1],
         "here": here,
         "best_here": min(here, key=lambda row: error_of(row, error)),
-        "reached": {row["lr"]: row["epochs"] for row in reversed(fits_well)},  # first epoch count that fits well
+        "reached": reached,
+        "slower": needed == sorted(needed, reverse=True) and len({*needed}) > 1,  # a smaller rate needs more epochs
     }
-    charts = {"fits": fits_chart(read_json(run.path / "curves.json"))}
+    charts = {"fits": fits_chart(read_json(run.path / "curves.json"), colors)}
     if len(rows) > len(here):
-        charts |= {metric: mse_chart(rows, "epochs", "lr", metric) for metric in ("train_mse", error)}
+        metrics = ("train_mse", error)
+        charts |= {metric: mse_chart(rows, colors, "epochs", metric, f"{MSE[metric]} [y²]") for metric in metrics}
     sections = [Section("epochs", facts, charts)]
     if len(here) > 1:
-        sections.append(Section("lr", facts, {error: mse_chart(here, "lr", "epochs", error)}))
+        title = f"{MSE[error]} at {epochs:,} epochs [y²]"
+        sections.append(Section("lr", facts, {"rates": mse_chart(here, colors, "lr", error, title)}))
     if "auto" in run.summary:
         sections.append(Section("settings", facts, {}))
     return sections
 
 
-def mse_chart(rows: Rows, x: str, each: str, metric: str) -> alt.LayerChart:
-    """Medians and quartiles of the seeds over ``x``, "epochs" or "lr", with a line for ``each`` of the other."""
-    names, lines = {"lr": "learning rate", "epochs": "epochs"}, []
-    for value in dict.fromkeys(row[each] for row in rows):
-        part = [row for row in rows if row[each] == value]
-        line = {name: [row[metric][quartile] for row in part] for name, quartile in QUARTILES.items()}
-        lines.append({"line": f"{names[each]} {value:,.7g}", "run": "all", "x": [row[x] for row in part], **line})
-    return lines_chart(lines, names[x], f"{MSE[metric]} [y²]", log=True)
+def mse_chart(rows: Rows, colors: Colors, x: str, metric: str, title: str) -> alt.LayerChart:
+    """Medians and quartiles of the seeds over ``x``, "epochs" or "lr", a line for each learning rate."""
+    lines = []
+    for lr in sorted({row["lr"] for row in rows}):
+        part = [row for row in rows if row["lr"] == lr]
+        line = {"line": f"learning rate {lr:g}", "run": "all", "color": colors[lr], "x": [row[x] for row in part]}
+        lines.append(line | {name: [row[metric][quartile] for row in part] for name, quartile in QUARTILES.items()})
+    first, last = min(row[x] for row in rows), max(row[x] for row in rows)
+    ticks = [first, *(10.0**i for i in range(-9, 9) if 1.5 * first < 10**i < last / 1.5), last]
+    return lines_chart(lines, {"lr": "learning rate"}.get(x, x), title, ticks=ticks, log=True)
 
 
 def training_section(runs: Sequence[FinishedRun]) -> Section:
@@ -98,8 +106,12 @@ def training_section(runs: Sequence[FinishedRun]) -> Section:
     summary, charts = runs[0].summary, {}
     for kind, (title, scale) in MEASURES.items():
         lines: list[Row] = []
-        for name, line in LINES.items():
-            lines += epoch_lines(runs, line or summary["measured_on"], f"{name}_{kind}", scale)
+        for (name, line), color in zip(LINES.items(), (TRAIN, VAL, PROBE), strict=True):
+            lines += epoch_lines(runs, line or summary["measured_on"], color, f"{name}_{kind}", scale)
+        for run in runs:
+            if (value := run.summary[f"test_{kind}"]) is not None:
+                end = {"x": [run.epochs[-1]["epoch"]], "y": [scale * value]}
+                lines.append({"line": "test, at the end", "run": run.path.name, "color": TEST, **end})
         charts[kind] = epochs_chart(runs, lines, title)
     tested = [100 * run.summary["test_acc"] for run in runs if run.summary["test_acc"] is not None]
     epochs = list(zip(*(run.epochs for run in runs), strict=False))  # a time limit may end one run earlier
@@ -107,37 +119,55 @@ def training_section(runs: Sequence[FinishedRun]) -> Section:
     return Section("training", {"summary": summary, **facts}, charts)
 
 
-def epoch_lines(runs: Iterable[FinishedRun | None], line: str, name: str, scale: float = 100) -> list[Row]:
+def epoch_lines(runs: Iterable[FinishedRun | None], line: str, color: str, name: str, scale: float = 100) -> list[Row]:
     """A line of a chart for each run in which this was measured."""
     each = [(run.path.name, *over_epochs(run.epochs, name, scale)) for run in runs if run]
-    return [{"line": line, "run": run, "x": x, "y": y} for run, x, y in each if x]
+    return [{"line": line, "run": run, "color": color, "x": x, "y": y} for run, x, y in each if x]
 
 
 def epochs_chart(runs: Sequence[FinishedRun], lines: Rows, title: str) -> alt.LayerChart:
-    marks = [(epoch - 0.5, f"lr {lr:g}") for epoch, lr in lr_changes(runs[0].epochs)]
-    return lines_chart(lines, "epoch (counted from 0)", title, marks)
+    marks = [(epoch - 0.5, f"lr {lr:g} →") for epoch, lr in lr_changes(runs[0].epochs)]
+    ticks = epoch_ticks(max(run.epochs[-1]["epoch"] for run in runs))
+    return lines_chart(lines, "epoch (counted from 0)", title, marks, ticks)
 
 
-def drop_section(pairs: Sequence[Pair], data_root: str | None) -> Section:
+def drop_section(pairs: Sequence[Pair], colors: Colors, data_root: str | None) -> Section:
     runs, others = zip(*pairs, strict=True)
-    numbers, along, across = [], list[Row](), list[Row]()
+    summary, numbers, along, across = runs[0].summary, [], list[Row](), list[Row]()
+    lrs = {"without": summary["epochs"][0]["lr"], "with": summary["epochs"][-1]["lr"]}  # before and after the drop
     for run, other in pairs:
         numbers_of_run, losses = drop_numbers(run, other, data_root)
         numbers.append(numbers_of_run)
-        if losses:
-            name, steps = {"run": run.path.name}, enumerate(losses["steps"], start=1)
-            across += [{"line": f"step {i}", **name, "x": ACROSS, "y": y} for i, y in steps]
-            along += [{"line": f"{w} the drop", **name, "x": ALONG, "y": losses[w]} for w in ("without", "with")]
-    lines = epoch_lines(others, "without the drop", "val_acc") + epoch_lines(runs, "with the drop", "val_acc")
-    mean, summary = over_runs(numbers), runs[0].summary
+        for way, lr in lrs.items() if losses else ():
+            line = {"run": run.path.name, "color": colors[lr]}
+            along.append({**line, "line": f"{way} the drop", "x": ALONG, "y": losses[way]})
+            for i, step in enumerate(losses["steps" if way == "without" else "small_steps"], start=1):
+                line |= {"line": f"steps at learning rate {lr:g}", "run": f"{run.path.name}, step {i}"}
+                change = [loss - step[ACROSS.index(0)] for loss in step]
+                across.append({**line, "x": ACROSS[1:-1], "y": change[1:-1]})  # what lies farther out hides the rest
+    lines = epoch_lines(runs, "with the drop", colors[lrs["with"]], "val_acc")
+    lines += epoch_lines(others, "without the drop", colors[lrs["without"]], "val_acc")
+    mean = over_runs(numbers)
     charts = {"drop": epochs_chart(runs, lines, f"{summary['measured_on']} accuracy [%]")}
     if "renewed_effect" in mean:
-        charts["effect"] = waterfall_chart({title: mean[name].mean for title, name in EFFECT.items()}, "with the drop")
+        charts["renewed"] = renewed_chart(mean)
     if along:
-        charts["along"] = lines_chart(along, "before the drop: 0, one epoch later: 1", *LOSS)
+        charts["along"] = lines_chart(along, "before the drop: 0, one epoch later: 1", "training loss [nats]", BOTH)
     if across:
-        charts["across"] = lines_chart(across, "before the step: 0, after it: 1", *LOSS)
+        title = "change of the training loss [nats]"
+        charts["across"] = lines_chart(across, "before the step: 0, after it: 1", title, BOTH)
     return Section("drop", {"summary": summary, "runs": runs, "numbers": numbers, "mean": mean}, charts)
+
+
+def renewed_chart(mean: Mapping[str, MeanCI]) -> alt.LayerChart:
+    """From each accuracy with a run's own running averages to that with renewed ones."""
+    own = {"before": mean["first"].mean - mean["change"].mean}
+    own |= {"without": mean["first_without"].mean, "with": mean["first"].mean}
+    rows = []
+    for name, start in own.items():
+        end = mean[f"renewed_{name}"].mean
+        rows.append({"name": f"{name} the drop", "start": start, "end": end, "text": f"{start:.1f} → {end:.1f} %"})
+    return bars_chart(rows, height=260)
 
 
 def gap_section(runs: Sequence[FinishedRun], data_root: str | None) -> Section:

@@ -36,6 +36,12 @@ def over_epochs(rows: Rows, name: str, scale: float = 1) -> tuple[list[int], lis
     return [row["epoch"] for row in rows], [scale * row[name] for row in rows]
 
 
+def epoch_ticks(last: int) -> list[int]:
+    """Ticks of an axis of the epochs from 0 to ``last``: up to seven, both ends among them."""
+    step = next(10**i * few for i in itertools.count() for few in (1, 2, 5) if 6 * 10**i * few >= last)
+    return [*(tick for tick in range(0, last, step) if 2 * (last - tick) >= step), last]
+
+
 def lr_changes(rows: Rows) -> list[tuple[int, float]]:
     """(epoch, new learning rate) of each step; none for a rate that changes all the time, which is no event."""
     changes = [(b["epoch"], b["lr"]) for a, b in itertools.pairwise(rows) if a["lr"] != b["lr"]]

@@ -75,7 +75,7 @@ class ClassifierRecord(Callback):
             "epoch": trainer.current_epoch,
             "lr": self._lr,
             **dict.fromkeys(MEASURED),
-            **logged(trainer, "train/", "trajectory/"),
+            **logged(trainer, "train/"),
             **self._validated,
             "seconds": seconds,
             "images_per_second": self._images * trainer.world_size / (seconds - self._uncounted),
@@ -114,9 +114,9 @@ class ClassifierRecord(Callback):
 
 
 def logged(trainer: Trainer, *prefixes: str) -> dict[str, float | None]:
-    """An epoch's logged values, by the names of summary.json: val_acc for val/acc, path for trajectory/path."""
+    """An epoch's logged values, by the names of summary.json: val_acc for val/acc."""
     names = [name for name in trainer.callback_metrics if name.startswith(prefixes) and not name.endswith("_step")]
-    return {n.removeprefix("trajectory/").replace("/", "_"): trainer.callback_metrics[n].item() for n in names}
+    return {n.replace("/", "_"): trainer.callback_metrics[n].item() for n in names}
 
 
 def cell(name: str, value: float | None) -> str:

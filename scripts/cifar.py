@@ -25,7 +25,6 @@ from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.saving import SaveLast
 from callbacks.test_pictures import TestPictures
-from callbacks.weight_trajectory import WeightTrajectory
 from cli.command import UsageError, main, print_once
 from cli.hardware import fastest
 from cli.parser import Parser, add_trainer_flags, build, training_parser
@@ -129,8 +128,7 @@ def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord, pictures:
     # The weights before each LR step are kept, and those one epoch later, for the report compares both.
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
-    trajectory = [WeightTrajectory()] if cfg.probe_train else []
-    return [run, schedule, *trajectory, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving]
+    return [run, schedule, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving]
 
 
 def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> None:

@@ -7,12 +7,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTH
 import cli  # noqa: F401  (before all others, which are faster then)
 
 # isort: split
+import json
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from analysis.figures import pictures_figure, save_png
 from analysis.files import standard_json, write_atomically
@@ -71,7 +73,7 @@ def print_pictures(network: PictureClassifier, names: Sequence[str], sheet: Path
 @torch.inference_mode()
 def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: bool) -> None:
     """Prints the value at each number, a column for each learning rate and seed."""
-    members = [{"lr": lr, "seed": seed} for lr in network.lrs for seed in network.seeds]
+    members = members_of(network)
     values = network(torch.tensor(numbers, dtype=torch.float64)).T.tolist()
     if as_json:
         print(standard_json({"x": numbers, "members": members, "y": values}))
@@ -81,19 +83,58 @@ def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: b
         print(x, *(f"{y:.6g}" for y in row), sep="\t")
 
 
+def members_of(network: FunctionRegressor) -> list[dict[str, float]]:
+    return [{"lr": lr, "seed": seed} for lr in network.lrs for seed in network.seeds]
+
+
+class Curves(nn.Module):
+    """(N, 1) float32 x -> (N, M) float32 y, by operations that every reader of ONNX knows."""
+
+    def __init__(self, network: FunctionRegressor) -> None:
+        super().__init__()
+        self.x_mean, self.x_scale = network.x_mean, network.x_scale
+        scales = (network.y_mean, network.y_scale)
+        self.y_mean, self.y_scale = (each.repeat(len(network.lrs), 1)[:, 0].float() for each in scales)
+        layers = network.net.layers(network.net.theta.detach())
+        self.members = [[(w[m], b[m, :, 0]) for w, b in layers] for m in range(len(self.y_mean))]
+
+    def forward(self, x: Tensor) -> Tensor:
+        columns = []
+        for (weight, bias), *others in self.members:
+            column = F.linear((x - self.x_mean) / self.x_scale, weight, bias)
+            for weight, bias in others:
+                column = F.linear(column.relu(), weight, bias)
+            columns.append(column)
+        return torch.cat(columns, dim=1) * self.y_scale + self.y_mean
+
+
 def export(network: nn.Module, path: Path) -> None:
-    """Writes the network as .onnx or .pt2, for any number of inputs at once."""
-    is_curve = isinstance(network, FunctionRegressor)
-    name, example = ("x", torch.zeros(3).double()) if is_curve else ("images", torch.zeros(3, 3, 32, 32))
+    """Writes the network as .onnx or .pt2, for any number of inputs at once. Raises UsageError where it cannot."""
+    is_onnx, example = path.suffix == ".onnx", torch.zeros(3, 3, 32, 32)
+    if isinstance(network, FunctionRegressor):
+        facts = {"x": "(N, 1) float32", "y": "(N, M) float32, a column for each of the members"}
+        facts["members"] = json.dumps(members_of(network))
+        example = torch.linspace(-1.5, 1.5, 99).double() * network.x_scale + network.x_mean
+        if is_onnx:
+            values, least = network(example).T, 1e-3 * float(network.y_scale.max())
+            network, example = Curves(network), example.float()[:, None]
+            if not torch.allclose(network(example).double(), values, atol=least, equal_nan=True):
+                raise UsageError("float32, which FILE.onnx takes, cannot hold this curve: --export FILE.pt2")
+    else:
+        facts = {"images": "(N, 3, 32, 32) float32, RGB from 0 to 1", "logits": "(N, C); their softmax: probabilities"}
+        facts["classes"] = json.dumps(network.classes)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     if path.suffix == ".pt2":
         write_atomically(path, lambda file: torch.export.save(program, file))
-    elif path.suffix == ".onnx":
+    elif is_onnx:
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it did not optimize
+        inputs, outputs, *_ = ([name] for name in facts)
+        names: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": ({0: "N"},)}
         try:
-            onnx: Any = torch.onnx.export(program, input_names=[name], verbose=False)
+            onnx: Any = torch.onnx.export(program, **names, verbose=False)
         except ImportError as error:
             raise UsageError(f"--export FILE.onnx needs {error.name}: pip install 'litlab[export]'") from None
+        onnx.model.metadata_props.update(facts)
         write_atomically(path, lambda file: file.write(onnx.model_proto.SerializeToString()))
     else:
         raise UsageError(f"--export writes .onnx or .pt2, not {path}")

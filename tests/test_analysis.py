@@ -2,23 +2,22 @@
 
 import itertools
 import math
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageSequence
+from PIL import Image
 
 from analysis import figures
 from analysis.charts import waterfall_chart
-from analysis.curves import METRICS, Growth, early_stopping, fit_text, more_training, spread_over_seeds
-from analysis.drop import drop_numbers, measure_lines, measure_noise, measure_renewed
+from analysis.curves import METRICS, Growth, early_stopping, fit_text, more_training, spread_over_seeds, typeset
+from analysis.drop import drop_numbers, measure_lines, measure_renewed
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.gap import measure_gap
 from analysis.provenance import command_line
-from analysis.runs import FinishedRun, lr_changes
+from analysis.runs import FinishedRun, epoch_ticks, lr_changes
 from analysis.statistics import mean_ci, median_ci, medians, number, over_runs, quartiles, spread
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
@@ -157,12 +156,11 @@ def test_the_text_of_a_fit() -> None:
     ]
 
 
-def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1, **path: float) -> FinishedRun:
+def run_of(*accuracies: float, lr: float = 0.01, start: float = 0.1) -> FinishedRun:
     """Five epochs at the learning rate ``start``, the others at ``lr``."""
     rows = []
     for i, a in enumerate(accuracies):
-        row = {"epoch": i, "lr": start if i < 5 else lr, "train_acc": a, "train_loss": 1 - a, "val_acc": a}
-        rows.append(row | {name: length / (1 if i < 5 else 10) for name, length in path.items()})
+        rows.append({"epoch": i, "lr": start if i < 5 else lr, "train_acc": a, "train_loss": 1 - a, "val_acc": a})
     settings = {"milestones": {"5": lr}, "lr": 0.1, "weight_decay": 0.0, "momentum": 0.0, "optimizer": "sgd"}
     return FinishedRun(Path("nowhere"), {"epochs": rows, "settings": settings, "val_batches": 10})
 
@@ -176,31 +174,12 @@ def test_effect_of_the_learning_rate_drop() -> None:
     numbers, _ = drop_numbers(DROPPED, run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.72, 0.7, lr=0.1), "")
     expected = {"first_without": 72, "last_without": 70, "change_without": 2, "effect": 8, "final_effect": 11}
     assert numbers == pytest.approx(alone | expected)
-    # Three or more values vary around a line: 50 60 70 60 70 around 54 58 62 66 70: slope 4, residuals -4 2 8 -6 0,
-    # the sum of their squares is 120, with 5 - 2 degrees of freedom.
-    numbers, _ = drop_numbers(run_of(*[0.5] * 5, 0.5, 0.6, 0.7, 0.6, 0.7, path=10.0, displacement=0.5), None, "")
-    assert numbers["residual_sd"] == pytest.approx((120 / 3) ** 0.5)
-    assert [numbers[name] for name in ("path", "path_after", "straightness")] == pytest.approx([10, 1, 5])
 
 
 def data_of(images: torch.Tensor, labels: torch.Tensor, batch_size: int = 4, max_shift: int = 4) -> CIFAR10DataModule:
     data = CIFAR10DataModule(batch_size=batch_size, max_shift=max_shift)
     data.train = data.test = images, labels
     return data
-
-
-def test_gradients_that_all_batches_share_are_no_noise() -> None:
-    torch.manual_seed(0)
-    images = torch.full((12, 32, 32, 3), 200, dtype=torch.uint8)  # a flip changes nothing, nor a shift by 0 pixels
-    net, data = ResNet20(), data_of(images, torch.full((12,), 3), max_shift=0)
-    assert measure_noise([net], data, DROPPED)["noise"] == pytest.approx(0, abs=1e-4)
-    data = data_of(torch.randint(256, images.shape, dtype=torch.uint8), torch.arange(12) % 10)
-    # (|sum g_i|^2 - sum |g_i|^2) / (n (n - 1)) estimates the squared norm of the gradient of all images without bias.
-    losses = [torch.nn.functional.cross_entropy(net(x), y) for x, y in data.train_dataloader()]
-    each = [torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(net.parameters()))]) for loss in losses]
-    squared = sum(float(g.square().sum()) for g in each)
-    of_all = (float(sum(each).square().sum()) - squared) / 6  # type: ignore[union-attr]
-    assert measure_noise([net], data, DROPPED)["noise"] == pytest.approx(1 - of_all / (squared / 3), rel=1e-3)
 
 
 def test_accuracy_on_the_training_subset() -> None:
@@ -264,7 +243,7 @@ def test_what_diverged_is_left_out_of_the_errors(bad: float | None) -> None:
 
     figure = figures.errors_figure([*curve_rows(0.1, 9, bad, bad), *curve_rows(0.01, 8, 4, 2)], noise_variance=9.0)
     for axes in figure.axes:
-        *_, first, second = axes.lines
+        *_, second, first = axes.lines  # in ascending learning rates
         assert first.get_label() == "learning rate 0.1 (diverged)" and second.get_label() == "learning rate 0.01"
         assert [first.get_ydata()[0], *second.get_ydata()] == [9, 8, 4, 2]
         assert not np.isfinite(first.get_ydata()[1:]).any() and axes.get_yscale() == "log"
@@ -282,17 +261,21 @@ def growth_of(*epochs: int, lrs: Any = (0.1, 0.01)) -> Growth:
     return {"x": [0.0, 1.0], "truth": [0.0, 1.0], "points": points, "fits": fits}
 
 
-def test_fitted_curves_have_a_row_for_each_epoch_count() -> None:
+def test_fitted_curves_have_a_row_for_each_epoch_count_and_a_column_for_each_rate() -> None:
     figure = figures.fits_figure(growth_of(1, 10, 100), [1, 100, 5], "x**2" + " + 0" * 30)
     titles = [axes.get_title(loc="left") for axes in figure.axes]
-    assert titles == ["epochs: 1, MSE against f: 1, 1", "epochs: 100, MSE against f: diverged, 0.01"]
+    errors = {1: ("1", "1"), 100: ("0.01", "diverged")}  # of 0.01 and 0.1
+    assert titles == [f"epochs: {e}, MSE against f: {error}" for e, both in errors.items() for error in both]
     labels = [[line.get_label() for line in axes.lines] for axes in figure.axes]
-    assert labels == [["points", "f(x)", "lr 0.1", "lr 0.01"], ["points", "f(x)", "lr 0.01"]]
-    assert figure.axes[0].lines[-1].get_color() == figure.axes[1].lines[-1].get_color()  # of a learning rate
+    assert [each[2:] for each in labels] == [["lr 0.01"], ["lr 0.1"], ["lr 0.01"], []]
+    first, other, again = (axes.lines[-1].get_color() for axes in figure.axes[:3])
+    assert first == again != other  # of a learning rate
     # The y-axis fits the points, from 0 to 2, wherever the fit is; the band is that of the quartiles.
-    assert figure.axes[1].get_ylim() == pytest.approx((-0.16, 2.16)) and len(figure.axes[1].collections) == 1
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["points", "f(x)", "lr 0.1", "lr 0.01"]
-    assert len(figure.get_suptitle()) == 70 + len("f(x) = ")
+    assert figure.axes[2].get_ylim() == pytest.approx((-0.16, 2.16)) and len(figure.axes[2].collections) == 1
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["points", "f(x)", "lr 0.01", "lr 0.1"]
+    assert figure.get_suptitle().startswith("f(x) = x² + 0") and len(figure.get_suptitle()) == 70 + len("f(x) = ")
+    texts = {"3*x**10 - 1": "3·x¹⁰ − 1", "x**2.5": "x^2.5", "2**3**2": "2^3²", "x**-1": "x^−1"}  # noqa: RUF001
+    assert {function: typeset(function) for function in texts} == texts
 
 
 def test_how_the_fitted_curves_grow() -> None:
@@ -300,13 +283,6 @@ def test_how_the_fitted_curves_grow() -> None:
         cards = dict(figures.fit_cards(growth_of(*range(1, most + 1), lrs=[0.1])))
         assert min(most, 5) <= len(cards) <= 10 and list(cards) == sorted(cards) and max(cards) == most
     assert cards[most].shape == (440, 660, 3) and not list(figures.fit_cards(growth_of()))
-    with Image.open(BytesIO(figures.fit_animation(growth_of(1, 2, 100)))) as picture:
-        assert (picture.size, picture.info["loop"]) == ((720, 400), 0)
-        frames = [np.array(frame.convert("RGB")) for frame in ImageSequence.Iterator(picture)]
-        assert picture.info["duration"] == 4000
-    assert len(frames) == 3 and not np.array_equal(frames[0], frames[1])
-    for ink in ([31, 119, 180], [255, 127, 14]):  # Matplotlib's first two colors
-        assert np.abs(frames[1].astype(int) - ink).max(2).min() < 20
 
 
 def test_training_figure() -> None:
@@ -315,7 +291,10 @@ def test_training_figure() -> None:
     assert figure.get_suptitle() == "Test accuracy 82.00 ± 1.41 % at the end (seeds: 2)"
     axes = figure.axes[0]
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert legend == ["train (epoch average)", "validation", "learning rate becomes 0.01"]
+    assert legend == ["train (epoch average)", "validation", "test, at the end", "learning rate becomes 0.01"]
+    assert list(axes.get_xticks()) == [*range(7)]
+    (one,) = {tuple(axes.get_xticks()) for axes in figures.training_figure([DROPPED.epochs[:1]], [0.5], "test").axes}
+    assert one == (0,) and [epoch_ticks(last)[-2:] for last in (9, 53, 119)] == [[8, 9], [40, 53], [100, 119]]
     train, shorter, val = axes.lines[:3]
     assert list(train.get_ydata()) == pytest.approx([50, 60, 70, 60, 70, 80, 81]) and len(shorter.get_ydata()) == 6
     assert train.get_color() == shorter.get_color() != val.get_color()

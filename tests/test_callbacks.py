@@ -1,4 +1,4 @@
-"""The learning-rate schedules, the progress lines, the weights' trajectory, the pictures of a test."""
+"""The learning-rate schedules, the progress lines, the pictures of a test."""
 
 import math
 from pathlib import Path
@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from callbacks import LRStep, OneCycle, test_pictures
 from callbacks.progress import ProgressLines
-from callbacks.weight_trajectory import WeightTrajectory
 
 
 def make_trainer(*callbacks: Callback, **flags: Any) -> Trainer:
@@ -109,46 +108,6 @@ def test_what_takes_more_than_a_minute_prints_how_long(capsys: pytest.CaptureFix
         rates(ProgressLines(minute), max_epochs=5)
         lines = capsys.readouterr().out.splitlines()
         assert [line.split("% trained; about 0 min left")[0] for line in lines] == printed
-
-
-# WeightTrajectory
-
-
-class Pushed(LightningModule):
-    """Two weights, and the gradients of the steps of each epoch."""
-
-    def __init__(self, gradients: list[tuple[float, float]]) -> None:
-        super().__init__()
-        self.gradients, self.weights = gradients, torch.nn.Parameter(torch.zeros(2))
-
-    def training_step(self, batch: Tensor, batch_idx: int) -> Tensor:
-        return (self.weights * torch.tensor(self.gradients[batch_idx])).sum()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader(range(len(self.gradients)))
-
-
-# Four steps of length 0.1 * 5: straight on; oscillating; and round a right angle, 2 there and 2 here.
-@pytest.mark.parametrize(
-    ("gradients", "displacement"),
-    [
-        ([(3.0, 4.0)] * 4, 2.0),
-        ([(3.0, 4.0), (-3.0, -4.0)] * 2, 0.0),
-        ([(5.0, 0.0)] * 2 + [(0.0, 5.0)] * 2, 2**0.5),
-    ],
-)
-def test_a_trajectory_distinguishes_a_straight_walk_from_oscillation(
-    gradients: list[tuple[float, float]], displacement: float, tmp_path: Path
-) -> None:
-    whole, resumed = (make_trainer(WeightTrajectory(), *more, max_epochs=2) for more in ([saving(tmp_path)], []))
-    whole.fit(Pushed(gradients))
-    resumed.fit(Pushed(gradients), ckpt_path=tmp_path / "step=6.ckpt", weights_only=True)
-    expected = {"trajectory/path": 2.0, "trajectory/displacement": displacement}
-    for trainer in (whole, resumed):
-        assert trainer.callback_metrics == pytest.approx(expected, abs=1e-6)
 
 
 # TestPictures

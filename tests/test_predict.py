@@ -113,25 +113,45 @@ def test_usage_errors_get_one_line(folder: Path, line: str) -> None:
     assert done.returncode == 2 and len(errors) == 1 and REFUSED[line] in errors[0] and not done.stdout, done.stderr
 
 
-def exported(path: Path, name: str, inputs: Tensor) -> Tensor:
-    """The outputs of an exported network, computed without this project."""
-    if path.suffix == ".pt2":
-        return torch.export.load(path).module()(inputs)
+def computed(path: Path, inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
+    """The outputs of an .onnx file, computed without this project, and what it says of itself."""
     import onnxruntime  # type: ignore[import-untyped]
 
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    return torch.from_numpy(session.run(None, {name: inputs.numpy()})[0])
+    (given,), (gives,) = session.get_inputs(), session.get_outputs()
+    facts = session.get_modelmeta().custom_metadata_map | {"names": (given.name, gives.name)}
+    return torch.from_numpy(session.run([gives.name], {given.name: inputs.numpy()})[0]), facts
 
 
 @torch.inference_mode()
-@pytest.mark.parametrize("suffix", ["onnx", "pt2"])
-def test_exported_networks(folder: Path, net: ResNet20, curve: FunctionRegressor, suffix: str) -> None:
+def test_exported_classifier(folder: Path, net: ResNet20) -> None:
     """The normalization of the images is in it; any number of inputs is taken."""
-    done = predict(folder, *NET, "--export", f"net.{suffix}")
-    assert done.stderr == f"Wrote net.{suffix}\n"
-    logits = exported(folder / f"net.{suffix}", "images", (IMAGES.permute(0, 3, 1, 2) / 255).contiguous())
-    torch.testing.assert_close(logits, net(normalize(IMAGES)), rtol=1e-3, atol=1e-3)
-    predict(folder, *CURVE, "--export", f"curve.{suffix}")
+    images, expected = (IMAGES.permute(0, 3, 1, 2) / 255).contiguous(), net(normalize(IMAGES))
+    assert predict(folder, *NET, "--export", "net.onnx").stderr == "Wrote net.onnx\n"
+    predict(folder, *NET, "--export", "net.pt2")
+    logits, facts = computed(folder / "net.onnx", images)
+    for values in (logits, torch.export.load(folder / "net.pt2").module()(images)):
+        torch.testing.assert_close(values, expected, rtol=1e-3, atol=1e-3)
+    assert facts["names"] == ("images", "logits") and json.loads(facts["classes"]) == list(CLASSES)
+    assert "from 0 to 1" in facts["images"] and "softmax" in facts["logits"]
+
+
+@torch.inference_mode()
+def test_exported_curves(folder: Path, curve: FunctionRegressor) -> None:
+    """In float64 as .pt2; in float32 and of operations that OpenCV reads too as .onnx, if float32 holds the values."""
+    predict(folder, *CURVE, "--export", "curve.pt2")
     x = torch.tensor(X, dtype=torch.float64)
-    values = exported(folder / f"curve.{suffix}", "x", x)
+    values = torch.export.load(folder / "curve.pt2").module()(x)
     assert values[1].isnan().all() and np.allclose(values[0], curve(x)[0], rtol=1e-5)
+    done = launch.run([PREDICT, *CURVE, "--export", "huge.onnx"], folder)
+    assert done.returncode == 2 and "float32" in done.stderr and not (folder / "huge.onnx").exists()
+    small = FunctionRegressor([0.1, 0.01], (3, 4), x_mean=1, x_scale=2, y_mean=[5, torch.nan], y_scale=[7, 1])
+    torch.save({"state_dict": small.state_dict(), "hyper_parameters": dict(small.hparams)}, folder / "small.ckpt")
+    predict(folder, "--ckpt_path", "small.ckpt", "--export", "small.onnx")
+    columns, facts = computed(folder / "small.onnx", x.float()[:, None])
+    assert np.allclose(columns.T, small(x), atol=1e-5, equal_nan=True) and columns[:, 0].isfinite().all()
+    assert facts["names"] == ("x", "y") and json.loads(facts["members"])[2] == {"lr": 0.01, "seed": 3}
+    import onnx
+
+    kinds = {node.op_type for node in onnx.load(folder / "small.onnx").graph.node}
+    assert kinds <= {"Sub", "Div", "Gemm", "Relu", "Concat", "Mul", "Add"}

@@ -5,13 +5,13 @@ import itertools
 import re
 import shutil
 import statistics
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launch import ROOT, succeed
-from PIL import Image
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
@@ -28,7 +28,6 @@ from analysis.report import Section, make_sections, render
 from analysis.runs import FinishedRun, is_branch
 from analysis.statistics import mean_ci
 from cli.command import UsageError
-from scripts import report
 from scripts.report import read_runs
 
 RUNS = ROOT / "docs" / "report"  # whole runs on CIFAR-10, without their checkpoints
@@ -40,7 +39,7 @@ Parts = dict[str, dict[str, Any]]
 def parts(page: str | list[Section]) -> Parts:
     """{id of a section of the page: its text without figures, and the table's rows of cells}"""
     if not isinstance(page, str):
-        nothing = {"about": [], "quick": False, "vega": "", "picture": lambda chart: ""}
+        nothing = {"about": [], "vega": "", "picture": lambda chart: ""}
         page = render(sections=page, runs=(), **nothing)
 
     def plain(part: str) -> str:
@@ -74,13 +73,14 @@ def test_curve_fits(sections: Parts) -> None:
         errors[row["lr"], row["epochs"]] = expected[1]
     assert "U-shaped at learning rate 0.1, 0.01, 0.001." in shown["text"] and "overfitting" in shown["text"]
     shown = sections["lr-5"]
-    for part, cells in zip(content["more_training"], shown["rows"][1:], strict=True):
+    for part, cells in zip(content["more_training"][::-1], shown["rows"][1:], strict=True):  # in ascending rates
         assert cells[:3] == [f"{part['lr']:g}", f"{errors[part['lr'], 1000]:.3g}", f"{part['best_epochs']:,}"]
         assert cells[3] == f"{part['ratio']:.2f} ({part['low']:.2f} to {part['high']:.2f})"
         reached = [e for (lr, e), error in errors.items() if lr == part["lr"] and error <= 1.5 * min(errors.values())]
-        first = f"after {min(reached):,} epochs" if reached else "never"
-        assert f"{first} with learning rate {part['lr']:g}" in shown["text"]
-    assert "After 1,000 epochs the error is lowest with learning rate 0.01: 0.81." in shown["text"]
+        first = f"at {min(reached):,} epochs with learning rate" if reached else "never with"
+        assert f"{first} {part['lr']:g}" in shown["text"]
+    assert "At 1,000 epochs the MSE is lowest with learning rate 0.01: 0.81." in shown["text"]
+    assert "A smaller learning rate needs more epochs for the same fit: an MSE of" in shown["text"]
     names = ("lr", "best_epochs", "best_true_mse", "held_out_epochs", "held_out_true_mse")
     for choice, cells in zip(summary(RUNS / "own")["auto"], sections["settings-3"]["rows"][1:], strict=True):
         expected = [choice[name] for name in names]
@@ -95,34 +95,32 @@ def test_the_training_runs(sections: Parts) -> None:
         for name, cell in zip(("train_loss", "train_acc", "val_loss", "val_acc"), cells[2:], strict=True):
             values = [run["epochs"][epoch][name] * (100 if name.endswith("acc") else 1) for run in runs]
             expected = [statistics.mean(values), statistics.stdev(values)]
-            assert [*map(float, cell.split(" ± "))] == pytest.approx(expected, abs=6e-3)
+            digits = 1 if name.endswith("acc") else 3
+            assert cell == " ± ".join(f"{value:.{digits}f}" for value in expected)
     ci = mean_ci([100 * run["test_acc"] for run in runs])
-    assert f"is 81.56 % (3 seeds, standard deviation 0.42 pp, 95 % CI {ci.low:.2f} to {ci.high:.2f} %)" in shown["text"]
+    assert f"is 81.6 % (3 seeds, standard deviation 0.4 pp, 95 % CI {ci.low:.1f} to {ci.high:.1f} %)" in shown["text"]
 
 
 def test_the_drop(sections: Parts) -> None:
     shown, expected = sections["drop-8"], []
     for seed in range(3):
         rows, others = (summary(RUNS / f"{name}_{seed}")["epochs"] for name in ("with", "without"))
-        renewed, noise, lines = (
-            read_json(RUNS / f"with_{seed}" / f"{file}.json") for file in ("renewed", "noise", "lines")
-        )
+        renewed, lines = (read_json(RUNS / f"with_{seed}" / f"{file}.json") for file in ("renewed", "lines"))
         crosses = statistics.mean(min(loss[3:6]) < min(loss[2], loss[6]) for loss in lines["steps"])  # 2: start, 6: end
         expected.append({
             "effect at once [pp]": 100 * (rows[5]["val_acc"] - others[5]["val_acc"]),
             "effect at once, running averages renewed [pp]": 100 * (renewed["with"] - renewed["without"]),
             "effect at the end [pp]": 100 * (rows[-1]["val_acc"] - others[-1]["val_acc"]),
-            "distance between the ends of the path before the drop [% of the path]":
-                100 * statistics.mean(row["displacement"] / row["path"] for row in rows[:5]),
-            "gradient-noise fraction before the drop [%]": 100 * noise["noise"],
             "change of the training loss in the epoch of the drop [nats]": lines["with"][5] - lines["with"][1],
             "single steps that cross a valley, at the learning rate before the drop [%]": 100 * crosses,
         })  # fmt: skip
     cells = {row[0]: [*map(float, row[1:-1])] for row in shown["rows"][1:]}
     for title in expected[0]:
-        assert cells[title] == pytest.approx([each[title] for each in expected], abs=6e-3)
-    assert "at once by +8.9 pp (3 seeds, 95 % CI +0.2 to +17.5), most of it" in shown["text"]
-    assert "it is +2.6 pp" in shown["text"] and "92 % of single steps cross a valley" in shown["text"]
+        digits = 3 if "nats" in title else 1
+        assert cells[title] == [pytest.approx(each[title], abs=0.51 * 10**-digits) for each in expected]
+    assert shown["text"].index("Most of the effect is batch normalization: at 0.1") < shown["text"].index("raises")
+    assert "at once by +8.9 pp (3 seeds, 95 % CI +0.2 to +17.5); with running averages renewed" in shown["text"]
+    assert "by +2.6 pp" in shown["text"] and "The rest: at 0.1, 92 % of single steps cross a valley" in shown["text"]
     assert "At the end of training the effect is +5.2 pp" in shown["text"] and "chance" in shown["text"]
 
 
@@ -133,10 +131,10 @@ def test_the_gap(sections: Parts) -> None:
         run, kept = summary(RUNS / f"with_{seed}"), read_json(RUNS / f"with_{seed}" / "gap.json")
         last = run["epochs"][-1]
         values = [last["train_acc"], kept["batch_norm"], kept["augmented"], last["probe_acc"], run["test_acc"]]
-        assert [float(row[seed + 1]) for row in rows] == pytest.approx([100 * value for value in values], abs=6e-3)
+        assert [float(row[seed + 1]) for row in rows] == pytest.approx([100 * value for value in values], abs=0.051)
     means = [statistics.mean(map(float, row[1:-1])) for row in rows]
     steps = [float(row[-1].split()[0]) for row in rows[1:]]
-    assert steps == pytest.approx([end - start for start, end in itertools.pairwise(means)], abs=0.02)  # rounded
+    assert steps == pytest.approx([end - start for start, end in itertools.pairwise(means)], abs=0.2)  # rounded
 
 
 def test_the_report_in_docs_is_of_this_code(sections: Parts) -> None:
@@ -152,8 +150,6 @@ def test_the_report_in_docs_is_of_this_code(sections: Parts) -> None:
 def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no finished run"):
         read_runs([RUNS, tmp_path])
-    with pytest.raises(UsageError, match="--animation_lr"):
-        report.growth_of(read_runs([RUNS / "own"]), 0.5)
     for name in ("fit/a", "two_seeds/seed0", "two_seeds/seed1", "on_another_disk/run"):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "summary.json").write_text('{"settings": {}, "epochs": []}')
@@ -164,19 +160,26 @@ def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path) -> None:
     assert [run.path.name for run in runs] == ["a", "seed0", "seed1", "seed2"]
 
 
-def test_missing_runs_are_made_and_others_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.skipif(shutil.which("make") is None, reason="needs make")
+def test_make_report_makes_missing_runs_and_resumes_others(tmp_path: Path) -> None:
     for name in ("rates", "with_0", "without_0"):
-        shutil.copytree(RUNS / name, tmp_path / "R_quick" / name)
-    (tmp_path / "R_quick" / "without_0" / "summary.json").rename(tmp_path / "R_quick" / "without_0" / "config.yaml")
-    monkeypatch.chdir(tmp_path)
-    commands: list[list[str]] = []
-    monkeypatch.setattr(report, "run_child", lambda command: commands.append(command))
-    names = [path.name for path in report.make_runs(report.Namespace(runs="R", quick=True, data_root="my data"))]
-    made, resumed = commands
-    assert names == ["rates", "own", "with_0", "without_0"]
-    assert Path(made[-1]).name == "own" and "--ckpt_path" not in made
-    assert resumed[-4:-1] == ["--ckpt_path", "last", "--run_dir"] and "my data" in resumed
-    assert "R_quick/with_0/checkpoints/end_of_epoch4.ckpt" in resumed and resumed[-1].endswith("without_0")
+        shutil.copytree(RUNS / name, tmp_path / "runs/report_quick" / name)
+    for name in ("pyproject.toml", "requirements.lock"):  # on which the set-up depends
+        (tmp_path / name).touch()
+    interrupted = tmp_path / "runs/report_quick/without_0"
+    (interrupted / "summary.json").rename(interrupted / "config.yaml")
+
+    def commands(*arguments: str) -> list[str]:
+        make = ["make", "-n", "-f", str(ROOT / "Makefile"), "report", *arguments]
+        text = subprocess.run(make, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+        return [line.strip() for line in text.replace("\\\n", " ").splitlines() if "scripts/" in line]
+
+    own, without, page = commands("QUICK=1")
+    assert own.endswith("--run_dir runs/report_quick/own") and page.endswith("scripts/report.py runs/report_quick")
+    assert "--ckpt_path runs/report_quick/with_0/checkpoints/end_of_epoch4.ckpt --run_dir" in without
+    assert without.endswith("--run_dir runs/report_quick/without_0 --ckpt_path last")
+    whole = commands()
+    assert len(whole) == 9 and "100000 --run_dir runs/report/rates" in whole[0] and "limit" not in " ".join(whole)
 
 
 def run_of(name: str, **settings: Any) -> FinishedRun:
@@ -214,19 +217,19 @@ def test_what_is_measured_is_of_the_end_of_the_run(tmp_path: Path, monkeypatch: 
     succeed(tmp_path, *flags, "{1: 0.01}", "--run_dir", "with")
     succeed(tmp_path, *flags, "{1: 0.1}", "--run_dir", "without", "--ckpt_path", "with/checkpoints/end_of_epoch0.ckpt")
     monkeypatch.setattr(gap, "TRAIN_SUBSET", 64)
-    for name, few in (("LINE_IMAGES", 8), ("NOISE_BATCHES", 2), ("RENEWAL_BATCHES", 2)):
+    for name, few in (("LINE_IMAGES", 8), ("RENEWAL_BATCHES", 2)):
         monkeypatch.setattr(drop, name, few)
     runs = read_runs([tmp_path])
     for _ in range(2):
         _, drops, gaps = make_sections(runs, "absent")
-        assert {"noise", "renewed_effect", "crossing", "loss_change_without"} <= drops.facts["mean"].keys()
-        assert list(drops.charts) == ["drop", "effect", "along", "across"]
+        assert {"renewed_before", "renewed_effect", "crossing", "loss_change_without"} <= drops.facts["mean"].keys()
+        assert list(drops.charts) == ["drop", "renewed", "along", "across"]
         assert list(gaps.facts["mean"]) == list(STEPS)
         shutil.rmtree(tmp_path / "without" / "checkpoints", ignore_errors=True)  # what was measured is kept
     run = runs[0]
     assert network_after(run, 1).bn1.num_batches_tracked == 4
     run.epochs[-1]["train_loss"] += 1  # type: ignore[index]  # as if continued: what was kept is of before
-    assert measured("noise", [(run, 3)], "absent", lambda nets, data, run: {"a": len(data.train[1])})["a"] == 10_000
+    assert measured("gap", [(run, 3)], "absent", lambda nets, data, run: {"a": len(data.train[1])})["a"] == 10_000
     absent = FinishedRun(run.path, run.summary | {"data": "cifar10"})
     assert measured("x", [(absent, 3)], "absent", gap.measure_gap) == {}
     run.summary["epochs"].append(run.epochs[-1])  # the last checkpoint is not of this epoch
@@ -252,20 +255,20 @@ def test_the_words_of_the_drop() -> None:
 
     raises = drop_words([8.0, 8.1, 7.9], renewed_effect=6.0)
     assert "from 0.1 to 0.01 raises test accuracy at once by +8.0 pp (3 seeds" in raises
-    assert "part of it through batch normalization" in raises
+    assert "CIFAR-10) Part of the effect is batch normalization: at 0.1" in raises  # first
     assert "lowers test accuracy at once by -8.0 pp" in drop_words([-8.0, -8.1, -7.9])
     assert "These runs do not show that the drop" in drop_words([8.0, -8.0, 1.0])
     assert "One seed does not show that the drop" in drop_words([8.0])
-    alone = drop_words([], straightness=3.0)
+    alone = drop_words([], crossing=75.0, crossing_after=0.0)
     assert "changes by +10.0 pp (one seed); how much of it the drop causes is not known" in alone
-    assert "At 0.1 the weights oscillate: their path in an epoch ends 3.0 %" in alone and "chance" not in alone
+    assert "At 0.1, 75 % of single steps cross a valley" in alone and "chance" not in alone
     assert "(recipe <b> on CIFAR-10)" in alone  # what a user wrote is escaped
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
-    succeed(folder, "report.py", str(RUNS), "--animation", "fit.gif", "--animation_lr", "0.001")
+    succeed(folder, "report.py", str(RUNS))
     return folder
 
 
@@ -319,8 +322,6 @@ def test_the_slider_chooses_the_curve_and_the_pointer_shows_numbers(written: Pat
     show(browser, written / "report.html", 390, "light")
     growth = read_json(RUNS / "rates" / "curves.json")
     counts = sorted({fit["epochs"] for fit in growth["fits"]})
-    with Image.open(written / "fit.gif") as picture:
-        assert (written / "fit.gif").stat().st_size < 400_000 and picture.n_frames > 30  # type: ignore[attr-defined]
     figure = browser.find_elements(By.CSS_SELECTOR, "section[id^=epochs] figure:first-child")[1]  # own, then rates
     slider = figure.find_element(By.CSS_SELECTOR, "input[type=range]")
     for lr in (0.1, 0.01):
@@ -340,6 +341,6 @@ def test_the_slider_chooses_the_curve_and_the_pointer_shows_numbers(written: Pat
     i = min(range(len(growth["x"])), key=lambda i: abs(growth["x"][i] - tips["x"]))
     shown = [tips[name] for name in ("fitted curve", "ground truth f(x)", "lower quartile", "upper quartile")]
     expected = [fit["fit"][i], growth["truth"][i], fit["low"][i], fit["high"][i]]
-    assert shown == pytest.approx(expected, rel=1e-3)
+    assert shown == pytest.approx(expected, rel=5e-3)  # three digits
     bars = browser.find_elements(By.CSS_SELECTOR, "section[id^=gap] .mark-rect path")
     assert len(bars) == 12  # four steps from training to test accuracy, and the two ends: a bar and a tick each
