@@ -100,15 +100,18 @@ def should_compile(cfg: Namespace, steps: float) -> bool:
 
 def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namespace:
     """The settings with a choice in the place of each "auto": what ``saved``, of the run that is resumed, has, or else
-    what is fastest here for training with so many images.
+    what is fastest here for training with so many images; with none known, and with fewer batches, as for a short run.
     """
     batches = math.ceil(num_images / cfg.batch_size)
     limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
-    steps = min(limit for limit in limits if limit > 0) if cfg.limit_train_batches is None else 0
+    is_whole = batches > 0 and cfg.limit_train_batches is None
+    steps = min(limit for limit in limits if limit > 0) if is_whole else 0
     choices = {name: saved.get(name, "auto") for name in ("precision", "compile") if cfg[name] == "auto"}
     if choices.get("precision") == "auto":
         choices["precision"], reason = choose_precision(cfg, steps)
         print_once(f"Precision {choices['precision']}: {reason}")
     if choices.get("compile") == "auto":
         choices["compile"] = should_compile(cfg, steps)
+        if choices["compile"]:
+            print_once("Compiled, for a training run this long: the first step takes up to a minute, the others less")
     return Namespace({**cfg, **choices})

@@ -37,8 +37,9 @@ def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
     assert fastest(cfg, 50_000, {"precision": "bf16-mixed", "compile": False}).precision == "bf16-mixed"
     assert fastest(cfg, 50_000, {"precision": "bf16-mixed"}).compile is True
     assert cfg.precision == "auto"  # what was parsed is not changed
-    lab = fastest(settings("--max_steps", "100"), 50_000, {})
-    assert (lab.precision, lab.compile) == (None, False)  # too short to compile
+    for flags, num_images in (("--max_steps", "100"), 50_000), (("--max_steps", "9999"), 0):
+        lab = fastest(settings(*flags), num_images, {})
+        assert (lab.precision, lab.compile) == (None, False)  # too short to compile, or own pictures
 
 
 def test_the_choice_is_said_and_kept(tmp_path: Path) -> None:
