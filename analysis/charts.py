@@ -87,7 +87,7 @@ def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
     where = "against f" if growth["truth"] else "on held-out points"
     value = f"(datum.{error} == null ? 'diverged' : format(datum.{error}, '.3~g'))"
     label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE {where}: ' + {value}"
-    ys = [*growth["truth"], *points["y"]]
+    ys = [*(growth["truth"] or growth["held_out"]["y"]), *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
     names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
     curve = (
