@@ -6,14 +6,17 @@ import shutil
 import sys
 import sysconfig
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jsonargparse import Namespace
 
+from callbacks.classifier_record import now
 from cli.command import print_once
 from lit_models.onednn import cpu_has_bfloat16, faster
 from lit_models.resnet20 import ResNet20
@@ -48,42 +51,39 @@ def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
         return "bf16-mixed", "several processes, which have to agree, do not measure"
     if steps < SHORT:
         return "32-true", "the training run is too short to measure"
-    starts = {0.0: 32} | (cfg.image_sizes or {})
-    shares: dict[int, float] = {}
-    for (start, size), end in zip(starts.items(), [*list(starts)[1:], 1.0], strict=True):
-        shares[size] = shares.get(size, 0.0) + end - start
     num = cfg.batch_size if device != "cpu" else math.ceil(cfg.batch_size / 2)  # as telling, in half the time
-    seconds = seconds_per_step(ResNet20(), shares, num, device)
+    seconds = seconds_per_step({0.0: 32} | (cfg.image_sizes or {}), num, device)
     ratio = seconds["bf16-mixed"] / seconds["32-true"]
     return PRECISIONS[ratio < GAIN], f"as measured, a step in bfloat16 takes {ratio:.2f} of its time in float32"
 
 
-def seconds_per_step(
-    net: ResNet20, shares: Mapping[int, float], batch_size: int, device: str, precisions: Sequence[str] = PRECISIONS
-) -> dict[str, float]:
-    """Seconds of a forward and backward pass in each precision: the least at each image size, weighted by ``shares``.
+def seconds_per_step(image_sizes: Mapping[float, int], batch_size: int, device: str) -> dict[str, float]:
+    """Seconds of ResNet-20's forward and backward pass in each precision, on average over a training run.
 
-    The precisions take turns, so that a machine that is busy for a moment does not decide.
+    ``image_sizes`` are {start, as a fraction of the training run: height and width}. The least of several measurements
+    counts, and the precisions take turns, so that a machine that is busy for a moment does not decide.
     """
-    net = net.to(device).train()
-    forwards = {precision: faster(net, precision, device) or net for precision in precisions}
-    least: dict[tuple[str, int], float] = {}
-    end = math.inf
+    net = ResNet20().to(device).train()
+    forwards = {precision: faster(net, precision, device) or net for precision in PRECISIONS}
+
+    def measure(size: int, precision: str) -> float:
+        images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
+        labels = torch.zeros(batch_size, dtype=torch.long, device=device)
+        start = now(images.device)
+        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
+            F.cross_entropy(forwards[precision](images), labels).backward()
+        return now(images.device) - start
+
+    kinds = list(product(image_sizes.values(), PRECISIONS))
+    for kind in kinds:
+        measure(*kind)  # the first allocates memory, and chooses kernels
+    seconds = dict.fromkeys(kinds, math.inf)
+    end = time.perf_counter() + SECONDS
     while time.perf_counter() < end:
-        for size in shares:
-            images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
-            labels = torch.zeros(batch_size, dtype=torch.long, device=device)
-            for precision, forward in forwards.items():
-                start = time.perf_counter()
-                with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
-                    F.cross_entropy(forward(images), labels).backward()
-                if device != "cpu":
-                    torch.accelerator.synchronize()
-                seconds = time.perf_counter() - start
-                is_first = math.isinf(end)  # it allocates memory, and chooses kernels
-                least[precision, size] = min(seconds, math.inf if is_first else least.get((precision, size), math.inf))
-        end = min(end, time.perf_counter() + SECONDS)
-    return {p: sum(share * least[p, size] for size, share in shares.items()) for p in precisions}
+        for kind in kinds:
+            seconds[kind] = min(seconds[kind], measure(*kind))
+    shares = np.diff([*image_sizes, 1.0])
+    return {p: float(shares @ [seconds[size, p] for size in image_sizes.values()]) for p in PRECISIONS}
 
 
 def should_compile(cfg: Namespace, steps: float) -> bool:

@@ -70,7 +70,10 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
     history = run.checkpoint.path.resolve().parents[1] if run.checkpoint else folder
     rows = read_rows(history / "metrics.csv", step, folder / "metrics_aside.csv")
     board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
-    return [MetricsCSV(folder, rows), board, *([] if asked is True else listed(asked))]
+    # Where ModelCheckpoint saves: not among the checkpoints from which a run is resumed.
+    table = CSVLogger(folder, name=LIGHTNING, version="")
+    table._experiment = MetricsRows(folder / "metrics.csv", rows)
+    return [table, board, *([] if asked is True else listed(asked))]
 
 
 def listed(value: Any) -> list[Any]:
@@ -78,22 +81,13 @@ def listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, list | tuple) else [value]
 
 
-class MetricsCSV(CSVLogger):
-    """Lightning's metrics.csv, but it begins with these rows; Lightning's own begins anew in a folder that was used.
+class MetricsRows(ExperimentWriter):
+    """The rows of a CSV file, which is replaced as a whole once there are new ones; columns in alphabetical order.
 
-    Its name is where a ModelCheckpoint saves: not among the checkpoints from which a run is resumed.
+    It begins with ``rows``; Lightning's own deletes the file of an earlier run.
     """
 
-    def __init__(self, folder: Path, rows: list[dict[str, Any]]) -> None:
-        super().__init__(folder, name=LIGHTNING, version="")
-        self._experiment = MetricsRows(folder / "metrics.csv", rows)
-
-
-class MetricsRows(ExperimentWriter):
-    """The rows of a CSV file, which is replaced as a whole once there are new ones; columns in alphabetical order."""
-
     def __init__(self, path: Path, rows: list[dict[str, Any]]) -> None:
-        # Not Lightning's, which deletes the file.
         self.path, self.metrics, self._written = path, rows, len(rows)
 
     def log_hparams(self, params: Mapping[str, Any]) -> None:
