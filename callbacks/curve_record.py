@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -75,20 +76,14 @@ class CurveRecord(Callback):
         lrs = list(enumerate(model.lrs if len(epochs) else []))
         auto: list[dict[str, Any]] = []
         for i, lr in lrs if self.auto else []:
-            choice = early_stopping(epochs, values[error][:, i], values["val_mse"][:, i], error)
-            auto.append({"lr": lr, **choice})
+            auto.append({"lr": lr, **early_stopping(epochs, values[error][:, i], values["val_mse"][:, i], error)})
         reported = sorted({*self.asked, *(choice["best_epochs"] for choice in auto)})
         missing = [e for e in reported if e not in epochs]  # where the training run ended early
         at = np.flatnonzero(np.isin(epochs, [*reported, *(epochs[-1:] if missing else [])]))
-        results = [
-            {
-                **{"lr": lr, "seed": seed, "epochs": int(epochs[t])},
-                **{name: float(values[name][t, i, s]) for name in METRICS},
-            }
-            for i, lr in lrs
-            for s, seed in enumerate(model.seeds)
-            for t in at
-        ]
+        results = []
+        for (i, lr), (s, seed), t in product(lrs, enumerate(model.seeds), at):
+            metrics = {name: float(values[name][t, i, s]) for name in METRICS}
+            results.append({"lr": lr, "seed": seed, "epochs": int(epochs[t]), **metrics})
         more = [{"lr": lr, **more_training(epochs, values[error][:, i])} for i, lr in lrs if len(epochs) > 1]
         return {
             **{"function": data.function, "x_min": data.x_min, "x_max": data.x_max, "seed": model.seeds[0]},

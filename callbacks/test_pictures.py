@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from pytorch_lightning import LightningModule, Trainer
 from pytorch_lightning.callbacks import Callback
 from torch import Tensor
@@ -32,8 +31,7 @@ class TestPictures(Callback):
     def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._facts = trainer.datamodule.state_dict()  # type: ignore[attr-defined]
         num_classes = len(self._facts["classes"])
-        self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False)
-        self._confusion.to(pl_module.device)
+        self._confusion = MulticlassConfusionMatrix(num_classes, validate_args=False).to(pl_module.device)
         self._wrong: list[tuple[Tensor, ...]] = []  # probability, prediction, label, image of each batch's errors
 
     def on_test_batch_end(
@@ -51,21 +49,20 @@ class TestPictures(Callback):
             return
         counts = self._confusion.compute().cpu()  # over all processes, so before the others leave
         matrix = (counts / counts.sum(1, keepdim=True)).numpy()  # nan for a class without images
-        accuracies = zip(self._facts["classes"], matrix.diagonal().tolist(), strict=True)
+        classes = self._facts["classes"]
+        accuracies = zip(classes, matrix.diagonal().tolist(), strict=True)
         self.per_class_acc = {name: accuracy for name, accuracy in accuracies if not math.isnan(accuracy)}
         if not trainer.is_global_zero:
             return
-        figures = {"confusion": confusion_figure(matrix, self._facts["classes"])} | self._errors_figure()
-        for name, figure in figures.items():
-            pixels = save_png(figure, self.run_dir / f"{name}.png")
-            show_pictures([(trainer.global_step, pixels)], f"test/{name}", trainer.loggers)
-
-    def _errors_figure(self) -> dict[str, Figure]:
-        classes = self._facts["classes"]
+        figures = {"confusion": confusion_figure(matrix, classes)}
         confidence, predicted, true, images = (torch.cat(part).cpu() for part in zip(*self._wrong, strict=True))
         order = confidence.argsort(descending=True)[:NUM_ERRORS]
         order = order[confidence[order] > 0]
-        mean, std = (torch.tensor(self._facts[name])[:, None, None] for name in ("mean", "std"))
-        pixels = list((images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy())
-        titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
-        return {"confident_errors": pictures_figure(pixels, titles, "most confident errors")} if pixels else {}
+        if len(order):
+            mean, std = (torch.tensor(self._facts[name])[:, None, None] for name in ("mean", "std"))
+            shown = list((images[order].float() * std + mean).clamp(0, 1).permute(0, 2, 3, 1).numpy())
+            titles = [f"{classes[predicted[i]]} {confidence[i]:.1%}\ntrue: {classes[true[i]]}" for i in order.tolist()]
+            figures["confident_errors"] = pictures_figure(shown, titles, "most confident errors")
+        for name, figure in figures.items():
+            pixels = save_png(figure, self.run_dir / f"{name}.png")
+            show_pictures([(trainer.global_step, pixels)], f"test/{name}", trainer.loggers)

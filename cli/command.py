@@ -5,6 +5,7 @@ import errno
 import gc
 import io
 import logging
+import math
 import os
 import signal
 import subprocess
@@ -13,6 +14,8 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
 import matplotlib
@@ -22,7 +25,6 @@ from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
 from callbacks.finite_loss import NonFiniteLoss
-from cli.threads import limit_threads
 
 gc.enable()  # the imports are done
 print_once = rank_zero_only(print)
@@ -103,6 +105,30 @@ def keep_freed_memory() -> None:
         mallopt = getattr(ctypes.CDLL(None), "mallopt", lambda *_: 0)  # other libcs lack it
         for option in (-3, -1):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             mallopt(option, 1 << 30)
+
+
+def limit_threads() -> None:
+    """Lowers PyTorch's number of threads to that of the processors, unless OMP_NUM_THREADS is set."""
+    if "OMP_NUM_THREADS" not in os.environ and (quota := cpu_quota()) <= torch.get_num_threads() - 1:
+        threads = math.ceil(quota)
+        print(f"Threads: {threads}, for this process may use {quota:g} processors", file=sys.stderr)
+        torch.set_num_threads(threads)
+        os.environ["OMP_NUM_THREADS"] = str(threads)  # of the processes that Lightning starts
+
+
+def cpu_quota(groups: Path = Path("/proc/self/cgroup"), tree: Path = Path("/sys/fs/cgroup")) -> float:
+    """The processors that a control group, such as a container's, leaves to this process; infinity without a limit."""
+    quotas = [math.inf]
+    with suppress(OSError):  # no Linux
+        for line in groups.read_text(encoding="utf-8").splitlines():
+            _, controllers, group = line.split(":", 2)
+            root = tree / controllers  # in version 2 without a name
+            for folder in (root / group[1:], root):  # a container's own is its root
+                limits = [folder / name for name in ("cpu.max", "cpu.cfs_quota_us", "cpu.cfs_period_us")]
+                with suppress(ValueError):  # no limit is "max", or -1
+                    quota, period = " ".join(file.read_text() for file in limits if file.is_file()).split()
+                    quotas += [float(quota) / float(period)] if float(quota) > 0 else []
+    return min(quotas)
 
 
 def quiet() -> None:

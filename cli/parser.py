@@ -88,8 +88,7 @@ def add_trainer_flags(parser: Parser, **defaults: object) -> None:
 def build(kind: Callable[..., T], cfg: Namespace, **given: object) -> T:
     """An object of this class from the settings that are its arguments, and from what is ``given``.
 
-    Raises:
-        UsageError: the class refuses them, or a package that it needs is missing.
+    Raises UsageError where the class refuses them, or a package that it needs is missing.
     """
     arguments = {name: cfg[name] for name in inspect.signature(kind).parameters if name in cfg}
     try:

@@ -7,9 +7,9 @@ import pytest
 import yaml
 from jsonargparse import Namespace
 
+from cli.command import cpu_quota
 from cli.hardware import choose_precision, fastest, has_native_bfloat16, seconds_per_step
 from cli.recipe import recipe_defaults
-from cli.threads import cpu_quota
 from scripts.cifar import cifar_parser
 from tests.launch import succeed
 
