@@ -41,13 +41,12 @@ class LRStep(Callback):
             for group, lr in zip(param_groups(trainer), self._own, strict=False):  # finetuning adds groups later
                 group["lr"] = lr
 
-    def on_train_batch_start(self, trainer: Trainer, *args: object) -> None:
+    def on_train_batch_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
         for lr in [lr for milestone, lr in self.milestones.items() if milestone <= now][-1:]:
             set_rate(trainer, lr)
 
-    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.on_train_batch_start(trainer)
+    on_train_epoch_start = on_train_batch_start
 
 
 class OneCycle(Callback):

@@ -44,9 +44,7 @@ class TrajectoryBar(ProgressBar):
     """One bar over all epochs of a curve fit, moved at each measurement; Lightning's own bars count measurements."""
 
     is_enabled = True
-
-    def print(self, *args: Any, **kwargs: Any) -> None:
-        tqdm.write(*args, **kwargs)  # above the bar
+    print = staticmethod(tqdm.write)  # above the bar
 
     def on_train_start(self, trainer: Trainer, pl_module: FunctionRegressor) -> None:  # type: ignore[override]
         total, done = pl_module.measure_at[-1], pl_module.epochs_done

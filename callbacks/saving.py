@@ -76,6 +76,7 @@ class SaveLast(Checkpoint):
         self._is_aside = False
         self._is_stopped = False  # by a callback, before the length that was asked for
         self._signum = 0  # a signal that was received
+        self._is_slurms = False  # which puts the job back into the queue
         self._leaves = False  # once the checkpoint that a signal asked for is in its place
         self._leaves_at_once = False  # where there is nothing to save
 
@@ -126,14 +127,11 @@ class SaveLast(Checkpoint):
         if self._signum:
             os._exit(128 + signum)
         self._signum = signum
+        self._is_slurms = self.requeues and signum == getattr(signal, "SIGUSR1", None)
         if self._leaves_at_once:
             self._leave(self._is_slurms)
         with suppress(OSError):  # Ctrl-C has ended "| tee" first. Not print, in whose middle the signal may have come
             rank_zero_only(os.write)(1, b"\nSaving, then leaving; a second signal leaves at once\n")
-
-    @property
-    def _is_slurms(self) -> bool:
-        return self.requeues and self._signum == getattr(signal, "SIGUSR1", None)
 
     def _leave(self, requeue: bool) -> None:
         rank_zero_only(print)(f"\nInterrupted. {self.advice}", flush=True)

@@ -99,12 +99,10 @@ def should_compile(cfg: Namespace, steps: float) -> bool:
 
 
 def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namespace:
-    """The settings with a choice in the place of each "auto": what ``saved``, of the run that is resumed, has, or else
-    what is fastest here for training with so many images; with none known, and with fewer batches, as for a short run.
-    """
+    """The settings with a choice for each "auto": the one of the ``saved`` settings, or else what is fastest here."""
     batches = math.ceil(num_images / cfg.batch_size)
     limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
-    is_whole = batches > 0 and cfg.limit_train_batches is None
+    is_whole = batches > 0 and cfg.limit_train_batches is None  # else short, or of own pictures
     steps = min(limit for limit in limits if limit > 0) if is_whole else 0
     choices = {name: saved.get(name, "auto") for name in ("precision", "compile") if cfg[name] == "auto"}
     if choices.get("precision") == "auto":
