@@ -46,7 +46,7 @@ def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
     if not has_native_bfloat16(device):
         return "32-true", f"this {device} does not compute in bfloat16"
     started = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    devices = max(1, torch.cuda.device_count()) if cfg.devices == "auto" else cfg.devices
+    devices = cfg.devices if cfg.devices != "auto" else torch.cuda.device_count() if device == "cuda" else 1
     if (started, cfg.num_nodes, str(devices)) != (1, 1, "1"):
         return "bf16-mixed", "several processes, which have to agree, do not measure"
     if steps < SHORT:
