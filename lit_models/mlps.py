@@ -104,10 +104,8 @@ class ElementwiseAdam(torch.optim.Optimizer):
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter; ``closure``, if given, computes the gradients first."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             (beta1, beta2), eps, factor = group["betas"], group["eps"], group["lr"] / group["reference_lr"]
             for p in group["params"]:

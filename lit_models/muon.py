@@ -18,33 +18,20 @@ class Muon(torch.optim.SGD):
 
     Args:
         filters: weights of convolutions, (out, in, H, W) with out <= in * H * W, each before a batch normalization.
-        others: parameters that SGD trains, with the settings that ``torch.optim.SGD`` has too.
-        lr_ratio: the filters' learning rate, as a fraction of ``lr``.
+        others: parameters that SGD trains.
+        lr_ratio: the filters' learning rate, as a fraction of SGD's.
         filter_momentum: the filters' momentum.
-
-    Raises:
-        ValueError: torch.optim.SGD refuses the settings, or the filters' are negative.
+        sgd: settings of ``torch.optim.SGD``, which raises ValueError for what it refuses.
     """
 
     def __init__(
-        self,
-        filters: Iterable[Tensor],
-        others: Iterable[Tensor],
-        lr: float,
-        momentum: float = 0.0,
-        nesterov: bool = False,
-        weight_decay: float = 0.0,
-        lr_ratio: float = 0.5,
-        filter_momentum: float = 0.6,
-        fused: bool | None = None,
+        self, filters: Iterable[Tensor], others: Iterable[Tensor], lr_ratio: float, filter_momentum: float, **sgd: Any
     ) -> None:
-        if not (lr_ratio >= 0 and filter_momentum >= 0):
-            raise ValueError(f"lr_ratio is {lr_ratio}, filter_momentum {filter_momentum}; they must be at least 0")
         groups = [
             {"params": list(filters), "orthogonal": True, "lr_ratio": lr_ratio, "momentum": filter_momentum},
             {"params": list(others), "orthogonal": False},
         ]
-        super().__init__(groups, lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay, fused=fused)
+        super().__init__(groups, **sgd)
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient; ``closure``, if given, computes the gradients first."""

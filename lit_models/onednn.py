@@ -35,9 +35,8 @@ def is_plain(net: nn.Module) -> TypeGuard[ResNet20]:
 
 def can_train_in_mkldnn(net: nn.Module) -> TypeGuard[ResNet20]:
     """Whether ``in_mkldnn`` trains ``net`` as bfloat16 autocast does."""
-    if torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled:
-        return False
-    return cpu_has_bfloat16() and is_plain(net)
+    is_disabled = torch.is_anomaly_enabled() or not torch.backends.mkldnn.enabled
+    return cpu_has_bfloat16() and is_plain(net) and not is_disabled
 
 
 def faster(net: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor] | None:

@@ -17,6 +17,7 @@ from lit_models.onednn import faster
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
+Forward = Callable[[Tensor], Tensor]  # from images to logits
 SHIPPED = Path(__file__).with_name("resnet20.safetensors")  # written by scripts/export.py
 
 
@@ -26,7 +27,8 @@ class ResNet20Classifier(LightningModule):
     Logs {train,val,test}/{loss,acc}, means over the images of an epoch (cross-entropy in nats, accuracy as a fraction
     of 1), and ``lr``, once an epoch; ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are
     epoch averages: each batch is scored by the weights before learning from it. What a second validation loader holds
-    is logged as ``probe/*``. A subclass trains another network by overriding ``make_net``.
+    is logged as ``probe/*``. A subclass trains another network by overriding ``make_net``. Raises ValueError where the
+    optimizer or the depth is another, or torch.optim.SGD refuses the settings.
 
     Args:
         lr: learning rate, until a callback changes it.
@@ -42,9 +44,6 @@ class ResNet20Classifier(LightningModule):
         num_classes: classes of the labels, and outputs of the network.
         depth: layers of the network, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
         pretrained: begin with the project's weights for CIFAR-10 (depth 20), but for a new last layer.
-
-    Raises:
-        ValueError: the optimizer or the depth is another, or torch.optim.SGD refuses the settings.
     """
 
     def __init__(
@@ -77,9 +76,7 @@ class ResNet20Classifier(LightningModule):
         self.net = self.make_net()
         self.train_metrics, self.val_metrics = averages("train", num_classes), averages("val", num_classes)
         self.probe_metrics, self.test_metrics = averages("probe", num_classes), averages("test", num_classes)
-        self._faster: Callable[[Tensor], Tensor] | None = None  # what trains ``net``, if not the network itself
-        self._is_logged = False
-        self._fused = True  # until setup knows the Trainer
+        self._faster: Forward | None = None  # what trains ``net``, if not the network itself
         # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
         ResNet20Classifier.configure_optimizers(self)
 
@@ -97,18 +94,17 @@ class ResNet20Classifier(LightningModule):
         return net
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        sgd: dict[str, Any] = {"momentum": self.momentum, "nesterov": self.nesterov, "weight_decay": self.weight_decay}
+        # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
+        trainer = self._trainer  # None outside of one
+        fused = trainer is None or (not trainer.gradient_clip_val and trainer.precision != "16-mixed")
+        sgd: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "nesterov": self.nesterov}
+        sgd |= {"weight_decay": self.weight_decay, "fused": fused}
         if self.optimizer == "sgd":
-            return torch.optim.SGD(self.parameters(), self.lr, **sgd, fused=self._fused)
+            return torch.optim.SGD(self.parameters(), **sgd)
         convolutions = [p for p in self.parameters() if p.ndim == 4]
         filters = [p for p in convolutions[1:] if len(p) <= p[0].numel()]
         others = [p for p in self.parameters() if p not in set(filters)]
-        sgd |= {"lr_ratio": self.muon_lr_ratio, "filter_momentum": self.muon_momentum}
-        return Muon(filters, others, self.lr, **sgd, fused=self._fused)
-
-    def setup(self, stage: str) -> None:
-        # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
-        self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
+        return Muon(filters, others, self.muon_lr_ratio, self.muon_momentum, **sgd)
 
     def teardown(self, stage: str) -> None:
         self._faster = None  # neither copied nor pickled with the module
@@ -148,9 +144,7 @@ class ResNet20Classifier(LightningModule):
         """(N, 3, H, W) images, with or without labels -> (N, num_classes) probabilities."""
         return self(batch if isinstance(batch, Tensor) else batch[0]).softmax(1)
 
-    def _step(
-        self, metrics: MetricCollection, batch: Batch, net: Callable[[Tensor], Tensor], logs: bool
-    ) -> tuple[Tensor, Tensor]:
+    def _step(self, metrics: MetricCollection, batch: Batch, net: Forward, logs: bool) -> tuple[Tensor, Tensor]:
         images, labels = batch
         logits = net(images)
         loss = F.cross_entropy(logits, labels)
