@@ -25,26 +25,22 @@ class FunctionRegressor(LightningModule):
     of that seed. Inputs and targets are shifted and scaled inside; errors are in the function's own units.
 
     An *epoch* is one optimizer step over all points. One training step of the Trainer runs all epochs up to the next
-    entry of ``measure_at``; the trajectory does not depend on it. So the Trainer's epochs are measurements, on which
-    ``EarlyStopping``, ``ModelCheckpoint`` and the like act; training ends after the last of them, or after
+    entry of ``measure_at``, so the Trainer's epochs are measurements; training ends after the last of them, or after
     ``max_epochs`` of them. Logged values have epochs as their step.
 
-    Batches: train (x, y), each (S, N) float64, row s the points of ``seeds[s]``; validation and test (x, f(x)), each
-    (G,) float64, followed by a validation sample (x, y) like the training one. Logs ``train/loss`` (mean squared error
-    on the noisy points) and ``val/loss``, ``test/loss`` (against f itself, or where f(x) is nan, on the validation
-    sample), medians over the members, in squared units of y.
+    Batches are those of CurveDataModule. Logs ``train/loss`` (mean squared error on the noisy points) and ``val/loss``,
+    ``test/loss`` (against f itself, or where f(x) is nan, on the validation sample), medians over the members, in
+    squared units of y.
 
     Args:
         lrs: learning rates of Adam.
         seeds: seeds of the initializations, the same as the CurveDataModule's.
         measure_at: the epochs after which to measure, ascending; training ends at the last.
-        x_mean, x_scale: center and scale of the inputs, from ``CurveDataModule.scale`` like the next two.
-        y_mean, y_scale: those of the targets, one entry a seed, or one for all.
+        x_mean, x_scale, y_mean, y_scale: ``CurveDataModule.scale``; of y one entry a seed, or one for all.
         hidden: widths of the hidden layers (ReLU).
 
-    Raises:
-        ValueError: an argument is out of range, or they do not go together.
-        MisconfigurationException: from a Trainer of several devices, or one that has reached the last epoch already.
+    Raises ValueError where an argument is out of range, or they do not go together, and MisconfigurationException from
+    a Trainer of several devices, or one that has reached the last epoch already.
     """
 
     def __init__(
@@ -124,25 +120,14 @@ class FunctionRegressor(LightningModule):
             optimizer.step()  # through Lightning's wrapper, which counts steps and runs the hooks
             error = (self.net(x) - y)[:, 0].cpu().double()
         self.epochs_done = until
-        if until == self.measure_at[-1]:
-            self.trainer.should_stop = True
+        self.trainer.should_stop |= until == self.measure_at[-1]
         mse = error.square().mean(1) * self.y_scale[:, 0].repeat(L).square()
         loss = median(mse)
-        self._log({"train/loss": loss})
+        self._log("train/loss", loss)
         return {"loss": loss, "epochs": until, "train_mse": mse}
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> dict[str, Any]:
         """{"epochs", "curve": (M, G)} and, each (M,) float64, true_mse, true_max_abs_error, r2, val_mse."""
-        return {"epochs": self.epochs_done, **self._measure(batch, "val/loss")}
-
-    def test_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        self._measure(batch, "test/loss")
-
-    def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> Tensor:
-        """x, (N,) or (S, N) float64, alone or first in a tuple -> (M, N) float64."""
-        return self(batch if isinstance(batch, Tensor) else batch[0])
-
-    def _measure(self, batch: tuple[Tensor, ...], loss: str) -> dict[str, Tensor]:
         x, truth, held_out_x, held_out_y = batch
         curve = self(x)
         error = curve - truth
@@ -151,19 +136,27 @@ class FunctionRegressor(LightningModule):
         is_constant = truth.std(correction=0) <= 1e-12 * truth.abs().max()
         variance = torch.where(is_constant, 0.0, truth.var(correction=0))
         measured = {
+            "epochs": self.epochs_done,
             "curve": curve,
             "true_mse": mse,
             "true_max_abs_error": error.abs().amax(1),
             "r2": torch.where(mse == 0, 1.0, 1 - mse / variance),
             "val_mse": (self(held_out_x) - held_out_y.repeat(len(self.lrs), 1)).square().mean(1),
         }
-        self._log({loss: median(measured["val_mse" if truth.isnan().all() else "true_mse"])})
+        loss = median(measured["val_mse" if truth.isnan().all() else "true_mse"])
+        self._log("test/loss" if self.trainer.testing else "val/loss", loss)
         return measured
 
-    def _log(self, metrics: dict[str, Tensor]) -> None:
+    test_step = validation_step
+
+    def predict_step(self, batch: Tensor | tuple[Tensor, ...], batch_idx: int) -> Tensor:
+        """x, (N,) or (S, N) float64, alone or first in a tuple -> (M, N) float64."""
+        return self(batch if isinstance(batch, Tensor) else batch[0])
+
+    def _log(self, name: str, loss: Tensor) -> None:
         # Lightning counts measurements; the loggers' axes are to show epochs.
         epochs = float(self.epochs_done)
-        self.log_dict({**metrics, "step": epochs, "epoch": epochs}, on_step=False, on_epoch=True, batch_size=1)
+        self.log_dict({name: loss, "step": epochs, "epoch": epochs}, on_step=False, on_epoch=True, batch_size=1)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["epochs_done"] = self.epochs_done
