@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-MEAN = (0.4914, 0.4822, 0.4465)
-STD = (0.2470, 0.2435, 0.2616)  # over all pixels; the common (0.2023, 0.1994, 0.2010) is the mean over images
+MEAN: Sequence[float] = (0.4914, 0.4822, 0.4465)
+# Over all pixels; the common (0.2023, 0.1994, 0.2010) is the mean over images.
+STD: Sequence[float] = (0.2470, 0.2435, 0.2616)
 PADDING = 4
 
 

@@ -76,29 +76,27 @@ class TrainBatches:
         self.position = self.first_batch
 
 
+@dataclass(eq=False)
 class EvalBatches:
     """Batches of (N, 3, H, H) normalized float32 images and (N,) int64 labels in the order of the data.
 
     Arguments as in TrainBatches. Each process takes its share, no image twice.
     """
 
-    def __init__(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        batch_size: int,
-        rank: int = 0,
-        world_size: int = 1,
-        mean: Sequence[float] = MEAN,
-        std: Sequence[float] = STD,
-    ) -> None:
-        self.mean, self.std = mean, std
-        size = math.ceil(batch_size / world_size)
-        self.images, self.labels = images[rank::world_size].split(size), labels[rank::world_size].split(size)
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    rank: int = 0
+    world_size: int = 1
+    mean: Sequence[float] = MEAN
+    std: Sequence[float] = STD
 
     def __len__(self) -> int:
-        return len(self.labels)
+        return len(self._split(self.labels))
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        parts = zip(self.images, self.labels, strict=True)
-        return ((normalize(images, self.mean, self.std), labels) for images, labels in parts)
+        for images, labels in zip(self._split(self.images), self._split(self.labels), strict=True):
+            yield normalize(images, self.mean, self.std), labels
+
+    def _split(self, values: Tensor) -> Sequence[Tensor]:
+        return values[self.rank :: self.world_size].split(math.ceil(self.batch_size / self.world_size))

@@ -70,10 +70,9 @@ class CIFAR10DataModule(LightningDataModule):
             raise ValueError(f"dataset is {dataset!r}, padding_mode {padding_mode!r}")
         if dataset == "folder" and not data_root:
             raise ValueError("give data_root (--data_root DIR), the folder of your pictures")
-        data_root = data_root or os.environ.get("CIFAR10_ROOT") or "data"
+        data_root = str(data_root or os.environ.get("CIFAR10_ROOT") or "data")
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
-        data_root, batch_size, val_size = str(data_root), int(batch_size), int(val_size)
-        seed, max_shift = int(seed), int(max_shift)
+        batch_size, val_size, seed, max_shift = int(batch_size), int(val_size), int(seed), int(max_shift)
         image_sizes = {float(start): int(size) for start, size in sorted((image_sizes or {}).items())}
         self.save_hyperparameters()
         self.data_root = Path(data_root).expanduser()
@@ -81,10 +80,9 @@ class CIFAR10DataModule(LightningDataModule):
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
         self.augmentation = Augmentation(max_shift, padding_mode == "reflect", alternate_flips)
         self.image_sizes = image_sizes
-        classes, self.num_train = (CLASSES, 50_000) if dataset == "cifar10" else (SYNTHETIC_CLASSES, 10_000)
-        self.classes: Sequence[str] = classes
-        self.mean: Sequence[float] = MEAN
-        self.std: Sequence[float] = STD
+        self.num_train = 50_000 if dataset == "cifar10" else 10_000
+        self.classes: Sequence[str] = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
+        self.mean, self.std = MEAN, STD
         self.pictures: list[tuple[Tensor, Tensor]] | None = None  # of a folder: to train on, to test on
         if dataset == "folder":
             self.classes, *self.pictures = read_folder(self.data_root, seed)
