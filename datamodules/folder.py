@@ -20,32 +20,28 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
     """
     parts = [root / name for name in ("train", "test") if (root / name).is_dir()]
     if len(parts) == 1:
-        raise ValueError(
-            f"{root} holds {parts[0].name} alone: it takes both train and test, or a folder for each class"
-        )
+        raise ValueError(f"{root} holds {parts[0].name} alone: it takes train and test, or a folder for each class")
     parts = parts or [root]
     names = [sorted(each.name for each in part.iterdir() if each.is_dir() and each.name[0] != ".") for part in parts]
     if odd := {*names[0]} ^ {*names[-1]}:
         raise ValueError(f"{root}: train and test must hold the same classes; only one of them has {sorted(odd)}")
-    classes, splits, rng = names[0], list[list[Tensor]](), torch.Generator().manual_seed(seed)
+    classes, least, rng = names[0], 3 - len(parts), torch.Generator().manual_seed(seed)
     if not 2 <= len(classes) <= 1000:
         raise ValueError(f"{parts[0]} must hold 2 to 1,000 sub-folders, one for each class, not {len(classes)}")
+    splits: list[list[Tensor]] = []
     for name in classes:
-        images = [read_class(part / name, at_least=3 - len(parts)) for part in parts]
+        images = []
+        for part in parts:
+            pictures, _ = read_pictures([escape(str(part / name))])
+            if len(pictures) < least:
+                raise ValueError(f"{part / name} holds {len(pictures)} readable pictures; {least} or more are needed")
+            images.append(torch.stack(list(pictures.values())))
         if len(parts) == 1:
             mixed, num = images[0][torch.randperm(len(images[0]), generator=rng)], max(1, len(images[0]) // 5)
             images = [mixed[num:], mixed[:num]]
         splits.append(images)
     train, test = (shuffled(images, rng) for images in zip(*splits, strict=True))
     return classes, train, test
-
-
-def read_class(folder: Path, at_least: int) -> Tensor:
-    """(N, 32, 32, 3) uint8. Raises ValueError where fewer pictures can be read."""
-    pictures, _ = read_pictures([escape(str(folder))])
-    if len(pictures) < at_least:
-        raise ValueError(f"{folder} holds {len(pictures)} readable pictures; {at_least} or more are needed")
-    return torch.stack(list(pictures.values()))
 
 
 def shuffled(images: tuple[Tensor, ...], rng: torch.Generator) -> Labeled:
@@ -57,9 +53,5 @@ def shuffled(images: tuple[Tensor, ...], rng: torch.Generator) -> Labeled:
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Of each channel, as fractions of 1, rounded to six digits; a channel that is constant has deviation 0.001."""
-    values = torch.arange(256, dtype=torch.float64) / 255
-    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(3)]).double()
-    share = counts / counts.sum(1, keepdim=True)
-    mean = share @ values
-    std = (share @ values.square() - mean.square()).clamp(min=1e-6).sqrt()
-    return tuple(round(each, 6) for each in mean.tolist()), tuple(round(each, 6) for each in std.tolist())
+    each = [torch.std_mean(channel.double() / 255, correction=0) for channel in images.unbind(3)]
+    return tuple(round(mean.item(), 6) for _, mean in each), tuple(max(round(std.item(), 6), 0.001) for std, _ in each)
