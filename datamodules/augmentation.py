@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MEAN: Sequence[float] = (0.4914, 0.4822, 0.4465)
-# Over all pixels; the common (0.2023, 0.1994, 0.2010) is the mean over images.
-STD: Sequence[float] = (0.2470, 0.2435, 0.2616)
+STD: Sequence[float] = (0.2470, 0.2435, 0.2616)  # of all pixels; the common (0.2023, 0.1994, 0.2010) is a mean of STDs
 PADDING = 4
 
 

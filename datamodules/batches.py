@@ -78,10 +78,7 @@ class TrainBatches:
 
 @dataclass(eq=False)
 class EvalBatches:
-    """Batches of (N, 3, H, H) normalized float32 images and (N,) int64 labels in the order of the data.
-
-    Arguments as in TrainBatches. Each process takes its share, no image twice.
-    """
+    """As TrainBatches, but in the order of the data, and not augmented; each process takes its share, no image twice."""
 
     images: Tensor
     labels: Tensor

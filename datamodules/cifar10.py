@@ -98,10 +98,8 @@ class CIFAR10DataModule(LightningDataModule):
         if self.dataset != "cifar10" or (self.data_root / CIFAR10.base_folder).is_dir():
             return
         if not (self.download or (self.data_root / CIFAR10.filename).exists()):
-            raise MisconfigurationException(
-                f"CIFAR-10 is not in {self.data_root}: give the folder of {CIFAR10.base_folder} (--data_root, "
-                "CIFAR10_ROOT), allow download (--download true), or take drawn pictures (cifar.py --data synthetic)"
-            )
+            words = "give its folder (--data_root, CIFAR10_ROOT), --download true, or cifar.py --data synthetic"
+            raise MisconfigurationException(f"CIFAR-10 is not in {self.data_root}: {words}")
         download_cifar10(self.data_root)
 
     def setup(self, stage: str | None = None) -> None:
@@ -118,10 +116,8 @@ class CIFAR10DataModule(LightningDataModule):
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
         rank, world_size = self._rank_and_size
         if min(self.batch_size, (len(labels) - 1) % self.batch_size + 1) < world_size:
-            raise MisconfigurationException(
-                f"a batch of batch_size {self.batch_size}, or the last one of {len(labels)} images, is too small for "
-                f"{world_size} processes: choose another batch_size or val_size"
-            )
+            words = f"a batch of {self.batch_size}, or the last one, is too small for {world_size} processes"
+            raise MisconfigurationException(f"{words}: choose another batch_size or val_size")
         # To overfit is to see the same images, epoch by epoch.
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         size_now = self._size_now if self.image_sizes and self.trainer is not None else None
@@ -157,10 +153,8 @@ class CIFAR10DataModule(LightningDataModule):
         return {"mean": list(self.mean), "std": list(self.std), "classes": list(self.classes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises MisconfigurationException where the folder's pictures are no longer those of the checkpoint.
-
-        With others the seed would choose other ones for the test: pictures that the network was trained on.
-        """
+        """Raises MisconfigurationException where the folder's pictures are no longer those of the checkpoint."""
+        # Among other pictures the seed would choose some for the test that the network was trained on.
         if self.dataset == "folder" and state != self.state_dict():
             raise MisconfigurationException(f"{self.data_root} no longer holds the pictures that the run began with")
 
@@ -183,9 +177,7 @@ def read_images(dataset: str, data_root: Path, train: bool, device: torch.device
         path = folder / name
         content = path.read_bytes() if path.exists() else b""
         if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise MisconfigurationException(
-                f"{path} is missing or corrupt: remove {folder}, then download (--download true) or copy it"
-            )
+            raise MisconfigurationException(f"{path} is missing or corrupt: remove {folder} and download it again")
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*align should be passed.*")  # numpy on these old pickles
             batch = pickle.loads(content, encoding="latin1")  # the official file: its md5 says so

@@ -49,6 +49,4 @@ def _download(archive: Path, mirrors: Sequence[str], md5: str) -> None:
                 causes.append(f"{url}: {error}")
     finally:
         socket.setdefaulttimeout(timeout)
-    raise MisconfigurationException(
-        f"CIFAR-10 cannot be downloaded ({'; '.join(causes)}): try again later, or put {ARCHIVE} into data_root by hand"
-    )
+    raise MisconfigurationException(f"no CIFAR-10 from {'; '.join(causes)}: try later, or put {ARCHIVE} into data_root")

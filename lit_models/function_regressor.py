@@ -15,8 +15,6 @@ from torch import Tensor
 
 from lit_models.mlps import ElementwiseAdam, MLPs
 
-Batch = tuple[Tensor, Tensor]
-
 
 class FunctionRegressor(LightningModule):
     """Learns y = f(x) from noisy points, for L learning rates times S seeds at once.
@@ -90,7 +88,7 @@ class FunctionRegressor(LightningModule):
         out = self.net(z.repeat(L, 1)[:, None, :])[:, 0].cpu().double()
         return out * self.y_scale.repeat(L, 1) + self.y_mean.repeat(L, 1)
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+    def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves float64, which not every device has, on the CPU, where the steps read it."""
         return batch
 
@@ -102,7 +100,7 @@ class FunctionRegressor(LightningModule):
     def on_train_end(self) -> None:
         torch.set_flush_denormal(False)
 
-    def training_step(self, batch: Batch, batch_idx: int) -> dict[str, Any]:
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"loss": median, "epochs": int, "train_mse": (M,) float64}."""
         L = len(self.lrs)
         scaled = (batch[0] - self.x_mean) / self.x_scale, (batch[1] - self.y_mean) / self.y_scale

@@ -6,6 +6,7 @@ So the backward pass is written by hand, into buffers that every step uses again
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -22,19 +23,14 @@ class MLPs(nn.Module):
         super().__init__()
         if not hidden:
             raise ValueError("hidden is empty: give the width of at least one hidden layer")
-        widths = [1, *hidden, 1]
-        # Each layer is a weight (M, fan_out, fan_in) and a bias (M, fan_out, 1).
-        self.shapes = [
-            (len(seeds), fan_out, columns)
-            for fan_in, fan_out in zip(widths, widths[1:], strict=False)
-            for columns in (fan_in, 1)
-        ]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        blocks = []
-        for i, (_, fan_out, columns) in enumerate(self.shapes):
-            bound = 1 / math.sqrt(widths[i // 2])  # two blocks a layer: weight, bias
-            members = [torch.rand(fan_out, columns, generator=g) * 2 * bound - bound for g in generators]
-            blocks.append(torch.stack(members).flatten())
+        self.shapes, blocks = list[tuple[int, int, int]](), list[Tensor]()
+        for fan_in, fan_out in pairwise([1, *hidden, 1]):
+            bound = 1 / math.sqrt(fan_in)
+            for columns in (fan_in, 1):  # a layer is a weight (M, fan_out, fan_in) and a bias (M, fan_out, 1)
+                members = [torch.rand(fan_out, columns, generator=g) * 2 * bound - bound for g in generators]
+                self.shapes.append((len(seeds), fan_out, columns))
+                blocks.append(torch.stack(members).flatten())
         self.theta = nn.Parameter(torch.cat(blocks))
 
     def per_parameter(self, values: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ float32 nothing is gained by that; to add and to apply ReLU in place takes 3 to 
 
 import copy
 from collections.abc import Callable
-from functools import cache
 from typing import TypeGuard
 
 import torch
@@ -18,7 +17,6 @@ from lit_models.resnet20 import BasicBlock, ResNet20
 LAYERS = (ResNet20, nn.Sequential, BasicBlock, nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
 
-@cache
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware; emulated, as on AVX2, it is slower than float32."""
     has = torch.cpu.get_capabilities()
