@@ -44,18 +44,6 @@ class TrainBatches:
         return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        order, shift, flip = self._draw()
-        first, self.first_batch = self.first_batch, 0
-        for batch in range(first, len(self)):
-            self.position = batch + 1
-            mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size)
-            pixels = crop_and_flip(self.images[order[mine]], shift[mine], flip[mine], self.augmentation.reflect)
-            if self.size_now is not None:
-                pixels = resize(pixels, self.size_now())
-            yield normalize(pixels, self.mean, self.std), self.labels[order[mine]]
-
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """(M,) order, (M, 2) shift and (M,) flip of this epoch, different for each seed and epoch."""
         M, device, most = len(self.labels), self.images.device, self.augmentation.max_shift
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(M, generator=generator)
@@ -64,9 +52,17 @@ class TrainBatches:
         if not self.shuffle:
             order = torch.arange(M)
         if self.augmentation.alternate_flips:
-            first = torch.randint(2, (M,), generator=torch.Generator().manual_seed(self.seed))
-            flip = (first[order] + self.epoch) % 2
-        return order.to(device), shift.to(device), flip.bool().to(device)
+            first_flips = torch.randint(2, (M,), generator=torch.Generator().manual_seed(self.seed))
+            flip = (first_flips[order] + self.epoch) % 2
+        order, shift, flip = order.to(device), shift.to(device), flip.bool().to(device)
+        first, self.first_batch = self.first_batch, 0
+        for batch in range(first, len(self)):
+            self.position = batch + 1
+            mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size)
+            pixels = crop_and_flip(self.images[order[mine]], shift[mine], flip[mine], self.augmentation.reflect)
+            if self.size_now is not None:
+                pixels = resize(pixels, self.size_now())
+            yield normalize(pixels, self.mean, self.std), self.labels[order[mine]]
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.epoch, "position": self.position}
@@ -78,7 +74,7 @@ class TrainBatches:
 
 @dataclass(eq=False)
 class EvalBatches:
-    """As TrainBatches, but in the order of the data, and not augmented; each process takes its share, no image twice."""
+    """As TrainBatches, but in the order of the data, not augmented; each process takes its share, no image twice."""
 
     images: Tensor
     labels: Tensor
