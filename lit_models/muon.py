@@ -27,24 +27,15 @@ class Muon(torch.optim.SGD):
     def __init__(
         self, filters: Iterable[Tensor], others: Iterable[Tensor], lr_ratio: float, filter_momentum: float, **sgd: Any
     ) -> None:
-        groups = [
-            {"params": list(filters), "orthogonal": True, "lr_ratio": lr_ratio, "momentum": filter_momentum},
-            {"params": list(others), "orthogonal": False},
-        ]
-        super().__init__(groups, **sgd)
+        first: dict[str, Any] = {"params": list(filters), "lr_ratio": lr_ratio, "momentum": filter_momentum}
+        super().__init__([first, {"params": list(others)}], **sgd)
 
+    @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
         """One step on every parameter that has a gradient; ``closure``, if given, computes the gradients first."""
         with torch.enable_grad():
             loss = None if closure is None else closure()
-        for group in self.param_groups:
-            if group["orthogonal"]:
-                self._step_on_filters(group)
-        super().step()  # on the others: the filters' gradients are gone
-        return loss
-
-    @torch.no_grad()
-    def _step_on_filters(self, group: dict[str, Any]) -> None:
+        group = self.param_groups[0]  # the filters
         by_shape: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # weights, and gradients with their momentum
         for p in group["params"]:
             if p.grad is not None:
@@ -62,6 +53,8 @@ class Muon(torch.optim.SGD):
             weights.sub_(orthogonalized(updates), alpha=group["lr_ratio"] * group["lr"])
             for (p, _), new in zip(pairs, weights, strict=True):
                 p.copy_(new.view_as(p))
+        super().step()  # on the others: the filters' gradients are gone
+        return loss
 
 
 def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
