@@ -9,7 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MEAN: Sequence[float] = (0.4914, 0.4822, 0.4465)
-STD: Sequence[float] = (0.2470, 0.2435, 0.2616)  # of all pixels; the common (0.2023, 0.1994, 0.2010) is a mean of STDs
+STD: Sequence[float] = (
+    0.2470,
+    0.2435,
+    0.2616,
+)  # all pixels'; the common (0.2023, 0.1994, 0.2010) is a mean over images
 PADDING = 4
 
 
@@ -56,12 +60,9 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = F
 
 
 def resize(images: Tensor, size: int) -> Tensor:
-    """(N, H, H, 3) uint8 -> (N, size, size, 3), each smaller pixel a mean over those that it covers.
-
-    uint8 on the CPU, where that takes a fifth of the time; float32 elsewhere, where PyTorch has no other.
-    """
+    """(N, H, H, 3) uint8 -> (N, size, size, 3), uint8 on the CPU, else float32: means over the pixels covered."""
     if size == images.shape[1]:
         return images
     pixels = images.permute(0, 3, 1, 2)
-    pixels = pixels if images.device.type == "cpu" else pixels.float()
+    pixels = pixels if images.device.type == "cpu" else pixels.float()  # uint8 takes a fifth of the time, CPU only
     return F.interpolate(pixels, size=(size, size), mode="bilinear", antialias=True).permute(0, 2, 3, 1)

@@ -26,9 +26,8 @@ class FunctionRegressor(LightningModule):
     entry of ``measure_at``, so the Trainer's epochs are measurements; training ends after the last of them, or after
     ``max_epochs`` of them. Logged values have epochs as their step.
 
-    Batches are those of CurveDataModule. Logs ``train/loss`` (mean squared error on the noisy points) and ``val/loss``,
-    ``test/loss`` (against f itself, or where f(x) is nan, on the validation sample), medians over the members, in
-    squared units of y.
+    Batches are those of CurveDataModule. Logs ``train/loss`` (MSE on the noisy points) and ``val/loss``, ``test/loss``
+    (MSE against f, or where f(x) is nan, on the validation sample): medians over the members, in squared units of y.
 
     Args:
         lrs: learning rates of Adam.
