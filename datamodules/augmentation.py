@@ -9,11 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 MEAN: Sequence[float] = (0.4914, 0.4822, 0.4465)
-STD: Sequence[float] = (
-    0.2470,
-    0.2435,
-    0.2616,
-)  # all pixels'; the common (0.2023, 0.1994, 0.2010) is a mean over images
+STD: Sequence[float] = (0.2470, 0.2435, 0.2616)  # over all pixels; (0.2023, 0.1994, 0.2010) is the mean over images
 PADDING = 4
 
 
