@@ -6,6 +6,7 @@ import pickle
 import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -100,6 +101,9 @@ class CIFAR10DataModule(LightningDataModule):
         if not (self.download or (self.data_root / CIFAR10.filename).exists()):
             words = "give its folder (--data_root, CIFAR10_ROOT), --download true, or cifar.py --data synthetic"
             raise MisconfigurationException(f"CIFAR-10 is not in {self.data_root}: {words}")
+        files = chain(self.data_root.glob("*/*"), self.data_root.glob("*/*/*"))
+        if any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in files):
+            raise MisconfigurationException(f"{self.data_root} holds pictures, not CIFAR-10: --recipe own is for them")
         download_cifar10(self.data_root)
 
     def setup(self, stage: str | None = None) -> None:

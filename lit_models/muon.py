@@ -21,12 +21,14 @@ class Muon(torch.optim.SGD):
         others: parameters that SGD trains.
         lr_ratio: the filters' learning rate, as a fraction of SGD's.
         filter_momentum: the filters' momentum.
-        sgd: settings of ``torch.optim.SGD``, which raises ValueError for what it refuses.
+        sgd: settings of ``torch.optim.SGD``, which raises ValueError for what it refuses, as for negative ones here.
     """
 
     def __init__(
         self, filters: Iterable[Tensor], others: Iterable[Tensor], lr_ratio: float, filter_momentum: float, **sgd: Any
     ) -> None:
+        if not (lr_ratio >= 0 and filter_momentum >= 0):
+            raise ValueError(f"lr_ratio is {lr_ratio}, filter_momentum {filter_momentum}; they must be at least 0")
         first: dict[str, Any] = {"params": list(filters), "lr_ratio": lr_ratio, "momentum": filter_momentum}
         super().__init__([first, {"params": list(others)}], **sgd)
 

@@ -77,6 +77,7 @@ class ResNet20Classifier(LightningModule):
         self.train_metrics, self.val_metrics = averages("train", num_classes), averages("val", num_classes)
         self.probe_metrics, self.test_metrics = averages("probe", num_classes), averages("test", num_classes)
         self._faster: Forward | None = None  # what trains ``net``, if not the network itself
+        self._fused = True  # until setup knows the Trainer
         # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
         ResNet20Classifier.configure_optimizers(self)
 
@@ -94,17 +95,18 @@ class ResNet20Classifier(LightningModule):
         return net
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
-        trainer = self._trainer  # None outside of one
-        fused = trainer is None or (not trainer.gradient_clip_val and trainer.precision != "16-mixed")
         sgd: dict[str, Any] = {"lr": self.lr, "momentum": self.momentum, "nesterov": self.nesterov}
-        sgd |= {"weight_decay": self.weight_decay, "fused": fused}
+        sgd |= {"weight_decay": self.weight_decay, "fused": self._fused}
         if self.optimizer == "sgd":
             return torch.optim.SGD(self.parameters(), **sgd)
         convolutions = [p for p in self.parameters() if p.ndim == 4]
         filters = [p for p in convolutions[1:] if len(p) <= p[0].numel()]
         others = [p for p in self.parameters() if p not in set(filters)]
         return Muon(filters, others, self.muon_lr_ratio, self.muon_momentum, **sgd)
+
+    def setup(self, stage: str) -> None:
+        # A fused optimizer unscales float16 gradients itself: before, Lightning cannot clip them, nor Muon use them.
+        self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
 
     def teardown(self, stage: str) -> None:
         self._faster = None  # neither copied nor pickled with the module

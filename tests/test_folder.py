@@ -50,6 +50,8 @@ def test_an_undivided_folder_is_divided_by_the_seed(tmp_path: Path) -> None:
     assert data.state_dict()["mean"] == pytest.approx((data.train[0] / 255).mean((0, 1, 2)).tolist(), abs=1e-5)
     assert data.state_dict()["std"] == pytest.approx((data.train[0] / 255).std((0, 1, 2)).tolist(), rel=1e-3)
     assert images.shape == (15, 3, 32, 32) and images.amax() < 5  # standard deviations
+    with pytest.raises(MisconfigurationException, match="holds pictures, not CIFAR-10"):
+        CIFAR10DataModule(tmp_path).prepare_data()
     save(tmp_path, plum=3)
     with pytest.raises(MisconfigurationException, match="no longer holds the pictures"):
         data_of(tmp_path).load_state_dict(data.state_dict())

@@ -18,7 +18,7 @@ from torchvision.models import resnet18
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
-from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier, resnet20_classifier
+from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier, onednn
 from lit_models.mlps import ElementwiseAdam, MLPs
 from lit_models.muon import Muon, orthogonalized
 from lit_models.onednn import can_train_in_mkldnn, cpu_has_bfloat16, in_mkldnn
@@ -137,7 +137,7 @@ def test_the_classifier_trains_by_onednn_in_bfloat16(
     precision: Any, frozen: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     converted = Mock(wraps=in_mkldnn)
-    monkeypatch.setattr(resnet20_classifier, "in_mkldnn", converted)
+    monkeypatch.setattr(onednn, "in_mkldnn", converted)
     data, model = CIFAR10DataModule(dataset="synthetic", batch_size=4), ResNet20Classifier()
     model.net.bn1.train(not frozen)
     Trainer(max_epochs=1, limit_train_batches=2, limit_val_batches=1, precision=precision, **QUIET).fit(model, data)
