@@ -8,7 +8,7 @@ from typing import Any
 import altair as alt
 
 from analysis.curves import Growth, error_name
-from analysis.figures import GREY, counts_of, lrs_of
+from analysis.figures import GREY, counts_and_lrs
 from analysis.runs import Row, Rows
 
 Colors = Mapping[float, str]  # of a learning rate, on the whole page
@@ -20,7 +20,6 @@ CONFIG: dict[str, Any] = {
     "font": "system-ui, sans-serif",
     "numberFormat": ",.4~g",
     "view": {"stroke": None},
-    "range": {"category": {"scheme": "category10"}},  # Matplotlib's colors
     "axis": {"gridColor": GREY, "gridOpacity": 0.25, "tickCount": 6, "labelOverlap": "greedy", "labelSeparation": 6,
              "labelLimit": 0, "labelFontSize": 12, "titleFontSize": 12, "titleFontWeight": "normal"},
     "legend": {"orient": "bottom", "columns": 1, "labelLimit": 0, "labelFontSize": 12, "symbolOpacity": 1},
@@ -73,7 +72,7 @@ def lines_chart(
 def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
     """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
     fits = [{**fit, "color": colors[fit["lr"]]} for fit in growth["fits"]]
-    points, counts, lrs, error = growth["points"], counts_of(growth), lrs_of(growth), error_name(growth["truth"])
+    points, error, (counts, lrs) = growth["points"], error_name(growth["truth"]), counts_and_lrs(growth)
     best = min(fits, key=lambda fit: fit[error] or math.inf)
     slider = alt.binding_range(min=0, max=len(counts) - 1, step=1, name="epochs ")
     params = [

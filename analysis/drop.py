@@ -1,6 +1,6 @@
 """What the learning-rate drop does to accuracy, and why: recorded by the runs, and measured from their checkpoints."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -15,7 +15,6 @@ from analysis.measure import Nets, accuracy, measured
 from analysis.runs import FinishedRun, Row, epoch_of_drop
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
-from lit_models import ResNet20
 
 LINE_IMAGES, LINE_STEPS, RENEWAL_BATCHES = 2_000, 4, 80
 RENEWED = ("before", "with", "without")
@@ -72,12 +71,8 @@ def measure_renewed(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> di
     return accuracies
 
 
-def gradients(net: ResNet20, data: CIFAR10DataModule, most: int) -> Iterator[Tensor]:
-    """(P,) gradients of the training loss, each at the network's weights at that time, of up to ``most`` batches."""
-    net.train()
-    for images, labels in islice(data.train_dataloader(), most):
-        loss = F.cross_entropy(net(images), labels)
-        yield torch.cat([part.flatten() for part in torch.autograd.grad(loss, list(net.parameters()))])
+def flat(parts: Iterable[Tensor]) -> Tensor:
+    return torch.cat([part.detach().flatten() for part in parts])
 
 
 def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, Any]:
@@ -89,7 +84,7 @@ def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict
     """
     net, settings = nets[0].train(), run.summary["settings"]
     images, labels = normalize(data.train[0][:LINE_IMAGES]), data.train[1][:LINE_IMAGES]
-    start, *ends = (torch.cat([part.detach().flatten() for part in each.parameters()]) for each in nets)
+    start, *ends = (flat(each.parameters()) for each in nets)
 
     @torch.no_grad()
     def losses(origin: Tensor, way: Tensor, at: Sequence[float]) -> list[float]:
@@ -105,10 +100,11 @@ def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict
     is_plain_sgd = settings["momentum"] == 0 and settings["optimizer"] == "sgd"
     for name, lr in (("steps", run.epochs[0]["lr"]), ("small_steps", run.epochs[-1]["lr"])):
         weights = start
-        vector_to_parameters(weights, net.parameters())
-        for gradient in gradients(net, data, LINE_STEPS if is_plain_sgd else 0):
+        for batch, targets in islice(data.train_dataloader(), LINE_STEPS if is_plain_sgd else 0):
+            vector_to_parameters(weights, net.parameters())
+            loss = F.cross_entropy(net(batch), targets)
+            gradient = flat(torch.autograd.grad(loss, list(net.parameters())))
             step = -lr * (gradient + settings["weight_decay"] * weights)
             content[name].append(losses(weights, step, ACROSS))
             weights = weights + step
-            vector_to_parameters(weights, net.parameters())
     return content

@@ -65,16 +65,12 @@ def draw_line(axes: Axes, x: Sequence[float], lines: Iterable[np.ndarray], color
     axes.fill_between(x, low, high, color=color, alpha=0.2, linewidth=0)
 
 
-def counts_of(growth: Growth) -> list[int]:
-    return sorted({fit["epochs"] for fit in growth["fits"]})
-
-
-def lrs_of(growth: Growth) -> list[float]:
-    return sorted({fit["lr"] for fit in growth["fits"]})
+def counts_and_lrs(growth: Growth) -> tuple[list[int], list[float]]:
+    return sorted({fit["epochs"] for fit in growth["fits"]}), sorted({fit["lr"] for fit in growth["fits"]})
 
 
 def draw_fits(axes: Axes, growth: Growth, epochs: int, lrs: Sequence[float]) -> None:
-    """Draws points, f or the held-out points, and the fits of these of ``lrs_of(growth)`` with the seeds' quartiles."""
+    """Draws points, f or the held-out points, and the fits of some learning rates with the seeds' quartiles."""
     axes.clear()
     axes.plot(*growth["points"].values(), ".", color=GREY, alpha=0.5, markersize=4, label="points")
     if growth["truth"]:
@@ -84,7 +80,7 @@ def draw_fits(axes: Axes, growth: Growth, epochs: int, lrs: Sequence[float]) -> 
     axes.margins(y=0.08)
     axes.set_ylim(axes.get_ylim())  # it stays, however far off a fit is
     fits = {fit["lr"]: fit for fit in growth["fits"] if fit["epochs"] == epochs}
-    for i, lr in enumerate(lrs_of(growth)):
+    for i, lr in enumerate(sorted(fits)):
         if lr in lrs and fits[lr]["fit"]:
             draw_line(axes, growth["x"], [fits[lr][name] for name in ("fit", "low", "high")], f"C{i}", f"lr {lr:g}")
     name, where = error_name(growth["truth"]), "against f" if growth["truth"] else "on held-out points"
@@ -93,7 +89,8 @@ def draw_fits(axes: Axes, growth: Growth, epochs: int, lrs: Sequence[float]) -> 
 
 def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure:
     """The fitted curves that were kept of these epoch counts: a row for each count, a column for each learning rate."""
-    counts, lrs = [count for count in counts_of(growth) if count in reported], lrs_of(growth)
+    kept, lrs = counts_and_lrs(growth)
+    counts = [count for count in kept if count in reported]
     size = (max(6, 3.2 * len(lrs)), 2.4 * len(counts) + 0.8)
     figure = Figure(figsize=size, dpi=110, layout="constrained")
     grid = figure.subplots(len(counts), len(lrs), sharex=True, squeeze=False)
@@ -107,10 +104,10 @@ def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure
 
 def fit_cards(growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
     """About ten epoch counts, each with (440, 660, 3) uint8 pixels, to be read at the width of a TensorBoard card."""
-    figure, counts = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained"), counts_of(growth)
-    axes = figure.subplots()
+    figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
+    axes, (counts, lrs) = figure.subplots(), counts_and_lrs(growth)
     for epochs in counts[:: -(len(counts) // 10 + 1)][::-1]:  # of more, TensorBoard shows a random choice
-        draw_fits(axes, growth, epochs, lrs_of(growth))
+        draw_fits(axes, growth, epochs, lrs)
         if not figure.legends:
             add_legend(figure)
         yield epochs, pixels_of(figure)
@@ -151,7 +148,7 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
         axes.set_xticks(epoch_ticks(last))
         finish(axes, title, "epoch (counted from 0)")
     add_legend(figure)
-    figure.suptitle(f"Test accuracy {spread(test_accs, 100)} % at the end (seeds: {len(runs)})", fontsize=10)
+    figure.suptitle(f"Test accuracy {spread(test_accs, 100, 2)} % at the end (seeds: {len(runs)})", fontsize=10)
     return figure
 
 
@@ -160,33 +157,30 @@ def confusion_figure(matrix: np.ndarray, classes: Sequence[str]) -> Figure:
     figure = Figure(figsize=(4, 2.9), dpi=240, layout="constrained")
     axes = figure.subplots()
     axes.imshow(matrix, cmap="Blues", vmin=0, vmax=1, aspect="auto")
-    is_readable = len(classes) <= 30
-    for (row, column), fraction in np.ndenumerate(matrix) if is_readable else ():
-        if fraction > 0:  # neither none, nor nan, of a class without images
-            color = "white" if fraction > 0.5 else "black"
-            axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", color=color, fontsize=8)
-    if is_readable:
+    if len(classes) <= 30:  # of more, texts would overlap
         axes.set_xticks(range(len(classes)), classes, rotation=45, ha="right", rotation_mode="anchor", fontsize=8)
         axes.set_yticks(range(len(classes)), classes, fontsize=8)
+        for (row, column), fraction in np.ndenumerate(matrix):
+            if fraction > 0:  # neither none, nor nan, of a class without images
+                color = "white" if fraction > 0.5 else "black"
+                axes.text(column, row, f"{100 * fraction:.0f}", ha="center", va="center", color=color, fontsize=8)
     axes.set_xlabel("predicted label", fontsize=8)
     axes.set_ylabel("true label", fontsize=8)
     axes.set_title("confusion matrix: percent of each true label", fontsize=8)
     return figure
 
 
-def pictures_figure(
-    pictures: Sequence[np.ndarray], titles: Sequence[str] = (), title: str = "", columns: int = 5
-) -> Figure:
+def pictures_figure(pictures: Sequence[np.ndarray], titles: Sequence[str], title: str = "") -> Figure:
     """(H, W, 3) pictures, floats from 0 to 1 or uint8, in a grid, each under its title."""
-    columns = min(len(pictures), columns)
+    columns = min(len(pictures), 5)
     rows = math.ceil(len(pictures) / columns)
-    height = 0.65 + (0.15 * (titles[0].count("\n") + 4) if titles else 0)
+    height = 1.25 + 0.15 * titles[0].count("\n")
     figure = Figure(figsize=(1.1 * columns, height * rows + 0.4), dpi=220, layout="constrained")
     figure.suptitle(title, fontsize=9)
     grid = figure.subplots(rows, columns, squeeze=False)
     for axes in grid.flat:
         axes.set_axis_off()
-    for axes, picture, text in zip(grid.flat, pictures, titles or [""] * len(pictures), strict=False):
+    for axes, picture, text in zip(grid.flat, pictures, titles, strict=False):
         axes.imshow(picture, interpolation="nearest")
         axes.set_title(text.replace("$", r"\$"), fontsize=8)
     return figure

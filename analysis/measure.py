@@ -21,7 +21,7 @@ def measured(
     name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str | None, measure: Measure
 ) -> dict[str, Any]:
     """What ``measure`` gives for the networks of these runs after so many epochs, and for the first run's data, kept in
-    ``name``.json of the first run. {} where a checkpoint or the images are missing, and for pictures of one's own.
+    ``name``.json of the first run. {} where a checkpoint or the images are missing, or the run had other pictures.
     """
     run = weights[0][0]
     if run.summary.get("data") == "folder":  # which may hold others than those that the run was trained on

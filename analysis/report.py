@@ -41,8 +41,8 @@ def render(**facts: Any) -> str:
 
 
 def make_sections(runs: Sequence[FinishedRun], data_root: str | None) -> list[Section]:
-    curves = [run for run in runs if run.is_curve and run.summary["over_seeds"]]
-    together = groups([run for run in runs if not run.is_curve and run.epochs])
+    curves = [run for run in runs if run.summary.get("over_seeds")]
+    together = groups([run for run in runs if run.summary.get("epochs")])
     lrs = {row["lr"] for run in curves for row in run.summary["over_seeds"]}
     lrs |= {run.epochs[i]["lr"] for pairs in together for run, _ in pairs if epoch_of_drop(run) for i in (0, -1)}
     colors = dict(zip(sorted(lrs), itertools.cycle(RATES), strict=False))

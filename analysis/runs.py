@@ -19,10 +19,6 @@ class FinishedRun(NamedTuple):
     summary: Row
 
     @property
-    def is_curve(self) -> bool:
-        return "over_seeds" in self.summary
-
-    @property
     def epochs(self) -> Rows:
         return self.summary["epochs"]
 

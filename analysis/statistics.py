@@ -77,10 +77,9 @@ def over_runs(runs: Sequence[Mapping[str, float]]) -> dict[str, MeanCI]:
     return {name: mean_ci([run[name] for run in runs]) for name in runs[0] if all(name in run for run in runs)}
 
 
-def spread(values: Iterable[float | None], scale: float = 1, digits: int | None = None) -> str:
+def spread(values: Iterable[float | None], scale: float = 1, digits: int = 3) -> str:
     """Mean ± standard deviation of ``scale`` times those that were measured; "-" for none."""
     measured = [scale * value for value in values if value is not None]
-    digits = digits or (2 if scale > 1 else 3)
     deviation = f" ± {statistics.stdev(measured):.{digits}f}" if len(measured) > 1 else ""
     return f"{statistics.mean(measured):.{digits}f}{deviation}" if measured else "-"
 

@@ -59,10 +59,7 @@ def read_runs(folders: Iterable[Path]) -> list[FinishedRun]:
         if not files:
             raise UsageError(f"{folder} holds no finished run: there is no summary.json")
         for file in files:
-            try:
-                summary = read_json(file)
-            except ValueError as error:
-                raise UsageError(f"{file} is damaged ({error}): remove it, and run its command again") from None
+            summary = read_json(file)
             if "settings" in summary:  # else it is of several seeds, whose runs are below it
                 runs.setdefault(file.resolve(), FinishedRun(file.parent, summary))
     return list(runs.values())

@@ -88,7 +88,7 @@ def test_what_diverged_counts_as_the_worst() -> None:
     assert medians(np.array([[1.0, math.nan, math.nan], [5.0, 6, 7]])).tolist() == [math.inf, 6]
 
     assert [number(value) for value in (1 / 3, 0.0, None, math.nan, -math.inf)] == ["0.333", "0", *["diverged"] * 3]
-    assert spread([0.5, None, 0.7], 100) == "60.00 ± 14.14" and spread([2.0]) == "2.000" and spread([None]) == "-"
+    assert spread([0.5, None, 0.7], 100, 2) == "60.00 ± 14.14" and spread([2.0]) == "2.000" and spread([None]) == "-"
 
 
 def test_spread_over_seeds() -> None:
@@ -322,7 +322,7 @@ def test_pictures_in_a_grid(tmp_path: Path) -> None:
     pictures = [np.full((4, 4, 3), i / 7) for i in range(7)]
     figure = figures.pictures_figure(pictures, [f"number ${i}" for i in range(7)], "title")
     assert [axes.get_title() for axes in figure.axes] == [*(f"number \\${i}" for i in range(7)), *[""] * 3]
-    assert figure.get_suptitle() == "title" and len(figures.pictures_figure(pictures, columns=7).axes) == 7
+    assert figure.get_suptitle() == "title"
     pixels = figures.save_png(figure, tmp_path / "picture.png")
     with Image.open(tmp_path / "picture.png") as picture:
         assert picture.format == "PNG" and np.array_equal(np.array(picture), pixels)
