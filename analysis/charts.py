@@ -11,8 +11,6 @@ from analysis.curves import Growth, error_name
 from analysis.figures import GREY, counts_and_lrs
 from analysis.runs import Row, Rows
 
-Colors = Mapping[float, str]  # of a learning rate, on the whole page
-
 WHOLE, TIP = ",.7~g", ",.3~g"  # of epochs; of all other numbers, as in the text
 TRUTH = "#9467bd"  # f; not a learning rate's color
 CONFIG: dict[str, Any] = {
@@ -69,7 +67,7 @@ def lines_chart(
     return finished([*layers, under_pointer(base, tips)])
 
 
-def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
+def fits_chart(growth: Growth, colors: Mapping[float, str]) -> alt.LayerChart:
     """The fitted curve for the chosen epochs and learning rate, those of the lowest error first."""
     fits = [{**fit, "color": colors[fit["lr"]]} for fit in growth["fits"]]
     points, error, (counts, lrs) = growth["points"], error_name(growth["truth"]), counts_and_lrs(growth)
@@ -89,11 +87,9 @@ def fits_chart(growth: Growth, colors: Colors) -> alt.LayerChart:
     ys = [*(growth["truth"] or growth["held_out"]["y"]), *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
     names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
-    curve = (
-        chosen.transform_calculate(x="grid", truth="truth")
-        .transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
-        .encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y)
-    )
+    on_grid = chosen.transform_calculate(x="grid", truth="truth")
+    curve = on_grid.transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
+    curve = curve.encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y)
     held_out = [] if growth["truth"] else [{"line": "held-out points", **growth["held_out"]}]
     drawn = data([{"line": "training points", **points}, *held_out]).transform_flatten(["x", "y"])
     order = ["held-out points" if held_out else names[2], "training points"]
@@ -127,12 +123,8 @@ def bars_chart(rows: Rows, height: int) -> alt.LayerChart:
     scale = alt.Scale(domain=[1.1 * low - 0.1 * high, 1.6 * high - 0.6 * low], nice=False)  # room for the text
     y = alt.Y("name:N", sort=[row["name"] for row in rows], title=None)
     base = data(rows).encode(alt.X("start:Q", title="accuracy [%]", scale=scale), y, alt.ColorValue(GREY))
-    layers = [
-        base.mark_bar(size=18).encode(x2="end:Q"),
-        # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
-        base.mark_tick(thickness=4, size=32, opacity=1).encode(x="end:Q"),
-        base.transform_calculate(right="max(datum.start, datum.end)")
-        .mark_text(align="left", dx=6)
-        .encode(x="right:Q", text="text:N"),
-    ]
-    return finished(layers, height)
+    bars = base.mark_bar(size=18).encode(x2="end:Q")
+    # Ticks, not bars from zero: the axis does not begin there, and the eye takes bars by their lengths.
+    ticks = base.mark_tick(thickness=4, size=32, opacity=1).encode(x="end:Q")
+    texts = base.transform_calculate(right="max(datum.start, datum.end)").mark_text(align="left", dx=6)
+    return finished([bars, ticks, texts.encode(x="right:Q", text="text:N")], height)

@@ -25,8 +25,7 @@ ACROSS = (-1, -0.5, 0, 0.25, 0.5, 0.75, 1, 1.5, 2)  # 0: before the step, 1: aft
 def drop_numbers(run: FinishedRun, other: FinishedRun | None, data_root: str | None) -> tuple[dict[str, float], Row]:
     """What a run shows of its drop, accuracies in percent, and what ``measure_lines`` gives, where it can be measured.
 
-    "effect" and "final_effect" are with the drop minus without it (``other``), in the first epoch after it and in the
-    last.
+    "effect", in the first epoch after the drop, and "final_effect" are with the drop minus without it (``other``).
     """
     at, numbers = epoch_of_drop(run) or 0, dict[str, float]()
     for suffix, each in (("", run), ("_without", other)):

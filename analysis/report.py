@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import altair as alt
 import jinja2
 
-from analysis.charts import Colors, bars_chart, fits_chart, lines_chart, waterfall_chart
+from analysis.charts import bars_chart, fits_chart, lines_chart, waterfall_chart
 from analysis.curves import MSE, early_stopping_text, error_name, error_of, more_training_text, typeset
 from analysis.drop import ACROSS, ALONG, drop_numbers
 from analysis.figures import LINES, MEASURES
@@ -57,7 +57,7 @@ def make_sections(runs: Sequence[FinishedRun], data_root: str | None) -> list[Se
     return sections
 
 
-def curve_sections(run: FinishedRun, colors: Colors) -> list[Section]:
+def curve_sections(run: FinishedRun, colors: Mapping[float, str]) -> list[Section]:
     rows, error = run.summary["over_seeds"], error_name(run.summary["function"])
     best = min(rows, key=lambda row: error_of(row, error))
     epochs = max((row["epochs"] for row in rows), key=lambda count: (count == 1000, count))  # 1,000, or the most
@@ -66,14 +66,9 @@ def curve_sections(run: FinishedRun, colors: Colors) -> list[Section]:
     reached = {row["lr"]: row["epochs"] for row in reversed(fits_well)}  # first epoch count that fits well
     needed = [reached[row["lr"]] for row in here if row["lr"] in reached]
     facts = {
-        "summary": run.summary,
-        "error": error,
-        "mse": MSE[error],
-        "best": best,
+        **{"summary": run.summary, "error": error, "mse": MSE[error], "best": best, "here": here, "reached": reached},
         "last": [row for row in rows if row["lr"] == best["lr"]][-1],
-        "here": here,
         "best_here": min(here, key=lambda row: error_of(row, error)),
-        "reached": reached,
         "slower": needed == sorted(needed, reverse=True) and len({*needed}) > 1,  # a smaller rate needs more epochs
     }
     charts = {"fits": fits_chart(read_json(run.path / "curves.json"), colors)}
@@ -89,7 +84,7 @@ def curve_sections(run: FinishedRun, colors: Colors) -> list[Section]:
     return sections
 
 
-def mse_chart(rows: Rows, colors: Colors, x: str, metric: str, title: str) -> alt.LayerChart:
+def mse_chart(rows: Rows, colors: Mapping[float, str], x: str, metric: str, title: str) -> alt.LayerChart:
     """Medians and quartiles of the seeds over ``x``, "epochs" or "lr", a line for each learning rate."""
     lines = []
     for lr in sorted({row["lr"] for row in rows}):
@@ -131,7 +126,7 @@ def epochs_chart(runs: Sequence[FinishedRun], lines: Rows, title: str) -> alt.La
     return lines_chart(lines, "epoch (counted from 0)", title, marks, ticks)
 
 
-def drop_section(pairs: Sequence[Pair], colors: Colors, data_root: str | None) -> Section:
+def drop_section(pairs: Sequence[Pair], colors: Mapping[float, str], data_root: str | None) -> Section:
     runs, others = zip(*pairs, strict=True)
     summary, numbers, along, across = runs[0].summary, [], list[Row](), list[Row]()
     lrs = {"without": summary["epochs"][0]["lr"], "with": summary["epochs"][-1]["lr"]}  # before and after the drop

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
-from pytorch_lightning import Callback, Trainer, seed_everything
+from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks import TQDMProgressBar
 from torch import Tensor
 
@@ -65,17 +65,16 @@ def cifar() -> None:
     folder = run_folder(cfg, "runs/cifar")
     num_images = {"cifar10": 50_000, "synthetic": 10_000}.get(cfg.data, 0)  # 0: your own, too few to measure for
     cfg = fastest(cfg, num_images - cfg.val_size, saved_settings(cfg, folder))
-    train_one = partial(train, parser)
     if cfg.num_seeds == 1:
-        summaries = [train_one(cfg, folder, folder, START)]
+        summaries = [train(parser, cfg, folder, folder, START)]
     else:
-        summaries = train_seeds(parser, cfg, folder, train_one)
+        summaries = train_seeds(parser, cfg, folder, partial(train, parser))
     for summary in summaries:
         if summary["test_acc"] is not None:
             each = [f"{name} {accuracy:.1%}" for name, accuracy in summary["per_class_acc"].items()]
             print_once(f"Seed {summary['seed']}: test accuracy of each class: {', '.join(each)}")
-            result = f"test accuracy {summary['test_acc']:.2%}, test loss {summary['test_loss']:.4f}"
-            print_once(f"Seed {summary['seed']}: {result}")
+            result = "Seed {seed}: test accuracy {test_acc:.2%}, test loss {test_loss:.4f}"
+            print_once(result.format_map(summary))
     print_once(where_to_look(folder))
 
 
@@ -105,7 +104,11 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     results = record.summary(run.settings, model, trainer.strategy.root_device)
     summary = run.with_facts(results | {"per_class_acc": pictures.per_class_acc})
     if trainer.is_global_zero:
-        write_results(summary, folder, trainer)
+        if summary["epochs"]:
+            figure = training_figure([summary["epochs"]], [summary["test_acc"]], summary["measured_on"])
+            pixels = save_png(figure, folder / "training.png")
+            show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
+        write_json(folder / "summary.json", summary)
     return summary
 
 
@@ -129,15 +132,6 @@ def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord, pictures:
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
     return [run, schedule, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving]
-
-
-def write_results(summary: dict[str, Any], folder: Path, trainer: Trainer) -> None:
-    """The training figure, and summary.json."""
-    if summary["epochs"]:
-        figure = training_figure([summary["epochs"]], [summary["test_acc"]], summary["measured_on"])
-        pixels = save_png(figure, folder / "training.png")
-        show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
-    write_json(folder / "summary.json", summary)
 
 
 if __name__ == "__main__":

@@ -100,16 +100,18 @@ class Curves(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         columns = []
-        for (weight, bias), *others in self.members:
-            column = F.linear((x - self.x_mean) / self.x_scale, weight, bias)
-            for weight, bias in others:
-                column = F.linear(column.relu(), weight, bias)
-            columns.append(column)
+        for *hidden, (weight, bias) in self.members:
+            column = (x - self.x_mean) / self.x_scale
+            for w, b in hidden:
+                column = F.linear(column, w, b).relu()
+            columns.append(F.linear(column, weight, bias))
         return torch.cat(columns, dim=1) * self.y_scale + self.y_mean
 
 
 def export(network: nn.Module, path: Path) -> None:
     """Writes the network as .onnx or .pt2, for any number of inputs at once. Raises UsageError where it cannot."""
+    if path.suffix not in (".onnx", ".pt2"):
+        raise UsageError(f"--export writes .onnx or .pt2, not {path}")
     is_onnx, example = path.suffix == ".onnx", torch.zeros(3, 3, 32, 32)
     if isinstance(network, FunctionRegressor):
         facts = {"x": "(N, 1) float32", "y": "(N, M) float32, a column for each of the members"}
@@ -124,9 +126,7 @@ def export(network: nn.Module, path: Path) -> None:
         facts = {"images": "(N, 3, 32, 32) float32, RGB from 0 to 1", "logits": "(N, C); their softmax: probabilities"}
         facts["classes"] = json.dumps(network.classes)
     program = torch.export.export(network, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
-    if path.suffix == ".pt2":
-        write_atomically(path, lambda file: torch.export.save(program, file))
-    elif is_onnx:
+    if is_onnx:
         logging.getLogger("onnxscript").setLevel(logging.ERROR)  # it logs what it did not optimize
         inputs, outputs, *_ = ([name] for name in facts)
         names: dict[str, Any] = {"input_names": inputs, "output_names": outputs, "dynamic_shapes": ({0: "N"},)}
@@ -137,7 +137,7 @@ def export(network: nn.Module, path: Path) -> None:
         onnx.model.metadata_props.update(facts)
         write_atomically(path, lambda file: file.write(onnx.model_proto.SerializeToString()))
     else:
-        raise UsageError(f"--export writes .onnx or .pt2, not {path}")
+        write_atomically(path, lambda file: torch.export.save(program, file))
     print(f"Wrote {path}", file=sys.stderr)
 
 

@@ -27,19 +27,14 @@ VEGA_LITE = "6.1"  # 6.4 shows "undefined" for names in the tooltip of the neare
 def run() -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    runs_here = [Path("runs")]
-    add("run_dirs", nargs="*", type=Path, default=runs_here, help="finished runs, or folders of them; default runs/")
+    add("run_dirs", nargs="*", type=Path, default=[Path("runs")], help="finished runs, or folders of them")
     add("--out", type=Path, default=Path("report.html"), help="where the report goes")
     add("--data_root", type=str | None, help="where CIFAR-10 is; default $CIFAR10_ROOT, data")
     cfg = parser.parse_args()
     runs = read_runs(cfg.run_dirs)
-    html = render(
-        sections=make_sections(runs, cfg.data_root),
-        runs=runs,
-        about=about(),
-        vega=vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE),
-        picture=picture,
-    )
+    sections = make_sections(runs, cfg.data_root)
+    vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE)
+    html = render(sections=sections, runs=runs, about=about(), vega=vega, picture=picture)
     write_atomically(cfg.out, lambda file: file.write(html.encode()))
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
 
