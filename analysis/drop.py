@@ -27,7 +27,8 @@ def drop_numbers(run: FinishedRun, other: FinishedRun | None, data_root: str | N
 
     "effect", in the first epoch after the drop, and "final_effect" are with the drop minus without it (``other``).
     """
-    at, numbers = epoch_of_drop(run) or 0, dict[str, float]()
+    at = epoch_of_drop(run) or 0
+    numbers = {"before": 100 * run.epochs[at - 1]["val_acc"]}
     for suffix, each in (("", run), ("_without", other)):
         if each:
             before, *after = (100 * row["val_acc"] for row in each.epochs[at - 1 :])

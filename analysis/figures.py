@@ -134,7 +134,6 @@ def errors_figure(rows: Rows, noise_variance: float, error: str = "true_mse") ->
 def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], measured_on: str) -> Figure:
     """Accuracy and loss over epochs, from "epochs", "test_acc" and "measured_on" of the runs' summary.json."""
     figure = Figure(figsize=(5, 3), dpi=220, layout="constrained")
-    last = max(rows[-1]["epoch"] for rows in runs)
     for axes, (kind, (title, scale)) in zip(figure.subplots(1, 2), MEASURES.items(), strict=True):
         for i, (name, line) in enumerate(LINES.items()):
             for rows in runs:
@@ -145,7 +144,7 @@ def training_figure(runs: Sequence[Rows], test_accs: Sequence[float | None], mea
                 axes.plot(rows[-1]["epoch"], 100 * test_acc, "*", color="C3", label="test, at the end", markersize=5)
         for epoch, lr in lr_changes(runs[0]):
             axes.axvline(epoch - 0.5, color=GREY, linestyle="--", linewidth=1, label=f"learning rate becomes {lr:g}")
-        axes.set_xticks(epoch_ticks(last))
+        axes.set_xticks(epoch_ticks(max(rows[-1]["epoch"] for rows in runs)))
         finish(axes, title, "epoch (counted from 0)")
     add_legend(figure)
     figure.suptitle(f"Test accuracy {spread(test_accs, 100, 2)} % at the end (seeds: {len(runs)})", fontsize=10)

@@ -8,7 +8,7 @@ from datamodules.cifar10 import TRAIN_SUBSET
 
 STEPS = {  # the accuracies in between, in this order; each changes one thing
     "epoch_average": "train (epoch average)",
-    "batch_norm": "final weights, train mode",
+    "batch_norm": "final weights, train mode",  # this and the next two on the training subset
     "augmented": "eval mode",
     "probe": "not augmented",
     "test": "test images",
@@ -16,12 +16,9 @@ STEPS = {  # the accuracies in between, in this order; each changes one thing
 
 
 def gap_numbers(run: FinishedRun, data_root: str | None) -> dict[str, float]:
-    """Accuracies at the end of a run in percent, by the names and in the order of STEPS.
-
-    "batch_norm", "augmented" and "probe" are on the training subset; the first two need checkpoint and images.
-    """
+    """Accuracies at the end of a run in percent, in the order of STEPS; two of them need checkpoint and images."""
     last = run.epochs[-1]
-    accuracies = measured("gap", [(run, len(run.epochs))], data_root, measure_gap)
+    accuracies = {**measured("gap", [(run, len(run.epochs))], data_root, measure_gap)}
     accuracies |= {"epoch_average": last["train_acc"], "probe": last["probe_acc"], "test": run.summary["test_acc"]}
     return {name: 100 * accuracies[name] for name in STEPS if name in accuracies}
 

@@ -8,7 +8,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from analysis.files import read_json, write_json
-from analysis.runs import FinishedRun
+from analysis.runs import FinishedRun, Row
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
 from lit_models.resnet20 import depth_of
@@ -17,9 +17,7 @@ Nets = Sequence[ResNet20]
 Measure = Callable[[Nets, CIFAR10DataModule, FinishedRun], dict[str, Any]]
 
 
-def measured(
-    name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str | None, measure: Measure
-) -> dict[str, Any]:
+def measured(name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str | None, measure: Measure) -> Row:
     """What ``measure`` gives for the networks of these runs after so many epochs, and for the first run's data, kept in
     ``name``.json of the first run. {} where a checkpoint or the images are missing, or the run had other pictures.
     """

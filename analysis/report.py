@@ -156,11 +156,9 @@ def drop_section(pairs: Sequence[Pair], colors: Mapping[float, str], data_root: 
 
 def renewed_chart(mean: Mapping[str, MeanCI]) -> alt.LayerChart:
     """From each accuracy with a run's own running averages to that with renewed ones."""
-    own = {"before": mean["first"].mean - mean["change"].mean}
-    own |= {"without": mean["first_without"].mean, "with": mean["first"].mean}
     rows = []
-    for name, start in own.items():
-        end = mean[f"renewed_{name}"].mean
+    for name, own in {"before": "before", "without": "first_without", "with": "first"}.items():
+        start, end = mean[own].mean, mean[f"renewed_{name}"].mean
         rows.append({"name": f"{name} the drop", "start": start, "end": end, "text": f"{start:.1f} → {end:.1f} %"})
     return bars_chart(rows, height=260)
 

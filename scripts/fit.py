@@ -87,10 +87,7 @@ def fit() -> None:
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
     """The epoch counts to report, and the last one; ``--max_epochs`` and ``--max_steps`` cut them."""
     limits = [limit for limit in (cfg.max_epochs, cfg.max_steps) if limit not in (None, -1)]
-    if cfg.epochs is None:
-        asked = [min(limits, default=DEFAULT_EPOCHS)]
-    else:
-        asked = [epochs for epochs in cfg.epochs if epochs != "auto"]
+    asked = [epochs for epochs in cfg.epochs or [min(limits, default=DEFAULT_EPOCHS)] if epochs != "auto"]
     last = min([max(asked, default=AUTO_HORIZON), *limits])
     if not 1 <= last <= 10**9:
         raise UsageError(f"{last:,} epochs are too few or too many: from 1 to {10**9:,}")
@@ -98,12 +95,9 @@ def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
 
 
 def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = None) -> list[int]:
-    """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked.
-
-    And every ``save_every`` epochs, since only after a measurement can a checkpoint be saved.
-    """
+    """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked."""
     epochs = {round(10 ** (i / 10)) for i in range(100)} | set(range(2000, last, 2000)) | {*asked, last}
-    if save_every:
+    if save_every:  # only after a measurement can a checkpoint be saved
         step = max(save_every, math.ceil(last / MOST_SAVES))
         epochs |= set(range(step, last, step))
     return sorted(e for e in epochs if e <= last)

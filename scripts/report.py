@@ -27,7 +27,7 @@ VEGA_LITE = "6.1"  # 6.4 shows "undefined" for names in the tooltip of the neare
 def run() -> None:
     parser = Parser(__doc__)
     add = parser.add_argument
-    add("run_dirs", nargs="*", type=Path, default=[Path("runs")], help="finished runs, or folders of them")
+    add("run_dirs", nargs="*", type=Path, default=[Path("runs")], help="finished runs, or folders of them (runs/)")
     add("--out", type=Path, default=Path("report.html"), help="where the report goes")
     add("--data_root", type=str | None, help="where CIFAR-10 is; default $CIFAR10_ROOT, data")
     cfg = parser.parse_args()

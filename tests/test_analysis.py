@@ -170,7 +170,7 @@ DROPPED = run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.8, 0.81)
 
 def test_effect_of_the_learning_rate_drop() -> None:
     alone, lines = drop_numbers(DROPPED, None, "")
-    assert alone == pytest.approx({"first": 80, "last": 81, "change": 10}) and lines == {}
+    assert alone == pytest.approx({"before": 70, "first": 80, "last": 81, "change": 10}) and lines == {}
     numbers, _ = drop_numbers(DROPPED, run_of(0.5, 0.6, 0.7, 0.6, 0.7, 0.72, 0.7, lr=0.1), "")
     expected = {"first_without": 72, "last_without": 70, "change_without": 2, "effect": 8, "final_effect": 11}
     assert numbers == pytest.approx(alone | expected)
