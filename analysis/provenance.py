@@ -1,17 +1,11 @@
-"""Where results come from: the command, the versions, the machine."""
+"""Where results come from: the command that makes them again."""
 
 import os
-import platform
 import shlex
 import subprocess
 import sys
-from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
-
-import torch
-
-PACKAGES = ("pytorch-lightning", "torch", "torchvision", "torchmetrics", "tensorboard")
 
 
 def command_line(resumes: Path | None = None) -> str:
@@ -29,14 +23,3 @@ def quoted(*words: object) -> str:
     """Words as they are typed into a terminal."""
     texts = [str(word) for word in words]
     return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
-
-
-def about() -> list[str]:
-    """The versions and the machine of this process, a line each."""
-    return [
-        f"Python {platform.python_version()}",
-        *(f"{name} {version(name)}" for name in PACKAGES),
-        f"{platform.system()} {platform.machine()}",
-        f"{os.cpu_count()} CPU cores",
-        f"PyTorch threads: {torch.get_num_threads()}, {torch.backends.cpu.get_cpu_capability()}",
-    ]

@@ -15,7 +15,6 @@ import vl_convert
 from altair import LayerChart
 
 from analysis.files import read_json, write_atomically
-from analysis.provenance import about
 from analysis.report import make_sections, render
 from analysis.runs import FinishedRun
 from cli.command import UsageError, main
@@ -34,7 +33,7 @@ def run() -> None:
     runs = read_runs(cfg.run_dirs)
     sections = make_sections(runs, cfg.data_root)
     vega = vl_convert.javascript_bundle("window.vegaEmbed = vegaEmbed", VEGA_LITE)
-    html = render(sections=sections, runs=runs, about=about(), vega=vega, picture=picture)
+    html = render(sections=sections, runs=runs, vega=vega, picture=picture)
     write_atomically(cfg.out, lambda file: file.write(html.encode()))
     print(f"Wrote {cfg.out}, from {len(runs)} runs")
 

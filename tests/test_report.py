@@ -39,7 +39,7 @@ Parts = dict[str, dict[str, Any]]
 def parts(page: str | list[Section]) -> Parts:
     """{id of a section of the page: its text without figures, and the table's rows of cells}"""
     if not isinstance(page, str):
-        nothing = {"about": [], "vega": "", "picture": lambda chart: ""}
+        nothing = {"vega": "", "picture": lambda chart: ""}
         page = render(sections=page, runs=(), **nothing)
 
     def plain(part: str) -> str:
