@@ -44,8 +44,7 @@ def lines_chart(
 ) -> alt.LayerChart:
     """``lines``, at least one, have the names "line" and "run", the "color" of all of this name, and lists "x" and "y";
     for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
-    vertical lines, x and text; ``ticks`` are those of x.
-    """
+    vertical lines, x and text."""
     kind: dict[str, Any] = {"type": "log"} if log else {"zero": False}
     scale = alt.Scale(nice=False, padding=6, **kind)
     axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them

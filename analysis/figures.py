@@ -91,8 +91,7 @@ def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure
     """The fitted curves that were kept of these epoch counts: a row for each count, a column for each learning rate."""
     kept, lrs = counts_and_lrs(growth)
     counts = [count for count in kept if count in reported]
-    size = (max(6, 3.2 * len(lrs)), 2.4 * len(counts) + 0.8)
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    figure = Figure(figsize=(max(6, 3.2 * len(lrs)), 2.4 * len(counts) + 0.8), dpi=110, layout="constrained")
     grid = figure.subplots(len(counts), len(lrs), sharex=True, squeeze=False)
     for axes, (epochs, lr) in zip(grid.flat, itertools.product(counts, lrs), strict=True):
         draw_fits(axes, growth, epochs, [lr])

@@ -19,8 +19,7 @@ Measure = Callable[[Nets, CIFAR10DataModule, FinishedRun], dict[str, Any]]
 
 def measured(name: str, weights: Sequence[tuple[FinishedRun, int]], data_root: str | None, measure: Measure) -> Row:
     """What ``measure`` gives for the networks of these runs after so many epochs, and for the first run's data, kept in
-    ``name``.json of the first run. {} where a checkpoint or the images are missing, or the run had other pictures.
-    """
+    ``name``.json of the first run. {} where a checkpoint or the images are missing, and for own pictures."""
     run = weights[0][0]
     if run.summary.get("data") == "folder":  # which may hold others than those that the run was trained on
         return {}

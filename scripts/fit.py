@@ -29,7 +29,6 @@ from cli.trainer import build_trainer
 from datamodules import CurveDataModule
 from lit_models import FunctionRegressor
 
-DEFAULT_EPOCHS = 1000
 AUTO_HORIZON = 50_000  # epochs in which --epochs auto looks for the best
 MOST_SAVES = 1_000  # by --save_every_n_steps: each costs more than some hundred epochs
 
@@ -87,7 +86,7 @@ def fit() -> None:
 def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
     """The epoch counts to report, and the last one; ``--max_epochs`` and ``--max_steps`` cut them."""
     limits = [limit for limit in (cfg.max_epochs, cfg.max_steps) if limit not in (None, -1)]
-    asked = [epochs for epochs in cfg.epochs or [min(limits, default=DEFAULT_EPOCHS)] if epochs != "auto"]
+    asked = [epochs for epochs in cfg.epochs or [min(limits, default=1000)] if epochs != "auto"]
     last = min([max(asked, default=AUTO_HORIZON), *limits])
     if not 1 <= last <= 10**9:
         raise UsageError(f"{last:,} epochs are too few or too many: from 1 to {10**9:,}")
