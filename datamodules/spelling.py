@@ -47,7 +47,7 @@ def standard(text: str) -> str:
 def _rewritten(text: str) -> str:
     """Raises ValueError or IndexError where the text is not clear."""
     result = ""
-    left = ""  # the kind of the operand that the result ends with, empty behind an operator
+    left = ""  # the kind of the operand that the result ends with, see _operand; empty behind an operator
     operator = ""  # the one before that operand
     brackets: list[tuple[str, str, str, str]] = []  # of each open one its token, closing text, kind, operator before it
     for match in TOKEN.finditer(text):
@@ -75,23 +75,26 @@ def _rewritten(text: str) -> str:
                 if kind == "number" or operator == "/" or sum(doubts) > 1:
                     raise ValueError
                 operator = "*"
-            result += "*" if left else space
-            left, name, closing = kind, NAMES.get(function, function), ""
-            match kind, token:
-                case "opening", "(":
-                    left, rewritten, closing = "root" if function == "√" else kind, f"{name}(", ")"
-                case "opening", "|":
-                    left, rewritten, closing = ("root", f"{name}(abs(", "))") if name else ("bars", "abs(", ")")
-                case "argument", _:
-                    left, rewritten = "bare", f"{name}({_rewritten(token)})"
-                case "radicand", _:
-                    left, rewritten = "bare", f"sqrt({token})"
-                case _:
-                    rewritten = token
-            result += rewritten
+            rewritten, kind, closing = _operand(kind, token, function)
+            result, left = result + ("*" if left else space) + rewritten, kind
             if closing:
-                brackets.append((token, closing, left, operator))
+                brackets.append((token, closing, kind, operator))
                 left = operator = ""
     if brackets:
         raise ValueError
     return result
+
+
+def _operand(kind: str, token: str, function: str) -> tuple[str, str, str]:
+    """The operand that begins with the token, rewritten, its kind, and what closes it where it is a bracket."""
+    name = NAMES.get(function, function)
+    match kind, token:
+        case "opening", "(":
+            return f"{name}(", "root" if function == "√" else kind, ")"
+        case "opening", "|":
+            return (f"{name}(abs(", "root", "))") if name else ("abs(", "bars", ")")
+        case "argument", _:
+            return f"{name}({_rewritten(token)})", "bare", ""
+        case "radicand", _:
+            return f"sqrt({token})", "bare", ""
+    return token, kind, ""
