@@ -100,7 +100,7 @@ def should_compile(cfg: Namespace, steps: float) -> bool:
 
 def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namespace:
     """The settings with a choice for each "auto": the one of the ``saved`` settings, or else what is fastest here."""
-    batches = math.ceil(num_images / cfg.batch_size)
+    batches = math.ceil(num_images / max(1, cfg.batch_size))
     limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
     is_whole = batches > 0 and cfg.limit_train_batches is None  # else short, or of own pictures
     steps = min(limit for limit in limits if limit > 0) if is_whole else 0
