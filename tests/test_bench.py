@@ -2,20 +2,19 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
+import launch
 import pytest
 import torch
 
 from lit_models import ResNet20
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = launch.ROOT / "benchmarks"
 
 
 def output_of(script: str, *flags: str) -> str:
-    done = subprocess.run([sys.executable, BENCHMARKS / script, *flags], capture_output=True, text=True)
+    done = launch.run([str(BENCHMARKS / script), *flags], BENCHMARKS)
     assert done.returncode == 0, done.stderr
     return done.stdout
 

@@ -215,16 +215,10 @@ def test_the_loaders_give_what_torchvisions_transforms_give(cifar: CIFAR10DataMo
         assert torch.equal(labels, cifar.test[1][78 * 128 :])
 
 
-class Small(CIFAR10DataModule):
-    """A subclass with images of its own."""
-
-    def setup(self, stage: str | None = None) -> None:
-        self.train = self.test = synthetic_images(80, seed=0)
-
-
 def small(**arguments: Any) -> CIFAR10DataModule:
-    data = Small(dataset="synthetic", batch_size=8, **arguments)
-    data.setup()
+    """Of 80 images."""
+    data = CIFAR10DataModule(dataset="synthetic", batch_size=8, **arguments)
+    data.train = data.test = synthetic_images(80, seed=0)
     return data
 
 
@@ -252,7 +246,8 @@ def test_images_grow_over_a_run() -> None:
     sizes: list[int] = []
     note = LambdaCallback(on_train_batch_end=lambda trainer, module, out, batch, i: sizes.append(batch[0].shape[2]))
     quiet: dict[str, Any] = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar")}
-    trainer = Trainer(max_epochs=2, callbacks=[note], accelerator="cpu", limit_val_batches=0, **quiet)
+    short = {"max_epochs": 2, "limit_train_batches": 10, "limit_val_batches": 0}
+    trainer = Trainer(accelerator="cpu", callbacks=[note], **short, **quiet)
     trainer.fit(ResNet20Classifier(), small(image_sizes={0.6: 24, 0.1: 20, 0.8: 32}))
     assert sizes == [32] * 2 + [20] * 10 + [24] * 4 + [32] * 4
 

@@ -1,6 +1,5 @@
 """scripts/fit.py as its user meets it: the command line, its output, and the run's files."""
 
-import json
 import math
 import shutil
 from pathlib import Path
@@ -11,7 +10,9 @@ import pytest
 import torch
 from launch import assert_refused, command
 from PIL import Image
+from short_runs import summary
 
+from analysis.files import read_json
 from analysis.report import make_sections, render
 from analysis.runs import FinishedRun
 from cli.command import UsageError
@@ -25,13 +26,6 @@ def succeed(folder: Path, *flags: str, **options: Any) -> str:
     done = launch.succeed(folder, "fit.py", *flags, **options)
     assert "Warning" not in done.stderr
     return done.stdout
-
-
-def summary(run_dir: Path) -> dict[str, Any]:
-    def no_nan(name: str) -> None:
-        raise AssertionError(f"{name} is not JSON")
-
-    return json.loads((run_dir / "summary.json").read_text(), parse_constant=no_nan)
 
 
 @pytest.fixture(scope="module")
@@ -122,15 +116,14 @@ def test_points_of_a_file_are_fitted_and_judged_by_those_held_out(tmp_path: Path
     run = ("--csv", "points.csv", "--run_dir", "run", "--lr", "0.1", "0.01", "--num_seeds", "2")
     output = succeed(tmp_path, *run, "--epochs", "auto", "20", "500")
     assert "Fitting a $ and $ over year, 60 points of points.csv for 500 epochs" in output
-    content, growth = summary(tmp_path / "run"), json.loads((tmp_path / "run" / "curves.json").read_text())
+    content, growth = summary(tmp_path / "run"), read_json(tmp_path / "run" / "curves.json")
     assert content["function"] is None and (content["x_min"], content["x_max"]) == (2000, 2020)
     assert len(growth["points"]["x"]) == 48 and len(growth["held_out"]["x"]) == 12 and growth["truth"] == []
     for result in content["results"]:
         assert result["true_mse"] is result["true_max_abs_error"] is result["r2"] is None
     at_end = [r["val_mse"] for r in content["results"] if r["epochs"] == 500]
-    assert (
-        max(at_end) < 100 and f"{min(c['best_val_mse'] for c in content['auto']):.3g}" in output
-    )  # variance of y: 950
+    assert max(at_end) < 100  # the variance of y is 950
+    assert f"{min(choice['best_val_mse'] for choice in content['auto']):.3g}" in output
     sections = make_sections([FinishedRun(tmp_path / "run", content)], "")
     page = render(sections=sections, runs=(), about=[], quick=False, vega="", picture=lambda chart: "")
     assert "MSE on held-out points is lowest at" in page and "noise-free" not in page
@@ -143,9 +136,7 @@ def test_points_of_a_file_are_fitted_and_judged_by_those_held_out(tmp_path: Path
 # Resuming
 
 
-def test_a_finished_fit_is_resumed_with_more_epochs_but_not_with_fewer_or_other_settings(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_a_fit_is_resumed_with_more_epochs_but_no_fewer_and_no_other_settings(whole: Path, tmp_path: Path) -> None:
     last = ("--ckpt_path", "last")
     succeed(tmp_path, *SMALL, "--epochs", "200")
     for flags, words in (
@@ -220,13 +211,11 @@ def test_a_value_of_another_type_names_its_flag(flags: str) -> None:
     ("flags", "word"),
     [
         ("--function x+*2", "x+*2"),
-        ("--function 1/2x", "1/(2*x)"),
         ("--function 1/x", "x = 0"),
         ("--x_min 2 --x_max 1", "x_min"),
         ("--epochs 1e12", "1,000,000,000,000"),
         ("--ckpt_path garbage.ckpt", "garbage.ckpt"),
         ("--num_samples 100000000000", "memory"),
-        ("--csv nowhere.csv", "nowhere.csv"),
         ("--csv garbage.ckpt", "garbage.ckpt"),
     ],
 )

@@ -50,9 +50,7 @@ def test_other_modes(tmp_path: Path, picture: Image.Image, expected: int) -> Non
     assert (read_picture(tmp_path / "picture.png") == expected).all()
 
 
-def test_a_folder_gives_pictures_of_any_name_and_a_reason_for_each_other_file(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_other_files_are_skipped_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "b class").mkdir()
     for name in ("b class/cat", "photo.data", "[1].png"):
         PICTURE.save(tmp_path / name, "png")

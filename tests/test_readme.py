@@ -129,12 +129,8 @@ def test_another_network_from_python(tmp_path: Path) -> None:
         "again = ResNet18Classifier.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)\n"
         "(a,), (b,) = (trainer.predict(each, data) for each in (model, again))\n"
     )
-    assert printed_by(tmp_path, block, "[type(again.net).__name__, *a.shape, bool((a == b).all())]") == [
-        "ResNet",
-        16,
-        10,
-        True,
-    ]
+    expression = "[type(again.net).__name__, *a.shape, bool((a == b).all())]"
+    assert printed_by(tmp_path, block, expression) == ["ResNet", 16, 10, True]
 
 
 def test_the_curve_from_python(tmp_path: Path) -> None:

@@ -18,15 +18,11 @@ def settings(*args: str) -> dict[str, Any]:
     return cifar_parser(recipe_defaults(args)).parse_args(list(args)).as_dict()
 
 
-def test_every_key_of_a_recipe_is_a_flag() -> None:
+def test_every_key_of_a_recipe_is_a_flag_and_lab_is_the_default() -> None:
     flags = settings()
     assert set(NAMES) == {"lab", "paper", "fast", "own"}
     for name in NAMES:
         assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= set(flags)
-
-
-def test_lab_is_the_default() -> None:
-    flags = settings()
     assert flags == settings("--recipe", "lab")
     assert (flags["lr"], flags["milestones"], flags["max_epochs"]) == (0.1, {5: 0.01}, 10)
     assert (flags["momentum"], flags["weight_decay"], flags["batch_size"]) == (0.0, 5e-4, 128)

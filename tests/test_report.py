@@ -6,14 +6,12 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launch import ROOT, succeed
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
@@ -270,19 +268,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     succeed(folder, "report.py", str(RUNS))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser(browser_binaries: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location, chromedriver = browser_binaries
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", profile):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=Service(executable_path=chromedriver))
-    yield browser
-    browser.quit()
 
 
 def show(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
