@@ -47,13 +47,10 @@ def test_ranks_without_a_world_and_packages_of_the_same_names_are_ignored(tmp_pa
 @pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
 def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
     def run(script: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / script), *flags],
-            cwd=tmp_path,
-            stdout=None if 1 in closed else subprocess.PIPE,
-            stderr=None if 2 in closed else subprocess.PIPE,
-            preexec_fn=lambda: [os.close(fd) for fd in closed],
-        )
+        args = [sys.executable, str(ROOT / "scripts" / script), *flags]
+        out, err = (None if fd in closed else subprocess.PIPE for fd in (1, 2))
+        how = {"stdout": out, "stderr": err, "preexec_fn": lambda: [os.close(fd) for fd in closed]}
+        return subprocess.run(args, cwd=tmp_path, **how)
 
     assert run(*FIT).returncode == 0 and summary(tmp_path / "run")["results"]
     picture = ROOT / "docs" / "training.png"

@@ -18,7 +18,8 @@ from analysis.runs import FinishedRun
 from cli.command import UsageError
 from scripts.fit import epoch_counts, fit_parser, measured_epochs
 
-SMALL = ("--lr", "0.1", "0.01", "--num_samples", "50", "--run_dir", "run")
+GRID = ("--function", "-x^2 + 2sin x", "--lr", "0.1", "0.01", "--num_seeds", "3", "--seed", "5", "--x_min", "-2e0")
+GRID += ("--run_dir", "run", "--epochs")
 
 
 def succeed(folder: Path, *flags: str, **options: Any) -> str:
@@ -32,17 +33,7 @@ def succeed(folder: Path, *flags: str, **options: Any) -> str:
 def grid(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
     """Two learning rates, three seeds, two epoch counts, and a function in another spelling."""
     folder = tmp_path_factory.mktemp("grid")
-    settings = "--epochs 100 300 --lr 0.1 0.01 --num_seeds 3 --seed 5 --x_min -2e0".split()
-    output = succeed(folder, *settings, "--function", "-x^2 + 2sin x", "--run_dir", "grid", run=launch.run_anew)
-    return output, folder / "grid"
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """500 epochs in one go; not to be written into."""
-    folder = tmp_path_factory.mktemp("whole")
-    succeed(folder, *SMALL, "--epochs", "500")
-    return folder / "run"
+    return succeed(folder, *GRID, "100", "300", run=launch.run_anew), folder / "run"
 
 
 # Results
@@ -88,7 +79,8 @@ def test_config_repeats_a_run_bit_for_bit(grid: tuple[str, Path], tmp_path: Path
 
 
 def test_auto_finds_the_epochs_of_the_lowest_error(tmp_path: Path) -> None:
-    output = succeed(tmp_path, *SMALL, "--epochs", "auto", "20", "3000")
+    flags = "--lr 0.1 0.01 --num_samples 50 --epochs auto 20 3000 --run_dir run".split()
+    output = succeed(tmp_path, *flags)
     content = summary(tmp_path / "run")
     for choice in content["auto"]:
         errors = {r["epochs"]: r["true_mse"] for r in content["results"] if r["lr"] == choice["lr"]}
@@ -136,24 +128,26 @@ def test_points_of_a_file_are_fitted_and_judged_by_those_held_out(tmp_path: Path
 # Resuming
 
 
-def test_a_fit_is_resumed_with_more_epochs_but_no_fewer_and_no_other_settings(whole: Path, tmp_path: Path) -> None:
+def test_a_fit_is_resumed_with_more_epochs_alone(grid: tuple[str, Path], tmp_path: Path) -> None:
+    _, whole = grid
     last = ("--ckpt_path", "last")
-    succeed(tmp_path, *SMALL, "--epochs", "200")
+    succeed(tmp_path, *GRID, "100")
     for flags, words in (
-        (("--epochs", "100"), ["200 epochs already"]),
-        (("--epochs", "500", "--noise_std", "1", "--seed", "1"), ["--seed 0, not 1", "--noise_std 3.0, not 1.0"]),
-        (("--epochs", "500", "--hidden", "5"), ["--hidden [32, 32], not [5]"]),
+        (("50",), ["100 epochs already"]),
+        (("300", "--noise_std", "1", "--seed", "1"), ["--seed 5, not 1", "--noise_std 3.0, not 1.0"]),
+        (("300", "--hidden", "5"), ["--hidden [32, 32], not [5]"]),
     ):
-        assert_refused(command(tmp_path, "fit.py", *SMALL, *flags, *last), *words)
-    succeed(tmp_path, *SMALL, "--epochs", "500", *last)
+        assert_refused(command(tmp_path, "fit.py", *GRID, *flags, *last), *words)
+    succeed(tmp_path, *GRID, "100", "300", *last)
     assert summary(tmp_path / "run")["results"] == summary(whole)["results"]
     assert (tmp_path / "run" / "metrics.csv").read_bytes() == (whole / "metrics.csv").read_bytes()
 
 
-def test_a_run_stopped_before_its_results_gets_them(whole: Path, tmp_path: Path) -> None:
+def test_a_run_stopped_before_its_results_gets_them(grid: tuple[str, Path], tmp_path: Path) -> None:
     """As if it had been killed when its last checkpoint was saved."""
+    _, whole = grid
     shutil.copytree(whole, tmp_path / "run", ignore=shutil.ignore_patterns(".lock", "*.png", "summary.json"))
-    succeed(tmp_path, *SMALL, "--epochs", "500", "--ckpt_path", "last")
+    succeed(tmp_path, *GRID, "100", "300", "--ckpt_path", "last")
     assert summary(tmp_path / "run")["results"] == summary(whole)["results"]
     for name in ("curves.png", "errors.png", "metrics.csv"):
         assert (tmp_path / "run" / name).read_bytes() == (whole / name).read_bytes()

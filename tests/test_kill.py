@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -37,17 +38,12 @@ RUNS = {
 }
 
 
-def start(folder: Path, *args: str) -> subprocess.Popen:
-    script, *flags = args
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / script), *flags, "--run_dir", "run"],
-        cwd=folder,
-        env=os.environ | {"CUDA_VISIBLE_DEVICES": ""},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,  # so that a kill reaches all processes of a run
-    )
+def start(folder: Path, script: str, *flags: str) -> subprocess.Popen:
+    """In a session of its own, so that a kill reaches all processes of a run."""
+    args = [sys.executable, str(ROOT / script), *flags, "--run_dir", "run"]
+    how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
+    return subprocess.Popen(args, cwd=folder, env=env, start_new_session=True, **how)
 
 
 def age(folder: Path) -> int:
