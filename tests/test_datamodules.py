@@ -150,24 +150,14 @@ def cifar(cifar10_root: Path) -> CIFAR10DataModule:
     return ready(CIFAR10DataModule(cifar10_root, seed=7, download=False))
 
 
-def test_the_official_images_and_labels(cifar: CIFAR10DataModule, cifar10_root: Path) -> None:
+def test_the_official_images_labels_and_constants(cifar: CIFAR10DataModule, cifar10_root: Path) -> None:
     for (images, labels), num in ((cifar.train, 50_000), (cifar.test, 10_000)):
         assert images.shape == (num, 32, 32, 3) and images.dtype == torch.uint8
         assert labels.dtype == torch.int64 and labels.bincount().tolist() == [num // 10] * 10
     assert cifar.classes[3] == "cat" and cifar.test[1][0] == 3  # the first test image is a cat
     again = ready(CIFAR10DataModule(cifar10_root, download=False))
     assert again.train[0].data_ptr() == cifar.train[0].data_ptr()  # several seeds share the memory
-
-
-def test_the_folder_is_the_argument_or_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CIFAR10_ROOT", raising=False)
-    assert CIFAR10DataModule().data_root == Path("data")
-    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
-    assert CIFAR10DataModule().hparams["data_root"] == str(tmp_path) and CIFAR10DataModule("a").data_root == Path("a")
-
-
-def test_the_constants_are_those_of_the_images(cifar: CIFAR10DataModule) -> None:
-    """Mean and deviation over all pixels of the 50,000 training images, to the four digits given."""
+    # The constants are mean and deviation over all pixels of the training images, to the four digits given.
     assert MEAN == (0.4914, 0.4822, 0.4465) and STD == (0.2470, 0.2435, 0.2616)
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel in range(3):
@@ -175,6 +165,13 @@ def test_the_constants_are_those_of_the_images(cifar: CIFAR10DataModule) -> None
         mean = (share * values).sum()
         std = (share * (values - mean).square()).sum().sqrt()
         assert round(mean.item(), 4) == MEAN[channel] and round(std.item(), 4) == STD[channel]
+
+
+def test_the_folder_is_the_argument_or_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CIFAR10_ROOT", raising=False)
+    assert CIFAR10DataModule().data_root == Path("data")
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    assert CIFAR10DataModule().hparams["data_root"] == str(tmp_path) and CIFAR10DataModule("a").data_root == Path("a")
 
 
 def torchvision_normalized(pictures: Iterable[Image.Image]) -> Tensor:

@@ -17,6 +17,9 @@ from lit_models import FunctionRegressor, ResNet20
 
 NET, CURVE = ("--ckpt_path", "net.ckpt"), ("--ckpt_path", "curve.ckpt")
 X = [-1.0, 0.0, 2.5]
+net = ResNet20(he_init=True).eval()
+# Values beyond float32, for two seeds; those of the second are nan, as if its training had diverged.
+curve = FunctionRegressor(seeds=(0, 1), x_mean=1, x_scale=2, y_mean=[1e42, torch.nan], y_scale=[1e41, 1e41])
 IMAGES = torch.randint(256, (8, 32, 32, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
 
 
@@ -29,19 +32,7 @@ def answers(folder: Path, *args: str) -> Any:
 
 
 @pytest.fixture(scope="module")
-def net() -> ResNet20:
-    torch.manual_seed(0)
-    return ResNet20(he_init=True).eval()
-
-
-@pytest.fixture(scope="module")
-def curve() -> FunctionRegressor:
-    """Values beyond float32, for two seeds; those of the second are nan, as if its training had diverged."""
-    return FunctionRegressor(seeds=(0, 1), x_mean=1, x_scale=2, y_mean=[1e42, torch.nan], y_scale=[1e41, 1e41])
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, net: ResNet20, curve: FunctionRegressor) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The checkpoints net.ckpt and curve.ckpt, and the images as files in pictures/."""
     folder = tmp_path_factory.mktemp("predict")
     data = {"mean": list(MEAN), "std": list(STD), "classes": list(CLASSES)}
@@ -55,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, net: ResNet20, curve: Funct
 
 
 @torch.inference_mode()
-def test_pictures_get_the_networks_probabilities(folder: Path, net: ResNet20) -> None:
+def test_pictures_get_the_networks_probabilities(folder: Path) -> None:
     rows = answers(folder, *NET, "pictures", "--sheet", "sheets/8.png")
     assert [row["file"] for row in rows] == [f"pictures/{i:03}.png" for i in range(8)]
     best = net(normalize(IMAGES)).softmax(1).topk(3)
@@ -77,7 +68,7 @@ def test_the_table_and_skipped_files(folder: Path) -> None:
 
 
 @torch.inference_mode()
-def test_a_curves_values_at_numbers_and_at_a_column(folder: Path, curve: FunctionRegressor) -> None:
+def test_a_curves_values_at_numbers_and_at_a_column(folder: Path) -> None:
     values = answers(folder, *CURVE, "--x", *map(str, X))
     assert values["x"] == X and values["members"] == [{"lr": 0.01, "seed": 0}, {"lr": 0.01, "seed": 1}]
     first = curve(torch.tensor(X, dtype=torch.float64))[0].tolist()
@@ -118,7 +109,7 @@ def computed(path: Path, inputs: Tensor) -> tuple[Tensor, dict[str, Any]]:
 
 
 @torch.inference_mode()
-def test_exported_classifier(folder: Path, net: ResNet20) -> None:
+def test_exported_classifier(folder: Path) -> None:
     """The normalization of the images is in it; any number of inputs is taken."""
     images, expected = (IMAGES.permute(0, 3, 1, 2) / 255).contiguous(), net(normalize(IMAGES))
     assert predict(folder, *NET, "--export", "net.onnx").stderr == "Wrote net.onnx\n"
@@ -131,7 +122,7 @@ def test_exported_classifier(folder: Path, net: ResNet20) -> None:
 
 
 @torch.inference_mode()
-def test_exported_curves(folder: Path, curve: FunctionRegressor) -> None:
+def test_exported_curves(folder: Path) -> None:
     """In float64 as .pt2; in float32 and of operations that OpenCV reads too as .onnx, if float32 holds the values."""
     predict(folder, *CURVE, "--export", "curve.pt2")
     x = torch.tensor(X, dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""Every command and every Python block of the README, run as it stands there but shortened."""
+"""Every command and every Python block of the README, and docs/lab.ipynb, run as they stand there but shortened."""
 
 import json
 import os
@@ -33,6 +33,8 @@ def commands(text: str) -> list[str]:
 COMMANDS = commands(README)
 RUNS = list(dict.fromkeys(c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c))
 PARAMS = [pytest.param(c, marks=[pytest.mark.slow] if SLOW.search(c) else [], id=c) for c in RUNS]
+NOTEBOOK = ROOT / "docs" / "lab.ipynb"
+CODE = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 USES = ("predict.py", "evaluate.py", "report.py")  # of finished runs
 
 
@@ -137,3 +139,30 @@ def test_the_curve_from_python(tmp_path: Path) -> None:
     expression = "[*curves.shape, (curves - data.truth).square().mean().item()]"
     *shape, error = printed_by(tmp_path, blocks(README, "python")[2], expression)
     assert shape == [6, 1001] and error < 0.5  # the noise on the points has variance 1
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """As a script of its cells in their order, in its own folder; with fewer batches, and epochs of the curve."""
+    script = "\n".join("".join(cell["source"]) for cell in CODE)
+    shorter = [("limit_train_batches=100", "limit_train_batches=4"), ("limit_val_batches=10,", "limit_val_batches=1,")]
+    shorter += [("10_000, 20_000, 50_000]", "10_000]"), ("10_000, 50_000]", "10_000]")]
+    for whole, short in shorter:
+        assert script.count(whole) == 1
+        script = script.replace(whole, short)
+    (tmp_path / "lab.py").write_text(script, encoding="utf-8")
+    env = {"MPLBACKEND": "agg", "CIFAR10_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    done = launch.run([str(tmp_path / "lab.py")], tmp_path, os.environ | env)
+    assert done.returncode == 0, done.stderr
+    for words in ("SYNTHETIC images", "at 10,000 it is", "At the end: training"):
+        assert words in done.stdout
+
+
+def test_the_notebook_is_saved_with_what_it_prints_and_draws() -> None:
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    outputs = [output for cell in CODE for output in cell["outputs"]]
+    printed = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    assert "CIFAR-10\n" in printed and "The error is lowest at" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 7
+    assert not any(output.get("name") == "stderr" or output["output_type"] == "error" for output in outputs)
+    assert NOTEBOOK.stat().st_size < 1_000_000

@@ -71,8 +71,11 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
         (("--ckpt_path", "run/config.yaml"), "config.yaml is no valid checkpoint"),
     ):
         assert_refused(command(folder, *CIFAR, *flags), word)
-    assert files(folder).items() >= before.items()  # and perhaps a new event file
+    for dirpath in ("run/checkpoints", str(copy / "checkpoints"), "run/../run/checkpoints/"):
+        own = ("--callbacks+=ModelCheckpoint", "--callbacks.dirpath", dirpath)
+        assert_refused(command(folder, *CIFAR, *own, *LAST), "dirpath")  # a user's checkpoints among the run's own
     assert not (folder / "new").exists() and not (folder / "runs" / "cifar").exists()
+    assert files(folder).items() >= before.items()  # and perhaps a new event file
 
 
 # Resuming; what is killed at any moment is resumed in test_kill.py
@@ -128,13 +131,6 @@ def test_a_users_checkpoints_lie_elsewhere(flags: str, whole: Path, tmp_path: Pa
     done = succeed(tmp_path, *CIFAR, *own, "--run_dir", str(tmp_path / "run"), "--ckpt_path", "last")
     assert "dirpath has changed" not in done.stderr  # though the run is named by another path
     assert_same_run(tmp_path / "run", whole)
-
-
-def test_a_users_checkpoints_among_a_runs_own_are_refused(tmp_path: Path) -> None:
-    for dirpath in ("run/checkpoints", str(tmp_path / "run" / "checkpoints"), "run/../run/checkpoints/"):
-        own = ("--callbacks+=ModelCheckpoint", "--callbacks.dirpath", dirpath, "--run_dir", "run")
-        assert_refused(command(tmp_path, *CIFAR, *own), "dirpath")
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,11 @@ from selenium import webdriver
 from selenium.common.exceptions import WebDriverException
 from selenium.webdriver.common.by import By
 from selenium.webdriver.support.ui import WebDriverWait
+from short_runs import CIFAR
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-FIT = "fit.py --epochs 30 {} --num_samples 50 --run_dir runs/fit/curve"
-CIFAR = (
-    "cifar.py --max_epochs {} --data synthetic --milestones {{2:0.01}} --accelerator cpu --limit_train_batches 8 "
-    "--limit_val_batches 4 --limit_test_batches 4 --batch_size 32 --run_dir runs/cifar/images"
-)
+FIT = ("fit.py", "--num_samples", "50", "--run_dir", "runs/fit/curve", "--epochs", "30")
+IMAGES = (*CIFAR, "--limit_test_batches", "4", "--run_dir", "runs/cifar/images", "--max_epochs")
 NAMES = {
     "fit/curve": ["train/loss", "val/loss"],
     "cifar/images": [f"{stage}/{name}" for stage in ("train", "val", "test") for name in ("loss", "acc")] + ["lr"],
@@ -37,9 +35,9 @@ TAGS = ("lr", "train/loss", "val/acc")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A curve fit and a classifier in runs/, each resumed once it had ended, with more epochs."""
     folder = tmp_path_factory.mktemp("tensorboard")
-    for line, lengths in ((FIT, (60, 100)), (CIFAR, (2, 3))):
-        for length, more in zip(lengths, ((), ("--ckpt_path", "last")), strict=True):
-            launch.succeed(folder, *line.format(length).split(), *more)
+    for flags, first, second in ((FIT, "60", "100"), (IMAGES, "2", "3")):
+        launch.succeed(folder, *flags, first)
+        launch.succeed(folder, *flags, second, "--ckpt_path", "last")
     return folder
 
 

@@ -35,14 +35,11 @@ def named(prefix: str) -> dict[str, Tensor]:
     return {prefix + name: values for name, values in STATE.items()}
 
 
-def test_akamasters_weights_have_imagenets_normalization(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_and_their_facts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Akamaster's weights have ImageNet's normalization; a checkpoint has its facts under the data module's name."""
     torch.save({"state_dict": named("module."), "best_prec1": 91.73}, tmp_path / "public.th")
     check(tmp_path / "public.th", [0.485, 0.456, 0.406], [0.229, 0.224, 0.225], list(CLASSES))
     assert "public.th has no mean, std and classes" in capsys.readouterr().err
-
-
-def test_facts_in_a_checkpoint_or_in_metadata(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A checkpoint has them under the name of the data module's class, whatever it is."""
     checkpoint = {"state_dict": named("net."), "pytorch-lightning_version": "2.6.6", "OwnData": FACTS}
     torch.save(checkpoint, tmp_path / "net.ckpt")
     metadata = {name: json.dumps(value) for name, value in FACTS.items()} | {"command": "python ..."}
