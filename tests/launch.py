@@ -43,7 +43,10 @@ def run(args: Sequence[str], cwd: Path, env: Mapping[str, str] = os.environ, tim
 
 
 def command(folder: Path, script: str, *flags: str, run: Callable[..., Done] = run, **env: str) -> Done:
-    """A command of ``scripts/`` in ``folder``, whose modules it can import; without a GPU, and without CIFAR-10."""
+    """A command of ``scripts/``, or a script by its whole path, in ``folder``, whose modules it can import.
+
+    Without a GPU, and without CIFAR-10.
+    """
     path = os.pathsep.join([str(folder), str(ROOT)])
     others = {name: value for name, value in os.environ.items() if name != "CIFAR10_ROOT"}
     env = {**others, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, **env}

@@ -4,19 +4,17 @@ import json
 import runpy
 from pathlib import Path
 
-import launch
 import pytest
 import torch
+from launch import ROOT, succeed
 
 from lit_models import ResNet20
 
-BENCHMARKS = launch.ROOT / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def output_of(script: str, *flags: str) -> str:
-    done = launch.run([str(BENCHMARKS / script), *flags], BENCHMARKS)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return succeed(BENCHMARKS, str(BENCHMARKS / script), *flags).stdout
 
 
 def test_the_baselines_learn_the_curve_and_have_the_same_network() -> None:

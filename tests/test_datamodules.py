@@ -139,15 +139,11 @@ def test_batches_are_made_on_the_images_own_device() -> None:
 # CIFAR-10
 
 
-def ready(data: CIFAR10DataModule) -> CIFAR10DataModule:
-    data.prepare_data()
-    data.setup()
-    return data
-
-
 @pytest.fixture(scope="module")
 def cifar(cifar10_root: Path) -> CIFAR10DataModule:
-    return ready(CIFAR10DataModule(cifar10_root, seed=7, download=False))
+    data = CIFAR10DataModule(cifar10_root, seed=7, download=False)
+    data.prepare_data(), data.setup()
+    return data
 
 
 def test_the_official_images_labels_and_constants(cifar: CIFAR10DataModule, cifar10_root: Path) -> None:
@@ -155,7 +151,8 @@ def test_the_official_images_labels_and_constants(cifar: CIFAR10DataModule, cifa
         assert images.shape == (num, 32, 32, 3) and images.dtype == torch.uint8
         assert labels.dtype == torch.int64 and labels.bincount().tolist() == [num // 10] * 10
     assert cifar.classes[3] == "cat" and cifar.test[1][0] == 3  # the first test image is a cat
-    again = ready(CIFAR10DataModule(cifar10_root, download=False))
+    again = CIFAR10DataModule(cifar10_root, download=False)
+    again.setup()
     assert again.train[0].data_ptr() == cifar.train[0].data_ptr()  # several seeds share the memory
     # The constants are mean and deviation over all pixels of the training images, to the four digits given.
     assert MEAN == (0.4914, 0.4822, 0.4465) and STD == (0.2470, 0.2435, 0.2616)
@@ -306,7 +303,8 @@ def test_arguments_out_of_range(module: type, name: str, values: list[Any]) -> N
 
 
 def test_synthetic_images_need_no_files_and_are_repeatable(tmp_path: Path) -> None:
-    data = ready(CIFAR10DataModule(tmp_path, dataset="synthetic"))
+    data = CIFAR10DataModule(tmp_path, dataset="synthetic")
+    data.prepare_data(), data.setup()
     for (images, labels), num in ((data.train, 10_000), (data.test, 2_000)):
         assert images.shape == (num, 32, 32, 3) and images.dtype == torch.uint8
         assert labels.dtype == torch.int64 and labels.bincount().tolist() == [num // 10] * 10

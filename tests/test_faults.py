@@ -31,15 +31,13 @@ AT_STEP_9 = "if trainer.global_step == 8: "  # the ninth is about to be trained,
 
 
 @pytest.mark.parametrize(
-    ("signum", "hook", "code", "steps"),
-    [
-        ("SIGINT", "on_train_batch_start", AT_STEP_9, 9),
-        ("SIGTERM", "on_validation_start", AT_STEP_9.replace("8", "12"), 12),  # saved once that has ended
-    ],
+    ("signum", "hook", "after", "steps"),
+    [("SIGINT", "on_train_batch_start", 8, 9), ("SIGTERM", "on_validation_start", 12, 12)],
 )
-def test_a_signal_saves(signum: str, hook: str, code: str, steps: int, whole: Path, tmp_path: Path) -> None:
-    """And the resumed run is the same."""
-    done = command(tmp_path, *CIFAR, callback(tmp_path, hook, code + KILL.format(signum)), "--run_dir", "my run")
+def test_a_signal_saves(signum: str, hook: str, after: int, steps: int, whole: Path, tmp_path: Path) -> None:
+    """Once the batch or the validation has ended; and the resumed run is the same."""
+    kill = callback(tmp_path, hook, f"if trainer.global_step == {after}: {KILL.format(signum)}")
+    done = command(tmp_path, *CIFAR, kill, "--run_dir", "my run")
     assert done.returncode == 128 + getattr(signal, signum), done.stderr
     python, script, *flags = shlex.split(done.stdout.rpartition("\nInterrupted. To resume: ")[2])
     assert python == "python" and flags[-4:] == ["--run_dir", "my run", "--ckpt_path", "last"]

@@ -5,16 +5,14 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
+from launch import succeed
+from short_runs import CIFAR
 
 from cli.hardware import choose_precision, fastest, has_native_bfloat16, seconds_per_step
 from cli.recipe import recipe_defaults
 from cli.threads import cpu_quota
 from lit_models import ResNet20
 from scripts.cifar import cifar_parser
-from tests.launch import succeed
-
-RUN = ("cifar.py", "--data", "synthetic", "--recipe", "fast", "--accelerator", "cpu", "--batch_size", "8")
-RUN += tuple("--limit_train_batches 2 --limit_test_batches 1 --max_epochs 1 --run_dir run".split())
 
 
 def settings(*args: str) -> Namespace:
@@ -38,8 +36,9 @@ def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
 
 
 def test_what_another_machine_chose_is_kept(tmp_path: Path) -> None:
-    succeed(tmp_path, *RUN, "--precision", "bf16-mixed")
-    out = succeed(tmp_path, *RUN, "--ckpt_path", "last").stdout
+    fast = (*CIFAR, "--recipe", "fast", "--milestones", "null", "--max_epochs", "1", "--run_dir", "run")
+    succeed(tmp_path, *fast, "--precision", "bf16-mixed")
+    out = succeed(tmp_path, *fast, "--ckpt_path", "last").stdout
     assert "in bf16-mixed" in out and "Precision" not in out
 
 

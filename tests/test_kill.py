@@ -11,21 +11,18 @@ from typing import Any
 
 import numpy as np
 import pytest
+import short_runs
 import torch
 from launch import ROOT
-from short_runs import checkpoint
 from torch.utils._pytree import tree_map_only
 
 KILLS = int(os.environ.get("KILLS", "2"))
 EPOCHS = 4 + KILLS
 CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
-CIFAR = (
-    *("scripts/cifar.py", "--data", "synthetic", "--accelerator", "cpu", "--max_epochs", str(EPOCHS)),
-    *("--milestones", "{2: 0.05}", "--batch_size", "16", "--limit_train_batches", "12", "--limit_val_batches", "20"),
-    *("--limit_test_batches", "0", "--save_every_n_steps", "1"),
-)
+CIFAR = (*short_runs.CIFAR, "--max_epochs", str(EPOCHS), "--batch_size", "16", "--save_every_n_steps", "1")
+CIFAR += ("--limit_train_batches", "12", "--limit_val_batches", "20")
 FIT = (
-    *("scripts/fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),
+    *("fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),
     str(9_000 * KILLS),
 )
 pytestmark = pytest.mark.slow
@@ -40,7 +37,7 @@ RUNS = {
 
 def start(folder: Path, script: str, *flags: str) -> subprocess.Popen:
     """In a session of its own, so that a kill reaches all processes of a run."""
-    args = [sys.executable, str(ROOT / script), *flags, "--run_dir", "run"]
+    args = [sys.executable, str(ROOT / "scripts" / script), *flags, "--run_dir", "run"]
     how: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
     env = os.environ | {"CUDA_VISIBLE_DEVICES": ""}
     return subprocess.Popen(args, cwd=folder, env=env, start_new_session=True, **how)
@@ -70,7 +67,7 @@ def kill_at_some_moment(process: subprocess.Popen, folder: Path, dice: random.Ra
 
 def content(run_dir: Path) -> dict:
     """What does not depend on the clock: weights, optimizer, loops' counts, records, logged values."""
-    saved = checkpoint(run_dir)
+    saved = short_runs.checkpoint(run_dir)
     for state in saved["callbacks"].values():
         for name in ("seconds_of_this_epoch", "total_seconds", "train_seconds"):
             state.pop(name, None)

@@ -1,15 +1,13 @@
 """Every command and every Python block of the README, and docs/lab.ipynb, run as they stand there but shortened."""
 
 import json
-import os
 import re
 import shlex
 from pathlib import Path
 
-import launch
 import pytest
 import torch
-from launch import ROOT, assert_refused, succeed
+from launch import ROOT, assert_refused, command, succeed
 from PIL import Image
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
@@ -18,7 +16,7 @@ SHORT = {
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 # Commands that take longer than others, or differ little from one that is run anyway.
-SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root ~|run_dir runs/cifar|paper|fast( --max_epochs \d+)?$")
+SLOW = "evaluate|report|onnx|num_seeds|epochs 100 |lr 1 |data_root ~|run_dir runs/cifar|paper|fast( --max_epochs .+)?$"
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -32,7 +30,7 @@ def commands(text: str) -> list[str]:
 
 COMMANDS = commands(README)
 RUNS = list(dict.fromkeys(c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c))
-PARAMS = [pytest.param(c, marks=[pytest.mark.slow] if SLOW.search(c) else [], id=c) for c in RUNS]
+PARAMS = [pytest.param(c, marks=[pytest.mark.slow] if re.search(SLOW, c) else [], id=c) for c in RUNS]
 NOTEBOOK = ROOT / "docs" / "lab.ipynb"
 CODE = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 USES = ("predict.py", "evaluate.py", "report.py")  # of finished runs
@@ -89,7 +87,7 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path, request: pytest.
     (tmp_path / "points.csv").write_text("t,v\n1,2\n2,3\n3,5\n")
     flags += SHORT[script].split()
     if "gpu" in flags and not torch.cuda.is_available():
-        assert_refused(launch.command(tmp_path, script, *flags, CIFAR10_ROOT=root), "gpu")
+        assert_refused(command(tmp_path, script, *flags, CIFAR10_ROOT=root), "gpu")
         return
     printed = succeed(tmp_path, script, *flags, CIFAR10_ROOT=root).stdout
     if "--print_config" in flags:
@@ -103,9 +101,7 @@ def printed_by(folder: Path, block: str, expression: str) -> object:
     """What an expression is after a block of Python."""
     script = folder / "block.py"
     script.write_text(f"{block}import json\nprint(json.dumps({expression}))\n", encoding="utf-8")
-    done = launch.run([str(script)], folder, os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(succeed(folder, str(script)).stdout.splitlines()[-1])
 
 
 def test_the_classifier_from_python(tmp_path: Path, cifar10_root: Path) -> None:
@@ -151,11 +147,9 @@ def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
         assert script.count(whole) == 1
         script = script.replace(whole, short)
     (tmp_path / "lab.py").write_text(script, encoding="utf-8")
-    env = {"MPLBACKEND": "agg", "CIFAR10_ROOT": str(tmp_path), "PYTHONPATH": str(ROOT)}
-    done = launch.run([str(tmp_path / "lab.py")], tmp_path, os.environ | env)
-    assert done.returncode == 0, done.stderr
+    printed = succeed(tmp_path, str(tmp_path / "lab.py"), MPLBACKEND="agg", CIFAR10_ROOT=str(tmp_path)).stdout
     for words in ("SYNTHETIC images", "at 10,000 it is", "At the end: training"):
-        assert words in done.stdout
+        assert words in printed
 
 
 def test_the_notebook_is_saved_with_what_it_prints_and_draws() -> None:

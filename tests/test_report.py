@@ -16,7 +16,7 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from short_runs import summary
+from short_runs import CIFAR, summary
 
 from analysis import drop, gap
 from analysis.files import read_json
@@ -29,8 +29,6 @@ from cli.command import UsageError
 from scripts.report import read_runs
 
 RUNS = ROOT / "docs" / "report"  # whole runs on CIFAR-10, without their checkpoints
-
-
 Parts = dict[str, dict[str, Any]]
 
 
@@ -210,8 +208,8 @@ def test_a_branch_continues_its_run_with_the_same_settings() -> None:
 
 
 def test_what_is_measured_is_of_the_end_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "cifar.py --data synthetic --accelerator cpu --max_epochs 3 --limit_train_batches 4 --batch_size 16".split()
-    flags += "--limit_val_batches 2 --limit_test_batches 2 --probe_train true --milestones".split()
+    few = "--limit_train_batches 4 --batch_size 16 --limit_test_batches 2 --probe_train true --milestones".split()
+    flags = (*CIFAR, *few)
     succeed(tmp_path, *flags, "{1: 0.01}", "--run_dir", "with")
     succeed(tmp_path, *flags, "{1: 0.1}", "--run_dir", "without", "--ckpt_path", "with/checkpoints/end_of_epoch0.ckpt")
     monkeypatch.setattr(gap, "TRAIN_SUBSET", 64)

@@ -44,11 +44,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def events(folder: Path) -> dict[str, EventAccumulator]:
     """What TensorBoard reads of each run; 0: without choosing from it."""
-    events = {}
-    for run in NAMES:
-        sizes = {"scalars": 0, "images": 0, "tensors": 0}
-        events[run] = EventAccumulator(str(folder / "runs" / run), size_guidance=sizes).Reload()
-    return events
+    sizes = {"scalars": 0, "images": 0, "tensors": 0}
+    return {run: EventAccumulator(str(folder / "runs" / run), size_guidance=sizes).Reload() for run in NAMES}
 
 
 @pytest.mark.parametrize("run", NAMES)
