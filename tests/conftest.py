@@ -2,13 +2,18 @@
 
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from launch import run_anew, succeed
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
 from short_runs import CIFAR
 
-NEEDS = {"cifar10_root": "cifar10", "browser_binaries": "browser"}  # fixture -> mark
+NEEDS = {"cifar10_root": "cifar10", "browser": "browser"}  # fixture -> mark
+CHROMIUM = "--headless=new --no-sandbox --disable-gpu --disable-dev-shm-usage --no-first-run --disable-sync "
+CHROMIUM += "--disable-background-networking --disable-component-update --disable-quic --window-size=1500,1300"
 # the longest file first
 LONGEST = "cifar kill trainer_flags faults readme report bench predict fit run tensorboard".split()
 
@@ -41,14 +46,19 @@ def cifar10_root() -> Path:
     return root
 
 
-@pytest.fixture(scope="session")
-def browser_binaries() -> tuple[str, str]:
-    """Paths of chromium and chromedriver."""
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     chromedriver = shutil.which("chromedriver")
     if not (chromium and chromedriver):
         absent("needs chromium and chromedriver on the PATH")
-    return str(chromium), str(chromedriver)
+    options = webdriver.ChromeOptions()
+    options.binary_location = str(chromium)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in (*CHROMIUM.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(argument)
+    with webdriver.Chrome(options=options, service=Service(executable_path=chromedriver)) as browser:
+        yield browser
 
 
 @pytest.fixture(scope="session")

@@ -2,8 +2,8 @@
 
 On Linux a server that has imported torch, Lightning and the like, and drawn the synthetic images, forks for each
 command. What it forks is as good as a new process, with its own arguments, folder, environment, output, exit code and
-exit, but for the hash seed: what is compared bit for bit is compared with a run of ``run_anew``, which starts Python as
-users do.
+exit, but for the hash seed, and for what Python and OpenMP read as they start: a test of that, or one that compares bit
+for bit, uses ``run_anew``, which starts Python as users do.
 """
 
 import functools
@@ -13,11 +13,9 @@ import json
 import os
 import runpy
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
-import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,8 +23,6 @@ from typing import Any
 IMPORTED = "torch torch._dynamo torch.utils.tensorboard torchvision.datasets torchmetrics.classification".split()
 IMPORTED += "pytorch_lightning jsonargparse matplotlib.figure matplotlib.backends.backend_agg jinja2 PIL.Image".split()
 ROOT = Path(__file__).parents[1]
-READ_AT_START = ("PYTHON", "LC_", "LANG", "LD_", "OMP_", "MKL_")  # with others of these a command is run anew
-ONE_AT_A_TIME = threading.Lock()
 Done = subprocess.CompletedProcess[str]
 
 
@@ -38,22 +34,19 @@ def run(args: Sequence[str], cwd: Path, env: Mapping[str, str] = os.environ, tim
     """``python`` with these arguments, of which the first is a script."""
     if sys.platform != "linux":
         return run_anew(args, cwd, env, timeout)
-    with ONE_AT_A_TIME, tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
-        channel, its_env, _ = server()
-        others = {name for name, _ in env.items() ^ its_env.items()} - {"PYTHONPATH"}
-        if any(name.startswith(READ_AT_START) for name in others):
-            return run_anew(args, cwd, env, timeout)
-        request = json.dumps([args, str(cwd), dict(env), timeout]).encode()
-        socket.send_fds(channel, [request], [out.fileno(), err.fileno()])
-        code = int(channel.recv(100))
-        out.seek(0), err.seek(0)
+    with tempfile.NamedTemporaryFile("r") as out, tempfile.NamedTemporaryFile("r") as err:
+        print(json.dumps([args, str(cwd), dict(env), timeout, out.name, err.name]), file=server().stdin, flush=True)
+        code = int(server().stdout.readline())
         if code == -signal.SIGALRM:
             raise subprocess.TimeoutExpired(args, timeout, out.read(), err.read())
         return subprocess.CompletedProcess(args, code, out.read(), err.read())
 
 
 def command(folder: Path, script: str, *flags: str, run: Callable[..., Done] = run, **env: str) -> Done:
-    """A command of ``scripts/`` in ``folder``, whose modules it can import; without a GPU, and without CIFAR-10."""
+    """A command of ``scripts/``, or a script by its whole path, in ``folder``, whose modules it can import.
+
+    Without a GPU, and without CIFAR-10.
+    """
     path = os.pathsep.join([str(folder), str(ROOT)])
     others = {name: value for name, value in os.environ.items() if name != "CIFAR10_ROOT"}
     env = {**others, "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": path, **env}
@@ -73,29 +66,23 @@ def assert_refused(done: Done, *words: str, code: int = 2) -> None:
 
 
 @functools.cache
-def server() -> tuple[socket.socket, dict[str, str], subprocess.Popen]:
-    """Where to ask it, and its environment. It ends when this process does, whose end of the socket is closed then."""
-    mine, its = socket.socketpair(type=socket.SOCK_SEQPACKET)
-    with its:
-        command = [sys.executable, __file__, str(its.fileno())]
-        return mine, dict(os.environ), subprocess.Popen(command, pass_fds=[its.fileno()], stdout=subprocess.DEVNULL)
+def server() -> subprocess.Popen[str]:
+    """It ends when this process does, whose end of the pipe is closed then."""
+    return subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-def serve(channel: socket.socket) -> str:
+def serve() -> str:
     """Returns in the process of a command only: its script."""
-    while True:
-        request, files, *_ = socket.recv_fds(channel, 1 << 20, 2)
-        if not request:
-            sys.exit()
+    while request := sys.stdin.readline():
         if (pid := os.fork()) == 0:
             break
-        for file in files:
-            os.close(file)
-        channel.send(b"%d" % os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
-    channel.close()
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+    else:
+        sys.exit()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # where tests run in the background it is ignored
-    os.dup2(files[0], 1), os.dup2(files[1], 2)
-    sys.argv, folder, env, timeout = json.loads(request)
+    sys.argv, folder, env, timeout, *outputs = json.loads(request)
+    for stream, path in enumerate((os.devnull, *outputs)):
+        os.dup2(os.open(path, os.O_RDWR), stream)
     signal.alarm(timeout)
     os.chdir(folder)
     os.environ.clear()
@@ -123,4 +110,4 @@ if __name__ == "__main__":
         importlib.import_module(name)
     draw_images()
     gc.freeze()  # shared with all that it forks, which need not look through it when they end
-    runpy.run_path(serve(socket.socket(fileno=int(sys.argv[1]))), run_name="__main__")
+    runpy.run_path(serve(), run_name="__main__")

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 
 # Three epochs of six batches; the learning rate drops before the last one.
@@ -15,7 +16,7 @@ TIMED = ("seconds", "images_per_second")
 
 
 def summary(run_dir: Path) -> dict[str, Any]:
-    return json.loads((run_dir / "summary.json").read_text())
+    return json.loads((run_dir / "summary.json").read_text(), parse_constant=pytest.fail)  # NaN is no standard JSON
 
 
 def checkpoint(run_dir: Path, name: str = "last") -> dict[str, Any]:
@@ -38,10 +39,10 @@ def files(folder: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def callback(folder: Path, hook: str, code: str) -> str:
+def callback(folder: Path, hook: str, code: str, module: str = "mine") -> str:
     """The flag for a callback that runs ``code`` in ``hook``; its other arguments are in ``args``."""
-    (folder / "mine.py").write_text(
+    (folder / f"{module}.py").write_text(
         "import errno, os, signal\nfrom pathlib import Path\nfrom pytorch_lightning import Callback\n\n"
         f"class Mine(Callback):\n    def {hook}(self, trainer, pl_module, *args, **kwargs):\n        {code}\n"
     )
-    return "--callbacks+=mine.Mine"
+    return f"--callbacks+={module}.Mine"

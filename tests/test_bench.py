@@ -2,29 +2,23 @@
 
 import json
 import runpy
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
+from launch import ROOT, succeed
 
 from lit_models import ResNet20
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+BENCHMARKS = ROOT / "benchmarks"
 
 
 def output_of(script: str, *flags: str) -> str:
-    done = subprocess.run([sys.executable, BENCHMARKS / script, *flags], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return succeed(BENCHMARKS, str(BENCHMARKS / script), *flags).stdout
 
 
-def test_the_baseline_of_fit_learns_the_curve() -> None:
+def test_the_baselines_learn_the_curve_and_have_the_same_network() -> None:
     assert json.loads(output_of("plain_fit.py", "--epochs", "500"))["true_mse"] < 3  # f itself has a variance of 57.8
-
-
-def test_the_baseline_of_cifar_is_the_same_network() -> None:
     ours, baseline = ResNet20().eval(), runpy.run_path(str(BENCHMARKS / "plain_cifar.py"))["resnet20"]().eval()
     baseline.load_state_dict(dict(zip(baseline.state_dict(), ours.state_dict().values(), strict=True)))
     images = torch.randn(2, 3, 32, 32)

@@ -67,9 +67,8 @@ def saving(folder: Path) -> ModelCheckpoint:
         ({}, "epoch", [14, 14]),
     ],
 )
-def test_lr_step_sets_every_group_from_each_milestone_on_after_any_resume(
-    milestones: dict[int, float], unit: Any, steps: list[int], tmp_path: Path
-) -> None:
+def test_lr_step(milestones: dict[int, float], unit: Any, steps: list[int], tmp_path: Path) -> None:
+    """It sets the rate of every parameter group from each milestone on, after any resume."""
     first, second = steps
     expected = {i: (0.1, 0.2) if i < first else (0.05, 0.05) if i < second else (0.01, 0.01) for i in range(14)}
     assert rates(LRStep(milestones, unit), saving(tmp_path), max_epochs=7) == expected

@@ -1,13 +1,14 @@
 """scripts/cifar.py as its user meets it: the command line, its output, and the run outputs."""
 
 import csv
+import os
 import shutil
 import sys
 from pathlib import Path
 
 import pytest
 from launch import assert_refused, command, run_anew, succeed
-from short_runs import CIFAR, assert_same_run, callback, checkpoint, summary
+from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
 
 TRAINER_FLAGS = "accelerator devices strategy precision max_epochs limit_train_batches".split()
 COMMON_FLAGS = "config print_config seed run_dir ckpt_path save_every_n_steps".split()
@@ -21,17 +22,11 @@ def whole_images(accuracy: float, images: int) -> bool:
     return abs(accuracy * images - round(accuracy * images)) < 1e-3
 
 
-@pytest.fixture(scope="module")
-def tested(whole: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path]:
-    """The whole run, resumed to be tested on 16 images: what that printed, and its folder."""
-    folder = tmp_path_factory.mktemp("tested")
-    shutil.copytree(whole, folder / "run")
+def test_a_run_has_the_outputs_that_the_design_names(whole: Path, tmp_path: Path) -> None:
+    """The whole run, resumed to be tested on 16 images."""
+    run_dir = shutil.copytree(whole, tmp_path / "run")
     resume = ("--run_dir", "run", "--ckpt_path", "last", "--limit_test_batches", "2")
-    return succeed(folder, *CIFAR, *resume).stdout, folder / "run"
-
-
-def test_summary_has_what_the_design_names(tested: tuple[str, Path]) -> None:
-    content = summary(tested[1])
+    output, content = succeed(tmp_path, *CIFAR, *resume).stdout, summary(run_dir)
     assert set(content) >= {
         *("recipe", "data", "device", "parameters", "train_batches", "val_batches", "epochs"),
         *("test_acc", "test_loss", "images_per_second", "seconds", "peak_memory_mb"),
@@ -43,16 +38,13 @@ def test_summary_has_what_the_design_names(tested: tuple[str, Path]) -> None:
     assert content["seconds"]["total"] > content["seconds"]["train"] > 0
     assert [row["epoch"] for row in content["epochs"]] == [0, 1, 2]
     assert [row["lr"] for row in content["epochs"]] == [0.1, 0.1, 0.01]
+    columns = "epoch lr train_loss train_acc val_loss val_acc seconds images_per_second".split()
     for row in content["epochs"]:
-        assert set(row) == {
-            *("epoch", "lr", "train_loss", "train_acc", "val_loss", "val_acc", "seconds", "images_per_second")
-        }
+        assert set(row) == {*columns}
         assert row["train_loss"] > 0 and row["val_loss"] > 0 and row["seconds"] > 0
         assert whole_images(row["train_acc"], 48) and whole_images(row["val_acc"], 16)
 
-
-def test_run_outputs_and_the_last_lines(tested: tuple[str, Path]) -> None:
-    output, run_dir = tested
+    # The run outputs and the last lines.
     for name in ("config.yaml", "summary.json", "checkpoints/last.ckpt"):
         assert (run_dir / name).stat().st_size > 0
     for name in ("training", "confusion", "confident_errors"):
@@ -65,7 +57,7 @@ def test_run_outputs_and_the_last_lines(tested: tuple[str, Path]) -> None:
     for name in (f"{stage}/{metric}" for stage in ("train", "val", "test") for metric in ("loss", "acc")):
         assert sum(bool(row[name]) for row in rows) == (1 if name.startswith("test") else 3)
     result, where = output.splitlines()[-2:]
-    assert f"test accuracy {summary(run_dir)['test_acc']:.2%}" in result
+    assert f"test accuracy {content['test_acc']:.2%}" in result
     assert where == "Figures and summary.json are in run; TensorBoard: tensorboard --logdir run"
 
 
@@ -116,10 +108,10 @@ def test_each_seed_is_an_ordinary_run_and_finished_ones_are_not_trained_again(tm
 
 
 def test_the_papers_recipe_and_an_end_inside_an_epoch(tmp_path: Path) -> None:
-    """The third step ends training in the second epoch, whose weights are measured all the same."""
+    """The third step ends training in the second epoch, whose weights are measured all the same; then it is resumed."""
     paper = [flag for flag in CIFAR if flag not in ("--max_epochs", "3")]
-    few = "--recipe paper --limit_train_batches 2 --limit_val_batches 0.1 --max_steps 3 --run_dir run".split()
-    succeed(tmp_path, *paper, *few)
+    few = "--recipe paper --limit_train_batches 2 --limit_val_batches 0.1 --run_dir run --max_steps".split()
+    succeed(tmp_path, *paper, *few, "3")
     (group,) = checkpoint(tmp_path / "run")["optimizer_states"][0]["param_groups"]
     assert (group["momentum"], group["weight_decay"], group["nesterov"]) == (0.9, 1e-4, False)
     assert checkpoint(tmp_path / "run")["hyper_parameters"]["he_init"] is True
@@ -129,16 +121,16 @@ def test_the_papers_recipe_and_an_end_inside_an_epoch(tmp_path: Path) -> None:
     assert (first["lr"], second["lr"]) == (0.1, 0.01)  # the milestone 2 counts steps
     assert all(row[name] is not None for row in (first, second) for name in ("train_acc", "val_acc", "val_loss"))
     assert first["val_loss"] != second["val_loss"]
+    assert "ended inside an epoch" in succeed(tmp_path, *paper, *few, "5", "--ckpt_path", "last").stdout
+    assert [row["epoch"] for row in summary(tmp_path / "run")["epochs"]] == [0, 1, 2]
 
 
 def test_the_fast_recipe(tmp_path: Path) -> None:
-    """Five epochs of four steps."""
+    """Five epochs of four steps; a cycle of another length is refused, and harms nothing."""
     flags = "--recipe fast --data synthetic --accelerator cpu --batch_size 8 --max_epochs 5".split()
     flags += "--limit_train_batches 4 --limit_test_batches 1 --run_dir run".split()
-    size = callback(tmp_path, "on_train_batch_end", "print('size', args[1][0].shape[-1])")
-    output = succeed(tmp_path, "cifar.py", *flags, size).stdout
-    sizes = [int(line.split()[1]) for line in output.splitlines() if line.startswith("size")]
-    assert sizes == [20] * 12 + [24] * 4 + [32] * 4  # up to 0.6 and 0.8 of the steps
+    output, config = succeed(tmp_path, "cifar.py", *flags).stdout, (tmp_path / "run" / "config.yaml").read_text()
+    assert "Precision 32-true: " in output and "\nprecision: 32-true\n" in config and "\ncompile: false\n" in config
     content = summary(tmp_path / "run")
     assert [row["val_acc"] for row in content["epochs"]] == [None] * 5, "the test split is measured once"
     assert output.count("measured at the end only. For a curve: --test_each_epoch true or --val_size N") == 1
@@ -150,6 +142,10 @@ def test_the_fast_recipe(tmp_path: Path) -> None:
     ratio = 0.48  # from 0.5 at 4 epochs to 0.15 at 200, over the logarithm: 0.5 - 0.35 * log(5 / 4) / log(200 / 4)
     assert (filters["lr_ratio"], filters["momentum"]) == (ratio, 0.6)
     assert (others["momentum"], others["nesterov"]) == (0.9, True)
+    before = files(tmp_path)
+    longer = command(tmp_path, "cifar.py", *flags, "--max_epochs", "6", "--ckpt_path", "last")
+    assert_refused(longer, "--max_epochs 5, not 6")
+    assert files(tmp_path).items() >= before.items()
 
 
 def test_a_batch_to_overfit_is_the_same_in_every_epoch(tmp_path: Path) -> None:
@@ -191,9 +187,7 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
     content = summary(tmp_path / "real")
     assert content["data"] == "cifar10" and whole_images(content["epochs"][0]["train_acc"], 48)
     real = cifar10_root.resolve() / "cifar-10-batches-py"
-    (tmp_path / real.name).mkdir()
-    for path in real.iterdir():
-        (tmp_path / real.name / path.name).symlink_to(path)
+    shutil.copytree(real, tmp_path / real.name, copy_function=os.symlink)
     broken = bytearray((real / "data_batch_3").read_bytes())
     broken[1_000_000] ^= 1
     (tmp_path / real.name / "data_batch_3").unlink()
@@ -215,9 +209,9 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
         ("--milestones {2.5:0.01}", "{5: 0.01}"),
         ("--batch_size 0", "batch_size"),
         ("--data cifar10 --data_root nowhere --download false", "nowhere"),
-        ("--accelerator gpu", "gpu"),
         ("--ckpt_path nowhere.ckpt", "nowhere.ckpt"),
         ("--run_dir paper.yaml/run", "paper.yaml"),
+        ("--run_dir s3://bucket/run", "URL"),
     ],
 )
 def test_a_usage_error_is_one_line_and_leaves_nothing(flags: str, word: str, tmp_path: Path) -> None:

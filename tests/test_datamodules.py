@@ -139,35 +139,22 @@ def test_batches_are_made_on_the_images_own_device() -> None:
 # CIFAR-10
 
 
-def ready(data: CIFAR10DataModule) -> CIFAR10DataModule:
-    data.prepare_data()
-    data.setup()
+@pytest.fixture(scope="module")
+def cifar(cifar10_root: Path) -> CIFAR10DataModule:
+    data = CIFAR10DataModule(cifar10_root, seed=7, download=False)
+    data.prepare_data(), data.setup()
     return data
 
 
-@pytest.fixture(scope="module")
-def cifar(cifar10_root: Path) -> CIFAR10DataModule:
-    return ready(CIFAR10DataModule(cifar10_root, seed=7, download=False))
-
-
-def test_the_official_images_and_labels(cifar: CIFAR10DataModule, cifar10_root: Path) -> None:
+def test_the_official_images_labels_and_constants(cifar: CIFAR10DataModule, cifar10_root: Path) -> None:
     for (images, labels), num in ((cifar.train, 50_000), (cifar.test, 10_000)):
         assert images.shape == (num, 32, 32, 3) and images.dtype == torch.uint8
         assert labels.dtype == torch.int64 and labels.bincount().tolist() == [num // 10] * 10
     assert cifar.classes[3] == "cat" and cifar.test[1][0] == 3  # the first test image is a cat
-    again = ready(CIFAR10DataModule(cifar10_root, download=False))
+    again = CIFAR10DataModule(cifar10_root, download=False)
+    again.setup()
     assert again.train[0].data_ptr() == cifar.train[0].data_ptr()  # several seeds share the memory
-
-
-def test_the_folder_is_the_argument_or_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.delenv("CIFAR10_ROOT", raising=False)
-    assert CIFAR10DataModule().data_root == Path("data")
-    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
-    assert CIFAR10DataModule().hparams["data_root"] == str(tmp_path) and CIFAR10DataModule("a").data_root == Path("a")
-
-
-def test_the_constants_are_those_of_the_images(cifar: CIFAR10DataModule) -> None:
-    """Mean and deviation over all pixels of the 50,000 training images, to the four digits given."""
+    # The constants are mean and deviation over all pixels of the training images, to the four digits given.
     assert MEAN == (0.4914, 0.4822, 0.4465) and STD == (0.2470, 0.2435, 0.2616)
     values = torch.arange(256, dtype=torch.float64) / 255
     for channel in range(3):
@@ -175,6 +162,13 @@ def test_the_constants_are_those_of_the_images(cifar: CIFAR10DataModule) -> None
         mean = (share * values).sum()
         std = (share * (values - mean).square()).sum().sqrt()
         assert round(mean.item(), 4) == MEAN[channel] and round(std.item(), 4) == STD[channel]
+
+
+def test_the_folder_is_the_argument_or_the_environments(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CIFAR10_ROOT", raising=False)
+    assert CIFAR10DataModule().data_root == Path("data")
+    monkeypatch.setenv("CIFAR10_ROOT", str(tmp_path))
+    assert CIFAR10DataModule().hparams["data_root"] == str(tmp_path) and CIFAR10DataModule("a").data_root == Path("a")
 
 
 def torchvision_normalized(pictures: Iterable[Image.Image]) -> Tensor:
@@ -215,16 +209,10 @@ def test_the_loaders_give_what_torchvisions_transforms_give(cifar: CIFAR10DataMo
         assert torch.equal(labels, cifar.test[1][78 * 128 :])
 
 
-class Small(CIFAR10DataModule):
-    """A subclass with images of its own."""
-
-    def setup(self, stage: str | None = None) -> None:
-        self.train = self.test = synthetic_images(80, seed=0)
-
-
 def small(**arguments: Any) -> CIFAR10DataModule:
-    data = Small(dataset="synthetic", batch_size=8, **arguments)
-    data.setup()
+    """Of 80 images."""
+    data = CIFAR10DataModule(dataset="synthetic", batch_size=8, **arguments)
+    data.train = data.test = synthetic_images(80, seed=0)
     return data
 
 
@@ -252,7 +240,8 @@ def test_images_grow_over_a_run() -> None:
     sizes: list[int] = []
     note = LambdaCallback(on_train_batch_end=lambda trainer, module, out, batch, i: sizes.append(batch[0].shape[2]))
     quiet: dict[str, Any] = {name: False for name in ("logger", "enable_checkpointing", "enable_progress_bar")}
-    trainer = Trainer(max_epochs=2, callbacks=[note], accelerator="cpu", limit_val_batches=0, **quiet)
+    short = {"max_epochs": 2, "limit_train_batches": 10, "limit_val_batches": 0}
+    trainer = Trainer(accelerator="cpu", callbacks=[note], **short, **quiet)
     trainer.fit(ResNet20Classifier(), small(image_sizes={0.6: 24, 0.1: 20, 0.8: 32}))
     assert sizes == [32] * 2 + [20] * 10 + [24] * 4 + [32] * 4
 
@@ -314,7 +303,8 @@ def test_arguments_out_of_range(module: type, name: str, values: list[Any]) -> N
 
 
 def test_synthetic_images_need_no_files_and_are_repeatable(tmp_path: Path) -> None:
-    data = ready(CIFAR10DataModule(tmp_path, dataset="synthetic"))
+    data = CIFAR10DataModule(tmp_path, dataset="synthetic")
+    data.prepare_data(), data.setup()
     for (images, labels), num in ((data.train, 10_000), (data.test, 2_000)):
         assert images.shape == (num, 32, 32, 3) and images.dtype == torch.uint8
         assert labels.dtype == torch.int64 and labels.bincount().tolist() == [num // 10] * 10

@@ -20,27 +20,22 @@ JOB |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_NTASKS_PE
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("backend", ["module://matplotlib_inline.backend_inline", "TkAgg"])
-def test_a_style_of_the_caller_draws_no_figure(backend: str, tmp_path: Path) -> None:
+def test_a_style_of_the_caller_draws_no_figure(tmp_path: Path) -> None:
     """A notebook exports its backend; LaTeX is not installed here."""
     (tmp_path / "matplotlibrc").write_text("text.usetex: True\nfont.family: absent\nfigure.figsize: 1, 1\n")
-    env = {"MPLBACKEND": backend, "MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
-    succeed(tmp_path, *FIT, run=run_anew, **env)
-    succeed(tmp_path, *FIT[:-1], "plain", run=run_anew)
-    for name in ("curves.png", "errors.png"):
-        assert (tmp_path / "run" / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
+    style = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc")}
+    inline = {"MPLBACKEND": "module://matplotlib_inline.backend_inline"}
+    for run_dir, env in (("plain", {}), ("inline", style | inline), ("tk", style | {"MPLBACKEND": "TkAgg"})):
+        succeed(tmp_path, *FIT[:-1], run_dir, run=run_anew, **env)
+        for name in ("curves.png", "errors.png"):
+            assert (tmp_path / run_dir / name).read_bytes() == (tmp_path / "plain" / name).read_bytes()
 
 
 @pytest.mark.slow
-def test_packages_of_the_same_names_are_not_imported(tmp_path: Path) -> None:
+def test_ranks_without_a_world_and_packages_of_the_same_names_are_ignored(tmp_path: Path) -> None:
     for name in ("scripts", "analysis", "callbacks", "cli", "datamodules", "lit_models"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name).mkdir()  # in the folder that comes first on PYTHONPATH
         (tmp_path / name / "__init__.py").write_text("raise ImportError('another package')\n")
-    succeed(tmp_path, *FIT, run=run_anew)  # whose folder comes first on PYTHONPATH
-
-
-@pytest.mark.slow
-def test_a_rank_without_a_world_is_none(tmp_path: Path) -> None:
     ranks = dict.fromkeys(("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK"), "1")
     done = succeed(tmp_path, *FIT, run=run_anew, **ranks)
     assert "Networks: 1" in done.stdout and (tmp_path / "run" / "summary.json").exists()
@@ -52,13 +47,10 @@ def test_a_rank_without_a_world_is_none(tmp_path: Path) -> None:
 @pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
 def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
     def run(script: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
-        return subprocess.run(
-            [sys.executable, str(ROOT / "scripts" / script), *flags],
-            cwd=tmp_path,
-            stdout=None if 1 in closed else subprocess.PIPE,
-            stderr=None if 2 in closed else subprocess.PIPE,
-            preexec_fn=lambda: [os.close(fd) for fd in closed],
-        )
+        args = [sys.executable, str(ROOT / "scripts" / script), *flags]
+        out, err = (None if fd in closed else subprocess.PIPE for fd in (1, 2))
+        how = {"stdout": out, "stderr": err, "preexec_fn": lambda: [os.close(fd) for fd in closed]}
+        return subprocess.run(args, cwd=tmp_path, **how)
 
     assert run(*FIT).returncode == 0 and summary(tmp_path / "run")["results"]
     picture = ROOT / "docs" / "training.png"
@@ -94,9 +86,3 @@ def test_fewer_processes_than_asked_for_are_refused(tmp_path: Path) -> None:
     for flags, job in ((two, JOB), ((), alone | {"SLURM_NTASKS": "2"})):
         assert_refused(command(tmp_path, *CIFAR, *flags, "--run_dir", "run", run=run_anew, **job), "error: ")
         assert not (tmp_path / "run").exists()
-
-
-@pytest.mark.parametrize("url", ["s3://bucket/run", "gs://bucket/run", "hdfs://host/run", "https://host/run"])
-def test_a_url_is_no_run_dir(url: str, tmp_path: Path) -> None:
-    assert_refused(command(tmp_path, *FIT[:-1], url), "URL")
-    assert not list(tmp_path.iterdir())

@@ -1,17 +1,24 @@
 """What goes wrong around a run: signals, a full disk, hostile files, a non-finite loss."""
 
+import errno
 import os
 import pickle
 import shlex
 import signal
 import subprocess
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from launch import assert_refused, command, run_anew, succeed
+from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
+
+from callbacks.saving import AtomicCheckpointIO
+from cli.command import is_users
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither these signals nor these limits")
 FIT = ("fit.py", "--epochs", "50", "--run_dir", "run")
@@ -24,16 +31,13 @@ AT_STEP_9 = "if trainer.global_step == 8: "  # the ninth is about to be trained,
 
 
 @pytest.mark.parametrize(
-    ("signum", "hook", "code", "steps"),
-    [
-        ("SIGINT", "on_train_batch_start", AT_STEP_9, 9),
-        ("SIGTERM", "on_validation_start", AT_STEP_9.replace("8", "12"), 12),  # saved once that has ended
-    ],
+    ("signum", "hook", "after", "steps"),
+    [("SIGINT", "on_train_batch_start", 8, 9), ("SIGTERM", "on_validation_start", 12, 12)],
 )
-def test_a_signal_saves_and_the_resumed_run_is_the_same(
-    signum: str, hook: str, code: str, steps: int, whole: Path, tmp_path: Path
-) -> None:
-    done = command(tmp_path, *CIFAR, callback(tmp_path, hook, code + KILL.format(signum)), "--run_dir", "my run")
+def test_a_signal_saves(signum: str, hook: str, after: int, steps: int, whole: Path, tmp_path: Path) -> None:
+    """Once the batch or the validation has ended; and the resumed run is the same."""
+    kill = callback(tmp_path, hook, f"if trainer.global_step == {after}: {KILL.format(signum)}")
+    done = command(tmp_path, *CIFAR, kill, "--run_dir", "my run")
     assert done.returncode == 128 + getattr(signal, signum), done.stderr
     python, script, *flags = shlex.split(done.stdout.rpartition("\nInterrupted. To resume: ")[2])
     assert python == "python" and flags[-4:] == ["--run_dir", "my run", "--ckpt_path", "last"]
@@ -63,20 +67,15 @@ def test_a_second_signal_exits_at_once(tmp_path: Path) -> None:
     assert checkpoint(tmp_path / "run")["global_step"] == 6  # the end of the first epoch
 
 
-@pytest.mark.parametrize(
-    ("flags", "hook", "signum", "code"),
-    [
+def test_a_signal_where_nothing_is_saved(tmp_path: Path) -> None:
+    for flags, hook, signum, code in (
         (CIFAR, "setup", "SIGINT", 130),
         (FIT, "setup", "SIGHUP", 129),
         ((*FIT, "--enable_checkpointing", "false"), "on_train_start", "SIGTERM", 143),
-    ],
-)
-def test_a_signal_where_nothing_is_saved(
-    flags: tuple[str, ...], hook: str, signum: str, code: int, tmp_path: Path
-) -> None:
-    done = command(tmp_path, *flags, callback(tmp_path, hook, KILL.format(signum)), "--run_dir", "run")
-    assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
-    assert not list(tmp_path.rglob("*.ckpt")) and not (tmp_path / "run" / "summary.json").exists()
+    ):
+        done = command(tmp_path, *flags, callback(tmp_path, hook, KILL.format(signum)), "--run_dir", signum)
+        assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
+    assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("summary.json"))
 
 
 def test_slurm_gets_the_job_back_and_starts_it_again(whole: Path, tmp_path: Path) -> None:
@@ -126,46 +125,32 @@ def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_e
         flags = (callback(tmp_path, "on_train_epoch_start", "pl_module.net.linear.bias.data += 1"), *flags[3:])
     done = succeed(tmp_path, *CIFAR, *flags, "--run_dir", "whole")
     assert done.stdout.count("Saved at epochs' ends only") == 1
-    with open(tmp_path / "cut.py", "w") as file:
-        file.write("import signal\nfrom pytorch_lightning import Callback\n\nclass Cut(Callback):\n")
-        file.write("    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):\n")
-        file.write("        if trainer.current_epoch == 1 and batch_idx == 3: signal.raise_signal(15)\n")
-    assert command(tmp_path, *CIFAR, *flags, "--callbacks+=cut.Cut", "--run_dir", "run").returncode == 143
+    at = "if trainer.current_epoch == 1 and args[1] == 3: "
+    cut = callback(tmp_path, "on_train_batch_start", at + KILL.format("SIGTERM"), "cut")
+    assert command(tmp_path, *CIFAR, *flags, cut, "--run_dir", "run").returncode == 143
     succeed(tmp_path, *CIFAR, *flags, *LAST)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize(
-    "value", ["np.float64(1)", "Path('x')", "lambda: 1", "np.zeros(3)", "__import__('fractions').Fraction(1)"]
-)
-def test_what_could_not_be_read_again_is_refused_before_training(value: str, tmp_path: Path) -> None:
-    state = callback(tmp_path, "on_train_start", "import numpy as np; self.value = 1")
-    with open(tmp_path / "mine.py", "a") as file:
-        file.write(f"    def state_dict(self):\n        import numpy as np\n        return {{'mine': {value}}}\n")
+def test_what_could_not_be_read_again_is_refused_before_training(tmp_path: Path) -> None:
+    for value in (np.float64(1), lambda: 1, np.zeros(3), Fraction(1)):
+        with pytest.raises(MisconfigurationException, match="no plain value"):
+            AtomicCheckpointIO().save_checkpoint({"mine": value}, tmp_path / "a.ckpt")
+    state = callback(tmp_path, "on_save_checkpoint", "args[0]['mine'] = Path('x')")
     assert_refused(command(tmp_path, *FIT, state), "error: ", "plain value")
-    assert not (tmp_path / "run").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.py"]
 
 
 # Errors of the disk and of others
 
 
-@pytest.mark.parametrize(
-    ("error", "is_users"),
-    [
-        ("OSError(errno.ENOSPC, 'No space left on device')", True),
-        ("PermissionError(13, 'Permission denied', 'a file')", True),
-        ("OSError('a bug')", False),
-        ("ValueError('a bug')", False),
-    ],
-)
-def test_an_error_of_the_disk_is_one_line_and_a_bug_keeps_its_traceback(
-    error: str, is_users: bool, tmp_path: Path
-) -> None:
-    done = command(tmp_path, *FIT, callback(tmp_path, "on_train_batch_end", f"raise {error}"))
-    if is_users:
-        assert_refused(done, "error: ")
-    else:
-        assert done.returncode == 1 and "Traceback" in done.stderr and "a bug" in done.stderr.splitlines()[-1]
+def test_an_error_of_the_disk_is_one_line_and_a_bug_keeps_its_traceback(tmp_path: Path) -> None:
+    disk = callback(tmp_path, "on_train_batch_end", "raise OSError(errno.ENOSPC, 'No space left on device')")
+    assert_refused(command(tmp_path, *FIT, disk), "error: ")
+    bug = callback(tmp_path, "on_train_batch_end", "raise ValueError('a bug')")
+    done = command(tmp_path, *FIT[:-1], "other", bug)
+    assert done.returncode == 1 and "Traceback" in done.stderr and "a bug" in done.stderr.splitlines()[-1]
+    assert is_users(PermissionError(errno.EACCES, "Permission denied", "a file")) and not is_users(OSError("a bug"))
 
 
 @pytest.mark.slow

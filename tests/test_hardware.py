@@ -4,29 +4,23 @@ import math
 from pathlib import Path
 
 import pytest
-import yaml
 from jsonargparse import Namespace
+from launch import succeed
+from short_runs import CIFAR
 
 from cli.command import cpu_quota
 from cli.hardware import choose_precision, fastest, has_native_bfloat16, seconds_per_step
 from cli.recipe import recipe_defaults
 from scripts.cifar import cifar_parser
-from tests.launch import succeed
-
-RUN = ("cifar.py", "--data", "synthetic", "--recipe", "fast", "--accelerator", "cpu", "--batch_size", "8")
-RUN += tuple("--limit_train_batches 2 --limit_test_batches 1 --max_epochs 1".split())
 
 
 def settings(*args: str) -> Namespace:
     return cifar_parser(recipe_defaults(args)).parse_args(["--accelerator", "cpu", *args])
 
 
-def test_steps_are_timed_in_each_precision_at_each_size() -> None:
+def test_steps_are_timed_in_each_precision_but_not_for_a_short_run_or_without_native_bfloat16() -> None:
     seconds = seconds_per_step({0.0: 8, 0.75: 16}, 2, "cpu")
     assert list(seconds) == ["32-true", "bf16-mixed"] and all(0 < value < 10 for value in seconds.values())
-
-
-def test_without_native_bfloat16_or_in_a_short_run_nothing_is_measured() -> None:
     precision, reason = choose_precision(settings("--recipe", "fast"), 50)
     assert precision == "32-true" and ("short" if has_native_bfloat16("cpu") else "not compute in bfloat16") in reason
 
@@ -41,14 +35,10 @@ def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
         assert (lab.precision, lab.compile) == (None, False)  # too short to compile, or own pictures
 
 
-def test_the_choice_is_said_and_kept(tmp_path: Path) -> None:
-    out = succeed(tmp_path, *RUN, "--run_dir", "run").stdout
-    assert "Precision 32-true: " in out
-    kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
-    assert (kept["precision"], kept["compile"]) == ("32-true", False)
-    # Chosen on another machine, the other one is kept too, though here it would not be chosen.
-    succeed(tmp_path, *RUN, "--run_dir", "other", "--precision", "bf16-mixed")
-    out = succeed(tmp_path, *RUN, "--run_dir", "other", "--ckpt_path", "last").stdout
+def test_what_another_machine_chose_is_kept(tmp_path: Path) -> None:
+    fast = (*CIFAR, "--recipe", "fast", "--milestones", "null", "--max_epochs", "1", "--run_dir", "run")
+    succeed(tmp_path, *fast, "--precision", "bf16-mixed")
+    out = succeed(tmp_path, *fast, "--ckpt_path", "last").stdout
     assert "in bf16-mixed" in out and "Precision" not in out
 
 
@@ -63,9 +53,7 @@ def test_the_choice_is_said_and_kept(tmp_path: Path) -> None:
         ("", {}, math.inf),
     ],
 )
-def test_a_control_groups_share_of_the_processors(
-    groups: str, files: dict[str, str], quota: float, tmp_path: Path
-) -> None:
+def test_a_share_of_the_processors(groups: str, files: dict[str, str], quota: float, tmp_path: Path) -> None:
     (tmp_path / "groups").write_text(groups)
     for name, text in files.items():
         (tmp_path / "tree" / name).parent.mkdir(parents=True, exist_ok=True)

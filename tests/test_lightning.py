@@ -1,9 +1,7 @@
 """Both experiments by plain Lightning: the modules, the data modules and Lightning's own parts, without the scripts."""
 
-import copy
 import csv
 import functools
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +27,7 @@ from torchmetrics.classification import MulticlassAUROC
 from callbacks import LRStep
 from callbacks.classifier_record import ClassifierRecord
 from callbacks.epoch_averages import EpochAverages
-from callbacks.finite_loss import NonFiniteLoss, StopOnNonFiniteLoss
+from callbacks.finite_loss import StopOnNonFiniteLoss
 from datamodules import CIFAR10DataModule, CurveDataModule
 from datamodules.synthetic import synthetic_images
 from lit_models import FunctionRegressor, ResNet20Classifier
@@ -90,7 +88,6 @@ def weights_of(model: LightningModule) -> Tensor:
 
 # A whole run of each experiment
 
-
 ARGUMENTS: dict[str, dict[str, Any]] = {"images": {"lr": 0.05, "momentum": 0.5}, "curve": {"lrs": [0.1, 0.01]}}
 
 
@@ -116,7 +113,7 @@ def parts(run: Trainer) -> tuple[Path, LightningModule, Any]:
     return Path(run.default_root_dir), run.lightning_module, run.datamodule  # type: ignore[attr-defined]
 
 
-def test_steps_and_epochs_of_images_are_logged(runs: dict[str, Trainer]) -> None:
+def test_steps_and_epochs_are_logged(runs: dict[str, Trainer]) -> None:
     folder, *_ = parts(runs["images"])
     number, rate, loss = logged(folder, "step", "lr_step", "train/loss_step")
     assert number == tuple(range(8)) and rate == pytest.approx([0.05] * 4 + [0.01] * 4)
@@ -126,9 +123,6 @@ def test_steps_and_epochs_of_images_are_logged(runs: dict[str, Trainer]) -> None
     epochs = logged(folder, "epoch", "step", "lr", "train/loss")
     assert epochs == [pytest.approx(values, rel=1e-5) for values in ((0, 1), (3, 7), (0.05, 0.01), means)]
     assert runs["images"].checkpoint_callback.best_model_score == max(*logged(folder, "val/acc"))
-
-
-def test_a_curve_is_logged_over_its_epochs(runs: dict[str, Trainer]) -> None:
     for metric in ("train/loss", "val/loss"):
         assert logged(parts(runs["curve"])[0], "step", metric)[0] == MEASURED
     assert logged(parts(runs["curve"])[0], "lr-ElementwiseAdam") == [pytest.approx([0.1] * 4)]
@@ -285,25 +279,6 @@ def test_a_subclass_brings_its_own_network_metrics_optimizer_and_scheduler(tmp_p
     assert 0 <= trainer.callback_metrics["train/auroc"] <= 1
     again = Linear.load_from_checkpoint(tmp_path / "a.ckpt")
     assert torch.equal(weights_of(again), weights_of(model)) and again.hparams["width"] == 3
-
-
-def test_a_module_is_copied_pickled_and_exported() -> None:
-    model, _ = experiment("images", compile=True)
-    x = torch.randn(2, 3, 32, 32)
-    expected, exported = model.eval()(x), torch.export.export(model.net, (x,))
-    for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), exported.module()):
-        torch.testing.assert_close(other(x), expected)
-
-
-def test_a_loss_that_is_not_finite_ends_the_run_before_a_checkpoint(tmp_path: Path) -> None:
-    class Spoiled(ResNet20Classifier):
-        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-            return super().training_step(batch, batch_idx) * (float("nan") if batch_idx == 2 else 1)
-
-    saved = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=1, save_top_k=-1)
-    with pytest.raises(NonFiniteLoss, match="step 2 .epoch 0"):
-        make_trainer(tmp_path, StopOnNonFiniteLoss(), saved).fit(Spoiled(), images())
-    assert {path.stem for path in tmp_path.glob("*.ckpt")} == {"step=1", "step=2"}
 
 
 # Arguments

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import pickle
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,14 +33,16 @@ QUIET: dict[str, Any] = {"accelerator": "cpu", **dict.fromkeys(OFF, False)}
 # ResNet-20
 
 
-def test_resnet20_has_the_papers_number_of_parameters_in_the_papers_order() -> None:
-    stages = 9 * (6 * 16 * 16 + 16 * 32 + 5 * 32 * 32 + 32 * 64 + 5 * 64 * 64)
-    norms = 2 * (16 + 6 * 16 + 6 * 32 + 6 * 64)  # a scale and an offset for every channel of every convolution
-    assert 9 * 3 * 16 + stages + norms + 64 * 10 + 10 == 269_722
-    assert sum(p.numel() for p in ResNet20().parameters()) == 269_722
-    names = [n for n, m in ResNet20().named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
+@pytest.mark.parametrize(("depth", "millions"), [(20, 0.269722), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
+def test_the_papers_family(depth: int, millions: float) -> None:
+    """Table 6 of He et al. 2015 has the numbers of parameters."""
+    net = ResNet20(depth=depth)
+    accuracy = {20: 0, 110: 0.05}.get(depth, 0.006)
+    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, rel=0, abs=accuracy)
+    names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     block = ["conv1", "bn1", "conv2", "bn2"]
-    assert [n.split(".")[-1] for n in names] == ["conv1", "bn1", *block * 9, "linear"]
+    assert [n.split(".")[-1] for n in names] == ["conv1", "bn1", *block * (depth // 2 - 1), "linear"]
+    assert depth_of(net.state_dict()) == depth
 
 
 def formula_of_resnet20(state: Sequence[Tensor], x: Tensor, training: bool) -> Tensor:
@@ -133,9 +136,7 @@ def test_onednn_is_chosen_only_where_it_computes_what_the_network_does() -> None
 
 @needs_bfloat16
 @pytest.mark.parametrize(("precision", "frozen"), [("bf16-mixed", False), ("bf16-mixed", True), ("32-true", False)])
-def test_the_classifier_trains_by_onednn_in_bfloat16(
-    precision: Any, frozen: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_classifier_trains_by_onednn(precision: Any, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     converted = Mock(wraps=in_mkldnn)
     monkeypatch.setattr(onednn, "in_mkldnn", converted)
     data, model = CIFAR10DataModule(dataset="synthetic", batch_size=4), ResNet20Classifier()
@@ -182,27 +183,18 @@ def test_muon_is_sgd_but_for_orthogonalized_steps_on_normalized_filters(nesterov
     assert torch.equal(bias, alone)
 
 
-def test_muon_of_another_network_leaves_wide_convolutions_to_sgd() -> None:
+def test_muon_trains_the_convolutions_but_the_first_and_wide_ones_as_filters() -> None:
     """resnet18's 1x1 shortcuts have twice as many channels out as in: no rows of theirs could be orthogonal."""
 
     class Own(ResNet20Classifier):
         def make_net(self) -> nn.Module:
             return resnet18(num_classes=self.num_classes)
 
-    model = Own(optimizer="muon", num_classes=7)
-    filters, others = ([*group["params"]] for group in model.configure_optimizers().param_groups)
-    assert len(filters) == 16 and {p.shape[2:] for p in filters} == {(3, 3)}  # two a block, of eight
-    assert sorted(map(id, filters + others)) == sorted(map(id, model.parameters()))
+    for model, num in ((ResNet20Classifier(optimizer="muon"), 18), (Own(optimizer="muon", num_classes=7), 16)):
+        filters, others = ([*group["params"]] for group in model.configure_optimizers().param_groups)
+        assert len(filters) == num and {p.shape[2:] for p in filters} == {(3, 3)}  # two a block
+        assert sorted(map(id, filters + others)) == sorted(map(id, model.parameters()))
     assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 7)
-
-
-@pytest.mark.parametrize(("depth", "millions"), [(20, 0.27), (32, 0.46), (44, 0.66), (56, 0.85), (110, 1.7)])
-def test_the_papers_family(depth: int, millions: float) -> None:
-    """Table 6 of He et al. 2015 has the numbers of parameters."""
-    net = ResNet20(depth=depth)
-    assert sum(p.numel() for p in net.parameters()) / 1e6 == pytest.approx(millions, abs=0.05 if depth > 56 else 0.006)
-    layers = [p for p in net.parameters() if p.ndim > 1]
-    assert len(layers) == depth == depth_of(net.state_dict())
 
 
 def test_pretrained_begins_with_the_shipped_weights_but_the_last_layer() -> None:
@@ -212,12 +204,6 @@ def test_pretrained_begins_with_the_shipped_weights_but_the_last_layer() -> None
     for wrong in ({"depth": 32, "pretrained": True}, {"depth": 21}, {"depth": 2}):
         with pytest.raises(ValueError, match="depth is"):
             ResNet20Classifier(**wrong)
-
-
-def test_muon_trains_the_convolutions_but_the_first_as_filters() -> None:
-    filters, others = ResNet20Classifier(optimizer="muon").configure_optimizers().param_groups
-    assert len(filters["params"]) == 18
-    assert sum(p.numel() for p in [*filters["params"], *others["params"]]) == 269_722
 
 
 # The MLPs of the curve fit
@@ -343,11 +329,11 @@ def test_errors_are_against_f_and_in_its_own_units() -> None:
 
 
 def test_the_network_is_an_ordinary_module(tmp_path: Path) -> None:
-    model = ResNet20Classifier()
-    net, images = model.net.eval(), torch.randn(2, 3, 32, 32)
-    expected = net(images)
-    exported = torch.export.export(net, (images,)).module()
-    for other in (torch.fx.symbolic_trace(net), torch.jit.script(net), copy.deepcopy(net), exported):
+    model = ResNet20Classifier(compile=True).eval()
+    net, images = model.net, torch.randn(2, 3, 32, 32)
+    expected = model(images)
+    copies = (copy.deepcopy(model), pickle.loads(pickle.dumps(model)), torch.export.export(net, (images,)).module())
+    for other in (*copies, torch.fx.symbolic_trace(net), torch.jit.script(net)):
         torch.testing.assert_close(other(images), expected)
     features = create_feature_extractor(net, ["layer2", "linear"])(images)
     assert features["layer2"].shape == (2, 32, 16, 16) and torch.equal(features["linear"], expected)

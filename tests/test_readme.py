@@ -1,15 +1,13 @@
-"""Every command and every Python block of the README, run as it stands there but shortened."""
+"""Every command and every Python block of the README, and docs/lab.ipynb, run as they stand there but shortened."""
 
 import json
-import os
 import re
 import shlex
 from pathlib import Path
 
-import launch
 import pytest
 import torch
-from launch import ROOT, assert_refused, succeed
+from launch import ROOT, assert_refused, command, succeed
 from PIL import Image
 
 README, CHINESE = ((ROOT / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh.md"))
@@ -18,7 +16,7 @@ SHORT = {
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 # Commands that take longer than others, or differ little from one that is run anyway.
-SLOW = re.compile(r"evaluate|report|onnx|num_seeds 3|data_root ~|run_dir runs/cifar|paper|fast( --max_epochs \d+)?$")
+SLOW = "evaluate|report|onnx|num_seeds|epochs 100 |lr 1 |data_root ~|run_dir runs/cifar|paper|fast( --max_epochs .+)?$"
 
 
 def blocks(text: str, language: str) -> list[str]:
@@ -32,7 +30,9 @@ def commands(text: str) -> list[str]:
 
 COMMANDS = commands(README)
 RUNS = list(dict.fromkeys(c.replace(".venv/bin/python", "python") for c in COMMANDS if "scripts/" in c))
-PARAMS = [pytest.param(c, marks=[pytest.mark.slow] if SLOW.search(c) else [], id=c) for c in RUNS]
+PARAMS = [pytest.param(c, marks=[pytest.mark.slow] if re.search(SLOW, c) else [], id=c) for c in RUNS]
+NOTEBOOK = ROOT / "docs" / "lab.ipynb"
+CODE = [cell for cell in json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"] if cell["cell_type"] == "code"]
 USES = ("predict.py", "evaluate.py", "report.py")  # of finished runs
 
 
@@ -87,7 +87,7 @@ def test_command(line: str, tmp_path: Path, cifar10_root: Path, request: pytest.
     (tmp_path / "points.csv").write_text("t,v\n1,2\n2,3\n3,5\n")
     flags += SHORT[script].split()
     if "gpu" in flags and not torch.cuda.is_available():
-        assert_refused(launch.command(tmp_path, script, *flags, CIFAR10_ROOT=root), "gpu")
+        assert_refused(command(tmp_path, script, *flags, CIFAR10_ROOT=root), "gpu")
         return
     printed = succeed(tmp_path, script, *flags, CIFAR10_ROOT=root).stdout
     if "--print_config" in flags:
@@ -101,9 +101,7 @@ def printed_by(folder: Path, block: str, expression: str) -> object:
     """What an expression is after a block of Python."""
     script = folder / "block.py"
     script.write_text(f"{block}import json\nprint(json.dumps({expression}))\n", encoding="utf-8")
-    done = launch.run([str(script)], folder, os.environ | {"PYTHONPATH": str(ROOT)})
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
+    return json.loads(succeed(folder, str(script)).stdout.splitlines()[-1])
 
 
 def test_the_classifier_from_python(tmp_path: Path, cifar10_root: Path) -> None:
@@ -129,15 +127,36 @@ def test_another_network_from_python(tmp_path: Path) -> None:
         "again = ResNet18Classifier.load_from_checkpoint(trainer.checkpoint_callback.best_model_path)\n"
         "(a,), (b,) = (trainer.predict(each, data) for each in (model, again))\n"
     )
-    assert printed_by(tmp_path, block, "[type(again.net).__name__, *a.shape, bool((a == b).all())]") == [
-        "ResNet",
-        16,
-        10,
-        True,
-    ]
+    expression = "[type(again.net).__name__, *a.shape, bool((a == b).all())]"
+    assert printed_by(tmp_path, block, expression) == ["ResNet", 16, 10, True]
 
 
 def test_the_curve_from_python(tmp_path: Path) -> None:
     expression = "[*curves.shape, (curves - data.truth).square().mean().item()]"
     *shape, error = printed_by(tmp_path, blocks(README, "python")[2], expression)
     assert shape == [6, 1001] and error < 0.5  # the noise on the points has variance 1
+
+
+@pytest.mark.slow
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path) -> None:
+    """As a script of its cells in their order, in its own folder; with fewer batches, and epochs of the curve."""
+    script = "\n".join("".join(cell["source"]) for cell in CODE)
+    shorter = [("limit_train_batches=100", "limit_train_batches=4"), ("limit_val_batches=10,", "limit_val_batches=1,")]
+    shorter += [("10_000, 20_000, 50_000]", "10_000]"), ("10_000, 50_000]", "10_000]")]
+    for whole, short in shorter:
+        assert script.count(whole) == 1
+        script = script.replace(whole, short)
+    (tmp_path / "lab.py").write_text(script, encoding="utf-8")
+    printed = succeed(tmp_path, str(tmp_path / "lab.py"), MPLBACKEND="agg", CIFAR10_ROOT=str(tmp_path)).stdout
+    for words in ("SYNTHETIC images", "at 10,000 it is", "At the end: training"):
+        assert words in printed
+
+
+def test_the_notebook_is_saved_with_what_it_prints_and_draws() -> None:
+    assert [cell["execution_count"] for cell in CODE] == list(range(1, len(CODE) + 1))
+    outputs = [output for cell in CODE for output in cell["outputs"]]
+    printed = "".join("".join(output["text"]) for output in outputs if output["output_type"] == "stream")
+    assert "CIFAR-10\n" in printed and "The error is lowest at" in printed
+    assert sum("image/png" in output.get("data", {}) for output in outputs) >= 7
+    assert not any(output.get("name") == "stderr" or output["output_type"] == "error" for output in outputs)
+    assert NOTEBOOK.stat().st_size < 1_000_000

@@ -18,23 +18,16 @@ def settings(*args: str) -> dict[str, Any]:
     return cifar_parser(recipe_defaults(args)).parse_args(list(args)).as_dict()
 
 
-def test_every_key_of_a_recipe_is_a_flag() -> None:
+def test_every_key_is_a_flag_lab_is_the_default_and_paper_is_he_et_al() -> None:
     flags = settings()
     assert set(NAMES) == {"lab", "paper", "fast", "own"}
     for name in NAMES:
         assert set(yaml.safe_load((FOLDER / f"{name}.yaml").read_text())) <= set(flags)
-
-
-def test_lab_is_the_default() -> None:
-    flags = settings()
     assert flags == settings("--recipe", "lab")
     assert (flags["lr"], flags["milestones"], flags["max_epochs"]) == (0.1, {5: 0.01}, 10)
     assert (flags["momentum"], flags["weight_decay"], flags["batch_size"]) == (0.0, 5e-4, 128)
     assert (flags["warmup_fraction"], flags["precision"], flags["optimizer"]) == (None, None, "sgd")
-
-
-def test_paper_is_he_et_al() -> None:
-    flags = settings("--recipe", "paper")
+    flags = settings("--recipe", "paper")  # He et al.
     assert (flags["max_epochs"], flags["max_steps"], flags["batch_size"]) == (None, 64_000, 128)
     assert (flags["lr"], flags["milestones"]) == (0.1, {32_000: 0.01, 48_000: 0.001})
     assert (flags["milestone_unit"], flags["momentum"], flags["weight_decay"]) == ("step", 0.9, 1e-4)

@@ -6,19 +6,17 @@ import re
 import shutil
 import statistics
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from launch import ROOT, succeed
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import WebDriverWait
-from short_runs import summary
+from short_runs import CIFAR, summary
 
 from analysis import drop, gap
 from analysis.files import read_json
@@ -31,8 +29,6 @@ from cli.command import UsageError
 from scripts.report import read_runs
 
 RUNS = ROOT / "docs" / "report"  # whole runs on CIFAR-10, without their checkpoints
-
-
 Parts = dict[str, dict[str, Any]]
 
 
@@ -212,8 +208,8 @@ def test_a_branch_continues_its_run_with_the_same_settings() -> None:
 
 
 def test_what_is_measured_is_of_the_end_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    flags = "cifar.py --data synthetic --accelerator cpu --max_epochs 3 --limit_train_batches 4 --batch_size 16".split()
-    flags += "--limit_val_batches 2 --limit_test_batches 2 --probe_train true --milestones".split()
+    few = "--limit_train_batches 4 --batch_size 16 --limit_test_batches 2 --probe_train true --milestones".split()
+    flags = (*CIFAR, *few)
     succeed(tmp_path, *flags, "{1: 0.01}", "--run_dir", "with")
     succeed(tmp_path, *flags, "{1: 0.1}", "--run_dir", "without", "--ckpt_path", "with/checkpoints/end_of_epoch0.ckpt")
     monkeypatch.setattr(gap, "TRAIN_SUBSET", 64)
@@ -270,19 +266,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("report")
     succeed(folder, "report.py", str(RUNS))
     return folder
-
-
-@pytest.fixture(scope="module")
-def browser(browser_binaries: tuple[str, str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
-    options = webdriver.ChromeOptions()
-    options.binary_location, chromedriver = browser_binaries
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    profile = f"--user-data-dir={tmp_path_factory.mktemp('profile')}"
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", profile):
-        options.add_argument(argument)
-    browser = webdriver.Chrome(options=options, service=Service(executable_path=chromedriver))
-    yield browser
-    browser.quit()
 
 
 def show(browser: webdriver.Chrome, page: Path, width: int, scheme: str) -> None:
