@@ -34,17 +34,20 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
         header = [] if any(re.match(r"[-+.\d]", cell) for cell in first) else first
         titles = [(header and cell) or f"column {i}" for i, cell in enumerate(first, 1)]
         wanted = names or (default if {*default} <= {*titles} else titles[: len(default)])
-        if len(wanted) < len(default) or not {*wanted} <= {*titles}:
-            raise ValueError(f"{' and '.join(names or default)} not found; its columns: {', '.join(titles) or 'none'}")
+        if absent := [name for name in wanted if name not in titles]:
+            raise ValueError(f"no column {' or '.join(absent)}; there are: {', '.join(titles)}")
+        if len(wanted) < len(default):
+            raise ValueError(f"{len(wanted)} of {len(default)} columns; cells are separated by , ; tabs or blanks")
         places = [titles.index(name) for name in wanted]
         for row in itertools.chain([] if header else [first], rows):
             if len(row) != len(first):
                 raise ValueError(f"{len(row)} cells, but the first row has {len(first)} (decimals have a point)")
             numbers.append([float(row[place].replace(",", decimal)) for place in places])
             if not all(abs(number) < LARGEST for number in numbers[-1]):
-                raise ValueError(f"a number is not finite: {', '.join(row)}")
+                raise ValueError(f"not finite: {', '.join(row)}")
         if not numbers:
             raise ValueError("there are no numbers")
     except (csv.Error, ValueError) as error:
-        raise ValueError(f"{path}, line {reader.line_num}: {error}") from None
+        words = "correct this row, or leave it out" if numbers else "give a table of numbers"
+        raise ValueError(f"{path}, line {reader.line_num}: {error}: {words}") from None
     return list(wanted), torch.tensor(numbers, dtype=torch.float64).T

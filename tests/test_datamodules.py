@@ -370,13 +370,13 @@ CSV = {  # a file: its columns "x" and "y", else its first two, or what the erro
     b"id\ty\tx\tname\n0\t2\t1\ta\n1\t4\t3\tb\n": [[1, 3], [2, 4]],
     b'"t [s]","v"\n"1", "2"\n3,4\n': [[1, 3], [2, 4]],
     b"1.0e+00 2 \n 3.0e+00  4\n": [[1, 3], [2, 4]],  # NumPy's savetxt
-    b"": "line 0: x and y not found; its columns: none",
+    b"": "line 0: 0 of 2 columns; cells are separated by , ; tabs or blanks: give a table of numbers",
     b"x,y\n": "line 1: there are no numbers",
-    b"t\n1\n": "line 1: x and y not found; its columns: t",
+    b"t\n1\n": "line 1: 1 of 2 columns",
     b"x,y\n1,2\n\n3,\n": "line 4: could not convert string to float: ''",
     b"x,1990\n1,2\n": "line 1: could not convert string to float: 'x'",
-    b"x,y\n1,nan\n": "line 2: a number is not finite: 1, nan",
-    b"1,1e200\n": "line 1: a number is not finite: 1, 1e200",
+    b"x,y\n1,nan\n": "line 2: not finite: 1, nan",
+    b"1,1e200\n": "line 1: not finite: 1, 1e200",
     b"x,y\n1,5,2,5\n": "line 2: 4 cells, but the first row has 2",
     b"PK\x03\x04\x9d\xa1\xff": "UTF-8",  # .xlsx
     b"x,y\n3,1\n3,2\n": "x_min 3 to x_max 3",
@@ -400,7 +400,7 @@ def test_a_file_of_points_is_read_or_the_line_is_named(content: bytes, tmp_path:
 def test_named_columns_of_a_file(tmp_path: Path) -> None:
     (file := tmp_path / "points.csv").write_text("x,y,z\n1,2,5\n3,4,6\n")
     assert read_columns(file, ["z", "x"], ["x", "y"])[1].tolist() == [[5, 6], [1, 3]]
-    with pytest.raises(ValueError, match="w and x not found; its columns: x, y, z"):
+    with pytest.raises(ValueError, match="no column w; there are: x, y, z"):
         CurveDataModule(csv=file, columns=["w", "x"])
 
 
