@@ -135,7 +135,7 @@ def fit_text(summary: Row) -> str:
     if "auto" in summary:
         lines += (early_stopping_text(choice, error) for choice in summary["auto"])
         best = min(summary["auto"], key=lambda choice: choice[f"best_{error}"])
-        text = "A checkpoint holds the weights after the last epoch. For the best fit's: --lr {lr:g} --epochs {best_epochs}"
+        text = "A checkpoint is of the last epoch. For one of the best fit: --lr {lr:g} --epochs {best_epochs}"
         lines.append(text.format_map(best))
     elif len(summary["results"]) > 1:
         lines += (more_training_text(part, error) for part in summary["more_training"])
