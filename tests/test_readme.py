@@ -16,7 +16,7 @@ SHORT = {
     "cifar.py": "--max_epochs 1 --limit_train_batches 2 --limit_val_batches 1 --limit_test_batches 1",
 }
 # Commands that take longer than others, or differ little from one that is run anyway.
-SLOW = "evaluate|report|onnx|num_seeds|epochs 100 |lr 1 |data_root ~|run_dir runs/cifar|paper|fast( --max_epochs .+)?$"
+SLOW = "evaluate|report|onnx|num_seeds|epochs 100 |lr 1 |data_root ~|run_dir runs/cifar|paper|fast$|fast --max_epochs"
 
 
 def blocks(text: str, language: str) -> list[str]:
