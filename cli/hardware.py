@@ -2,13 +2,9 @@
 
 import math
 import os
-import shutil
-import sys
-import sysconfig
 import time
 from collections.abc import Mapping
 from itertools import product
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,10 +17,9 @@ from cli.command import print_once
 from lit_models.onednn import cpu_has_bfloat16, faster
 from lit_models.resnet20 import ResNet20
 
-PRECISIONS = ("32-true", "bf16-mixed")
-SHORT = 100  # steps: a training run so short gains less than the measurement takes
-GAIN = 0.95  # of float32's time at most, for bfloat16 to be worth its rounding
-SECONDS = 1.0  # of measuring, after a first step of each kind
+SHORT = 100  # steps: a training run so short gains less by bfloat16 than the measurement takes
+LONG = 3_000  # steps at each size of the images: one so long repays a compilation, of up to 50 s on two cores
+GAIN = 0.95  # of the time of float32 at most: within 5 % that is kept
 
 
 def device_of(accelerator: str | None) -> str:
@@ -45,57 +40,70 @@ def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
     device = device_of(cfg.accelerator)
     if not has_native_bfloat16(device):
         return "32-true", f"this {device} does not compute in bfloat16"
-    started = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    devices = cfg.devices if cfg.devices != "auto" else torch.cuda.device_count() if device == "cuda" else 1
-    if (started, cfg.num_nodes, str(devices)) != (1, 1, "1"):
+    if not is_one_process(cfg, device):
         return "bf16-mixed", "several processes, which have to agree, do not measure"
     if steps < SHORT:
         return "32-true", "the training run is too short to measure"
     num = cfg.batch_size if device != "cpu" else math.ceil(cfg.batch_size / 2)  # as telling, in half the time
-    seconds = seconds_per_step({0.0: 32} | (cfg.image_sizes or {}), num, device)
-    ratio = seconds["bf16-mixed"] / seconds["32-true"]
-    return PRECISIONS[ratio < GAIN], f"as measured, a step in bfloat16 takes {ratio:.2f} of its time in float32"
+    ratio = time_of_a_step("bf16-mixed", {0.0: 32} | (cfg.image_sizes or {}), num, device, seconds=1.0)
+    name = "bf16-mixed" if ratio < GAIN else "32-true"
+    return name, f"as measured, a step in bfloat16 takes {ratio:.2f} of its time in float32"
 
 
-def seconds_per_step(image_sizes: Mapping[float, int], batch_size: int, device: str) -> dict[str, float]:
-    """Seconds of ResNet-20's forward and backward pass in each precision, on average over a training run.
+def is_one_process(cfg: Namespace, device: str) -> bool:
+    started = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+    devices = cfg.devices if cfg.devices != "auto" else torch.cuda.device_count() if device == "cuda" else 1
+    return (started, cfg.num_nodes, str(devices)) == (1, 1, "1")
 
-    ``image_sizes`` are {start, as a fraction of the training run: height and width}. The least of several measurements
-    counts, and the precisions take turns, so that a machine that is busy for a moment does not decide.
+
+def time_of_a_step(kind: str, image_sizes: Mapping[float, int], batch_size: int, device: str, seconds: float) -> float:
+    """The time of ResNet-20's forward and backward pass, of a ``kind`` "bf16-mixed" or "compiled", relative to float32.
+
+    ``image_sizes`` are {start, as a fraction of the training run: height and width}. For so many ``seconds`` both take
+    turns, and the least time of each counts, so that a machine that is busy for a moment does not decide.
     """
     net = ResNet20().to(device).train()
-    forwards = {precision: faster(net, precision, device) or net for precision in PRECISIONS}
+    forwards = {"32-true": faster(net, "32-true", device) or net, kind: faster(net, kind, device) or net}
+    if kind == "compiled":
+        forwards[kind] = torch.compile(net.forward, dynamic=False)
 
-    def measure(size: int, precision: str) -> float:
+    def measure(size: int, kind: str) -> float:
         images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
         labels = torch.zeros(batch_size, dtype=torch.long, device=device)
         start = now(images.device)
-        with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16-mixed"):
-            F.cross_entropy(forwards[precision](images), labels).backward()
+        with torch.autocast(device, torch.bfloat16, enabled=kind == "bf16-mixed"):
+            F.cross_entropy(forwards[kind](images), labels).backward()
         return now(images.device) - start
 
-    kinds = list(product(image_sizes.values(), PRECISIONS))
-    for kind in kinds:
-        measure(*kind)  # the first allocates memory, and chooses kernels
-    seconds = dict.fromkeys(kinds, math.inf)
-    end = time.perf_counter() + SECONDS
+    cases = list(product(image_sizes.values(), forwards))
+    for case in cases:
+        measure(*case)  # the first allocates memory, and chooses kernels
+    least = dict.fromkeys(cases, math.inf)
+    end = time.perf_counter() + seconds
     while time.perf_counter() < end:
-        for kind in kinds:
-            seconds[kind] = min(seconds[kind], measure(*kind))
+        for case in cases:
+            least[case] = min(least[case], measure(*case))
     shares = np.diff([*image_sizes, 1.0])
-    return {p: float(shares @ [seconds[size, p] for size in image_sizes.values()]) for p in PRECISIONS}
+    plain, other = (shares @ [least[size, each] for size in image_sizes.values()] for each in forwards)
+    return float(other / plain)
 
 
-def should_compile(cfg: Namespace, steps: float) -> bool:
-    """Whether ``torch.compile`` makes training so many steps faster, the compilation included.
+def choose_compile(cfg: Namespace, steps: float) -> tuple[bool, str]:
+    """What takes the place of ``--compile auto`` for a training run of so many steps, and why.
 
-    Measured on two cores with AVX2: 9 % faster to 1 % slower at 32 pixels, 3 to 18 % faster at 20, the more the busier
-    the memory; with AVX-512 6 to 12 % slower, in bfloat16 20 %. Each size of the images is compiled for itself, in 25
-    to 50 s the first time on two CPU cores, in 5 s later: too long to be tried out.
+    With AVX-512 compiled steps were slower on every machine, in bfloat16 too: it is measured with AVX2 alone, where on
+    two processors they took 0.91 and 1.14 of the time.
     """
-    has_compiler = shutil.which("g++") is not None and Path(sysconfig.get_path("include"), "Python.h").is_file()
-    gains = device_of(cfg.accelerator) == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2"
-    return steps / max(1, len(cfg.image_sizes or ())) >= 3_000 and gains and has_compiler and sys.platform == "linux"
+    device = device_of(cfg.accelerator)
+    may_gain = device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2" and is_one_process(cfg, device)
+    if not may_gain or steps < LONG * max(1, len(cfg.image_sizes or ())):
+        return False, ""
+    print_once("Measuring whether torch.compile gains on this processor: up to a minute")
+    try:
+        ratio = time_of_a_step("compiled", {0.0: 32}, cfg.batch_size, device, seconds=4.0)
+    except Exception as error:  # there is no compiler, or not for this system
+        return False, f"it does not work here ({type(error).__name__})"
+    return ratio < GAIN, f"as measured, a compiled step takes {ratio:.2f} of the time"
 
 
 def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namespace:
@@ -109,7 +117,7 @@ def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namesp
         choices["precision"], reason = choose_precision(cfg, steps)
         print_once(f"Precision {choices['precision']}: {reason}")
     if choices.get("compile") == "auto":
-        choices["compile"] = should_compile(cfg, steps)
-        if choices["compile"]:
-            print_once("Compiled, for a training run this long: the first step takes up to a minute, the others less")
+        choices["compile"], reason = choose_compile(cfg, steps)
+        if reason:
+            print_once(f"Compile {str(choices['compile']).lower()}: {reason}")
     return Namespace({**cfg, **choices})
