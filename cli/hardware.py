@@ -112,12 +112,10 @@ def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namesp
     limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
     is_whole = batches > 0 and cfg.limit_train_batches is None  # else short, or of own pictures
     steps = min(limit for limit in limits if limit > 0) if is_whole else 0
-    choices = {name: saved.get(name, "auto") for name in ("precision", "compile") if cfg[name] == "auto"}
-    if choices.get("precision") == "auto":
-        choices["precision"], reason = choose_precision(cfg, steps)
-        print_once(f"Precision {choices['precision']}: {reason}")
-    if choices.get("compile") == "auto":
-        choices["compile"], reason = choose_compile(cfg, steps)
-        if reason:
-            print_once(f"Compile {str(choices['compile']).lower()}: {reason}")
+    choices: dict[str, Any] = {}
+    for name, choose in {"precision": choose_precision, "compile": choose_compile}.items():
+        if cfg[name] == "auto":
+            choices[name], reason = (saved[name], "") if name in saved else choose(cfg, steps)
+            if reason:
+                print_once(f"{name.capitalize()} {str(choices[name]).lower()}: {reason}")
     return Namespace({**cfg, **choices})

@@ -48,8 +48,7 @@ def load(path: Path, kind: type[Network]) -> Network:
     except Exception as error:  # torch raises anything where a file is damaged
         # torch's words begin with the advice to run the code in the file
         reason = shorten(str(error).rpartition("WeightsUnpickler error:")[2], 160, placeholder=" ...")
-        words = "holds no network of this project; one of your own class is loaded from Python"
-        raise UsageError(f"{path} {words} ({type(error).__name__}: {reason})") from None
+        raise UsageError(f"{path} holds no network of this project ({type(error).__name__}: {reason})") from None
     if not isinstance(network, kind):
         raise UsageError(f"{path} holds a {type(network).__name__}; a {kind.__name__} is needed")
     return network.eval()

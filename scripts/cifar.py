@@ -5,8 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
 from cli import START  # before all others: it starts the clock of the total time
-
-# isort: split
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, Literal

@@ -5,8 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
 from cli import START  # before all others: it starts the clock of the total time
-
-# isort: split
 import math
 from collections.abc import Sequence
 from typing import Any, Literal

@@ -5,8 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
 import cli  # noqa: F401  (before all others, which are faster then)
-
-# isort: split
 import json
 import logging
 from collections.abc import Sequence
