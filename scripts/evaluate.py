@@ -54,6 +54,8 @@ def run() -> None:
         print(line.format(**measured))
         for name, accuracy in measured["per_class_acc"].items():
             print(f"{name:>12} {accuracy:>8.2%}")
+    if cfg.images:
+        print("If the network was trained on some of these pictures, this accuracy is too high", file=sys.stderr)
     print(f"The confusion matrix is in {cfg.confusion}", file=sys.stderr)
 
 

@@ -52,6 +52,7 @@ def test_a_folder_of_own_pictures(folder: Path) -> None:
     table = [line.split() for line in done.stdout.splitlines()]
     assert "50.00%," in table[0] and table[4] == ["cat", "100.00%"] and len(table) == 11
     assert re.findall("^skipped (.+?):", done.stderr, flags=re.M) == results["skipped"]
+    assert "trained on some of these pictures, this accuracy is too high" in done.stderr
     assert (folder / "figures" / "own.png").exists()
 
 
