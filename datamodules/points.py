@@ -48,6 +48,6 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
         if not numbers:
             raise ValueError("there are no numbers")
     except (csv.Error, ValueError) as error:
-        words = "correct this row, or leave it out" if numbers else "give a table of numbers"
-        raise ValueError(f"{path}, line {reader.line_num}: {error}: {words}") from None
+        remedy = ": correct this row, or leave it out" if numbers else ""
+        raise ValueError(f"{path}, line {reader.line_num}: {error}{remedy}") from None
     return list(wanted), torch.tensor(numbers, dtype=torch.float64).T

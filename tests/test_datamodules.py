@@ -370,7 +370,7 @@ CSV = {  # a file: its columns "x" and "y", else its first two, or what the erro
     b"id\ty\tx\tname\n0\t2\t1\ta\n1\t4\t3\tb\n": [[1, 3], [2, 4]],
     b'"t [s]","v"\n"1", "2"\n3,4\n': [[1, 3], [2, 4]],
     b"1.0e+00 2 \n 3.0e+00  4\n": [[1, 3], [2, 4]],  # NumPy's savetxt
-    b"": "line 0: 0 of 2 columns; cells are separated by , ; tabs or blanks: give a table of numbers",
+    b"": "line 0: 0 of 2 columns; cells are separated by , ; tabs or blanks",
     b"x,y\n": "line 1: there are no numbers",
     b"t\n1\n": "line 1: 1 of 2 columns",
     b"x,y\n1,2\n\n3,\n": "line 4: could not convert string to float: ''",
