@@ -63,9 +63,8 @@ def time_of_a_step(kind: str, image_sizes: Mapping[float, int], batch_size: int,
     turns, and the least time of each counts, so that a machine that is busy for a moment does not decide.
     """
     net = ResNet20().to(device).train()
-    forwards = {"32-true": faster(net, "32-true", device) or net, kind: faster(net, kind, device) or net}
-    if kind == "compiled":
-        forwards[kind] = torch.compile(net.forward, dynamic=False)
+    other = torch.compile(net.forward, dynamic=False) if kind == "compiled" else faster(net, kind, device) or net
+    forwards = {"32-true": faster(net, "32-true", device) or net, kind: other}
 
     def measure(size: int, kind: str) -> float:
         images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
@@ -84,8 +83,8 @@ def time_of_a_step(kind: str, image_sizes: Mapping[float, int], batch_size: int,
         for case in cases:
             least[case] = min(least[case], measure(*case))
     shares = np.diff([*image_sizes, 1.0])
-    plain, other = (shares @ [least[size, each] for size in image_sizes.values()] for each in forwards)
-    return float(other / plain)
+    base, time_of_kind = (shares @ [least[size, each] for size in image_sizes.values()] for each in forwards)
+    return float(time_of_kind / base)
 
 
 def choose_compile(cfg: Namespace, steps: float) -> tuple[bool, str]:

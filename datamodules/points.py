@@ -18,7 +18,7 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
     Cells are separated by semicolons (numbers may have decimal commas then), tabs, commas, or blanks. The first row is
     a header if no cell of it begins like a number. ``names`` are of the header; without them the columns are those that
     are named as in ``default``, else the first ones. Raises OSError where there is no such file, and ValueError, with
-    file and line, for an absent column, a cell that is no finite number, or rows of different length.
+    file and line, for an absent column, a cell that is not a finite number, or rows of different length.
     """
     try:
         text = Path(path).read_text("utf-8-sig")  # Excel begins its UTF-8 with a mark

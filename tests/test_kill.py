@@ -14,6 +14,7 @@ import pytest
 import short_runs
 import torch
 from launch import ROOT
+from PIL import Image
 from torch.utils._pytree import tree_map_only
 
 KILLS = int(os.environ.get("KILLS", "2"))
@@ -21,14 +22,12 @@ EPOCHS = 4 + KILLS
 CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
 CIFAR = (*short_runs.CIFAR, "--max_epochs", str(EPOCHS), "--batch_size", "16", "--save_every_n_steps", "1")
 CIFAR += ("--limit_train_batches", "12", "--limit_val_batches", "20")
-FIT = (
-    *("fit.py", "--lr", "0.01", "0.1", "--num_seeds", "4", "--save_every_n_steps", "350", "--epochs", "300"),
-    str(9_000 * KILLS),
-)
+FIT = (*"fit.py --lr 0.01 0.1 --num_seeds 4 --save_every_n_steps 350 --epochs 300".split(), str(9_000 * KILLS))
 pytestmark = pytest.mark.slow
 RUNS = {
     "cifar": CIFAR,
     "cifar with momentum": (*CIFAR, "--recipe", "fast", "--val_size", "100", "--probe_train", "true"),
+    "own pictures": (*CIFAR, "--data", "folder", "--data_root", "own", "--pretrained", "true"),
     "cifar in two processes": (*CIFAR, "--devices", "2", "--strategy", "ddp"),
     "fit": FIT,
     "fit of given points": (*FIT, "--csv", "points.csv"),
@@ -85,6 +84,10 @@ def test_killed_at_any_moment_and_resumed_it_is_the_same_run(name: str, tmp_path
     for folder in (left_alone, killed):
         folder.mkdir()
         (folder / "points.csv").write_text("".join(f"{i},{i % 7}\n" for i in range(250)))
+        for i, pixels in enumerate(np.random.default_rng(0).integers(256, size=(224, 8, 8, 3), dtype=np.uint8)):
+            place = folder / "own" / ("train" if i < 192 else "test") / "ab"[i % 2]
+            place.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(place / f"{i}.png")
     reference = start(left_alone, *args)
     output = reference.communicate()[0]
     assert reference.returncode == 0, output
