@@ -1,5 +1,6 @@
 """Files that are either whole or absent: written aside, flushed to the disk, then renamed."""
 
+import errno
 import json
 import os
 from collections.abc import Callable
@@ -29,8 +30,11 @@ def write_json(path: Path, content: object, indent: int | None = 2) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Raises OSError where the file cannot be read, ValueError where it is no JSON."""
-    return json.loads(path.read_text(encoding="utf-8"))
+    """Raises OSError where the file cannot be read, or is no JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise OSError(errno.EINVAL, f"damaged, or no JSON: {error}", str(path)) from None
 
 
 def standard_json(content: object, indent: int | None = 2) -> str:

@@ -17,7 +17,7 @@ import torch
 import yaml
 from filelock import FileLock, Timeout
 from jsonargparse import Namespace
-from pytorch_lightning import Callback, Trainer
+from pytorch_lightning import Callback, LightningModule, Trainer
 
 from analysis.files import write_atomically
 from analysis.provenance import command_line, quoted
@@ -119,7 +119,7 @@ class Run(Callback):
             has_results = (self.folder / "summary.json").exists()
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
             if self.config.exists() and not has_results and not any(self.checkpoints.glob("*.ckpt")):
-                origin = yaml.safe_load(self.config.read_text(encoding="utf-8"))["ckpt_path"]
+                origin = read_settings(self.config).get("ckpt_path")
                 return SavedRun.read(Path(origin)) if origin else None
             if valid := SavedRun.valid(self.checkpoints):
                 return valid[-1]
@@ -155,7 +155,14 @@ class Run(Callback):
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
 
     def state_dict(self) -> dict[str, Any]:
-        return {"settings": self.settings, "origin": self.origin, "total_seconds": time.perf_counter() - self._start}
+        facts = {"settings": self.settings, "origin": self.origin, "folder": str(self.folder.resolve())}
+        return {**facts, "total_seconds": time.perf_counter() - self._start}
+
+    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """In a folder that was renamed, ModelCheckpoint finds its files again, for it keeps them by their full paths."""
+        if self.checkpoint and self._is_own(self.checkpoint) and "folder" in self.checkpoint.run:
+            folders = self.checkpoint.run["folder"], str(self.folder.resolve())
+            checkpoint["callbacks"] = with_paths_moved(checkpoint["callbacks"], *folders)
 
     def with_facts(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The content of summary.json: a record's, and what both commands say of a run in the same way."""
@@ -182,6 +189,14 @@ class Run(Callback):
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # there is something else in it
                 self.folder.parent.rmdir()
+
+
+def with_paths_moved(state: Any, before: str, now: str) -> Any:
+    """A callback's state with each path in the folder ``before`` in the folder ``now``."""
+    if isinstance(state, dict):
+        return {with_paths_moved(k, before, now): with_paths_moved(v, before, now) for k, v in state.items()}
+    is_inside = isinstance(state, str) and state.startswith(before + os.sep)
+    return now + state[len(before) :] if is_inside else state
 
 
 def run_folder(cfg: Namespace, default: str) -> Path:
@@ -214,8 +229,16 @@ def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:
     beside = [Path(cfg.ckpt_path).expanduser().resolve().parent.parent / "config.yaml"] if cfg.ckpt_path else []
     for path in (folder / "config.yaml", *folder.glob("seed*/config.yaml"), *beside):
         if path.is_file():
-            return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            return read_settings(path)
     return {}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """The content of a config.yaml. Raises UsageError where it was damaged."""
+    try:
+        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError, yaml.YAMLError) as error:
+        raise UsageError(f"{path} is no run's settings: {error}") from None
 
 
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:

@@ -1,12 +1,8 @@
 """CIFAR10DataModule: CIFAR-10 (synthetic, or own pictures) as one uint8 tensor, augmented on the Trainer's device."""
 
-import hashlib
 import os
-import pickle
-import warnings
 from collections.abc import Mapping, Sequence
 from functools import cache
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,11 +10,10 @@ import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torchvision.datasets import CIFAR10
 
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
-from datamodules.download import download_cifar10
+from datamodules.cifar10_files import ARCHIVE, FOLDER, download_cifar10, read_cifar10
 from datamodules.folder import mean_and_std, read_folder
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
@@ -96,14 +91,11 @@ class CIFAR10DataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Unpacks CIFAR-10, or fetches it, where it is absent."""
-        if self.dataset != "cifar10" or (self.data_root / CIFAR10.base_folder).is_dir():
+        if self.dataset != "cifar10" or (self.data_root / FOLDER).is_dir():
             return
-        if not (self.download or (self.data_root / CIFAR10.filename).exists()):
+        if not (self.download or (self.data_root / ARCHIVE).exists()):
             words = "give its folder (--data_root, CIFAR10_ROOT), --download true, or cifar.py --data synthetic"
             raise MisconfigurationException(f"CIFAR-10 is not in {self.data_root}: {words}")
-        files = chain(self.data_root.glob("*/*"), self.data_root.glob("*/*/*"))
-        if any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in files):
-            raise MisconfigurationException(f"{self.data_root} holds pictures, not CIFAR-10: --recipe own is for them")
         download_cifar10(self.data_root)
 
     def setup(self, stage: str | None = None) -> None:
@@ -171,20 +163,7 @@ class CIFAR10DataModule(LightningDataModule):
 def read_images(dataset: str, data_root: Path, train: bool, device: torch.device) -> tuple[Tensor, Tensor]:
     """(N, 32, 32, 3) uint8 and (N,) int64. Raises MisconfigurationException where a file is not the official one."""
     if dataset == "synthetic":
-        pictures, classes = synthetic_images(10_000, seed=0) if train else synthetic_images(2_000, seed=1)
-        return pictures.to(device), classes.to(device)
-    folder, files = data_root / CIFAR10.base_folder, CIFAR10.train_list if train else CIFAR10.test_list
-    images = torch.empty(len(files), 10_000, 32, 32, 3, dtype=torch.uint8)  # filled file by file: the memory's peak
-    labels: list[int] = []
-    # torchvision's CIFAR10 would check all files for each of the splits.
-    for part, (name, md5) in zip(images, files, strict=True):
-        path = folder / name
-        content = path.read_bytes() if path.exists() else b""
-        if hashlib.md5(content, usedforsecurity=False).hexdigest() != md5:
-            raise MisconfigurationException(f"{path} is missing or corrupt: remove {folder} and download it again")
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", ".*align should be passed.*")  # numpy on these old pickles
-            batch = pickle.loads(content, encoding="latin1")  # the official file: its md5 says so
-        part.copy_(torch.from_numpy(batch["data"]).view(-1, 3, 32, 32).permute(0, 2, 3, 1))
-        labels += batch["labels"]
-    return images.flatten(0, 1).to(device), torch.tensor(labels, device=device)
+        images, labels = synthetic_images(10_000, seed=0) if train else synthetic_images(2_000, seed=1)
+    else:
+        images, labels = read_cifar10(data_root, train)
+    return images.to(device), labels.to(device)

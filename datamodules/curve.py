@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.expression import LARGEST, finite_values
-from datamodules.points import read_columns
+from datamodules.points import read_columns, split_points
 from datamodules.spelling import standard
 
 GRID_POINTS = 1001
@@ -85,7 +85,8 @@ class CurveDataModule(LightningDataModule):
         if points is None:
             self._draw(str(function), seeds, num_samples)
         else:
-            self._split(points, seeds)
+            self.checksum, self.truth = hashlib.sha256(points.numpy().tobytes()).hexdigest(), self.grid * math.nan
+            self.x, self.y, self.held_out_x, self.held_out_y = split_points(points, seeds)
             self.title = f"{titles[1]} over {titles[0]}, {points.shape[1]:,} points" + f" of {csv}" * (csv is not None)
 
     def _draw(self, function: str, seeds: Sequence[int], num_samples: int) -> None:
@@ -98,14 +99,6 @@ class CurveDataModule(LightningDataModule):
                 noise = torch.randn(num_samples, generator=generator, dtype=torch.float64)
                 xs[s] = self.x_min + (self.x_max - self.x_min) * uniform
                 ys[s] = finite_values(function, xs[s]) + self.noise_std * noise
-
-    def _split(self, points: Tensor, seeds: Sequence[int]) -> None:
-        self.checksum, self.truth = hashlib.sha256(points.numpy().tobytes()).hexdigest(), self.grid * math.nan
-        N = points.shape[1]
-        num = max(1, N // 5)
-        orders = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        self.held_out_x, self.held_out_y = points[:, orders[:, :num]]
-        self.x, self.y = points[:, orders[:, num:]]
 
     @property
     def scale(self) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Pictures of your own as training and test images: a folder with a sub-folder for each class."""
 
+from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
 
@@ -49,6 +50,15 @@ def shuffled(images: tuple[Tensor, ...], rng: torch.Generator) -> Labeled:
     labels = torch.cat([torch.full((len(each),), label) for label, each in enumerate(images)])
     order = torch.randperm(len(labels), generator=rng)
     return torch.cat(images)[order], labels[order]
+
+
+def counts(classes: Sequence[str], pictures: Sequence[Labeled]) -> str:
+    """How many pictures each class has, and which classes have few."""
+    train, test = (labels.bincount(minlength=len(classes)).tolist() for _, labels in pictures)
+    each = list(zip(classes, train, test, strict=True))
+    few = [name for name, a, b in each if a + b < 10]
+    warning = f"\nUnder ten pictures, so that its accuracy says little: {', '.join(few)}" if few else ""
+    return "Pictures to train on + to test on: " + ", ".join(f"{name} {a} + {b}" for name, a, b in each) + warning
 
 
 def mean_and_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -1,4 +1,4 @@
-"""read_columns: numbers from a CSV file, with a header or without, whatever separates its cells."""
+"""Points of your own: read from a CSV file, whatever separates its cells, and split to train and to validate."""
 
 import csv
 import itertools
@@ -51,3 +51,11 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
         remedy = ": correct this row, or leave it out" if numbers else ""
         raise ValueError(f"{path}, line {reader.line_num}: {error}{remedy}") from None
     return list(wanted), torch.tensor(numbers, dtype=torch.float64).T
+
+
+def split_points(points: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x and y to train on, and x and y held out, a row for each seed, from (2, N): a fifth is held out, at least one."""
+    N = points.shape[1]
+    orders = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
+    held_out, train = points[:, orders[:, : max(1, N // 5)]], points[:, orders[:, max(1, N // 5) :]]
+    return *train, *held_out  # type: ignore[return-value]

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
 from cli import START  # before all others: it starts the clock of the total time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any, Literal
 
@@ -13,7 +13,6 @@ from jsonargparse import Namespace
 from jsonargparse.typing import PositiveInt
 from pytorch_lightning import Callback, seed_everything
 from pytorch_lightning.callbacks import TQDMProgressBar
-from torch import Tensor
 
 from analysis.figures import save_png, show_pictures, training_figure
 from analysis.files import write_json
@@ -31,6 +30,7 @@ from cli.run import Run, run_folder, saved_settings, where_to_look
 from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
+from datamodules.folder import counts
 from lit_models import ResNet20Classifier
 
 
@@ -108,15 +108,6 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
             show_pictures([(trainer.global_step, pixels)], "val/training", trainer.loggers)
         write_json(folder / "summary.json", summary)
     return summary
-
-
-def counts(classes: Sequence[str], pictures: Sequence[tuple[Tensor, Tensor]]) -> str:
-    """How many pictures each class has, and which classes have few."""
-    train, test = (labels.bincount(minlength=len(classes)).tolist() for _, labels in pictures)
-    each = list(zip(classes, train, test, strict=True))
-    few = [name for name, a, b in each if a + b < 10]
-    warning = f"\nUnder ten pictures, so that its accuracy says little: {', '.join(few)}" if few else ""
-    return "Pictures to train on + to test on: " + ", ".join(f"{name} {a} + {b}" for name, a, b in each) + warning
 
 
 def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord, pictures: TestPictures) -> list[Callback]:

@@ -73,6 +73,10 @@ def print_curve(network: FunctionRegressor, numbers: Sequence[float], as_json: b
     """Prints the value at each number, a column for each learning rate and seed."""
     members = members_of(network)
     values = network(torch.tensor(numbers, dtype=torch.float64)).T.tolist()
+    middle, half = network.x_mean, 5 * network.x_scale  # see CurveDataModule.scale
+    if outside := [x for x in numbers if abs(x - middle) > half * (1 + 1e-9)]:
+        interval = f"trained on x from {middle - half:g} to {middle + half:g}"
+        print(f"Extrapolated: {len(outside)} of {len(numbers)}, for the curve was {interval}", file=sys.stderr)
     if as_json:
         print(standard_json({"x": numbers, "members": members, "y": values}))
         return

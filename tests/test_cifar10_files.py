@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from datamodules import download
-from datamodules.download import download_cifar10
+from datamodules import cifar10_files
+from datamodules.cifar10_files import download_cifar10
 
 FOLDER, NAME = "cifar-10-batches-py", "cifar-10-python.tar.gz"
 FILES = {name: hashlib.sha512(name.encode()).digest() * 1000 for name in ("data_batch_1", "test_batch", "batches.meta")}
@@ -70,7 +70,7 @@ def assert_whole(root: Path, *others: str) -> None:
 
 @pytest.mark.parametrize("name", BAD)
 def test_a_bad_mirror_is_named_and_the_next_one_used(url, tmp_path: Path, name: str, capfd, monkeypatch) -> None:
-    monkeypatch.setattr(download, "TIMEOUT", 1.0 if name == "silent" else 30.0)
+    monkeypatch.setattr(cifar10_files, "TIMEOUT", 1.0 if name == "silent" else 30.0)
     with pytest.raises(MisconfigurationException, match=f"{url(name)}: .*{BAD[name][2]}.*put {NAME} into"):
         download_cifar10(tmp_path, [url(name)], MD5)
     assert not [*tmp_path.iterdir()]
