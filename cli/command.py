@@ -20,6 +20,7 @@ from typing import NoReturn
 
 import matplotlib
 import torch
+import yaml
 from lightning_fabric.utilities.warnings import PossibleUserWarning
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -36,7 +37,8 @@ class UsageError(Exception):
 
 
 USERS: tuple[type[Exception], ...] = (UsageError, MisconfigurationException, NonFiniteLoss, torch.OutOfMemoryError)
-USERS += (torch.distributed.DistError, subprocess.CalledProcessError)  # a port that is taken; scontrol
+# A port that is taken; scontrol; a config.yaml that was damaged.
+USERS += (torch.distributed.DistError, subprocess.CalledProcessError, yaml.YAMLError)
 
 
 def main(run: Callable[[], None]) -> NoReturn:

@@ -119,7 +119,7 @@ class Run(Callback):
             has_results = (self.folder / "summary.json").exists()
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
             if self.config.exists() and not has_results and not any(self.checkpoints.glob("*.ckpt")):
-                origin = read_settings(self.config).get("ckpt_path")
+                origin = read_settings(self.config)["ckpt_path"]
                 return SavedRun.read(Path(origin)) if origin else None
             if valid := SavedRun.valid(self.checkpoints):
                 return valid[-1]
@@ -159,7 +159,7 @@ class Run(Callback):
         return {**facts, "total_seconds": time.perf_counter() - self._start}
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In a folder that was renamed, ModelCheckpoint finds its files again, for it keeps them by their full paths."""
+        """In a folder that was renamed, ModelCheckpoint, which keeps full paths, finds its files again."""
         if self.checkpoint and self._is_own(self.checkpoint) and "folder" in self.checkpoint.run:
             folders = self.checkpoint.run["folder"], str(self.folder.resolve())
             checkpoint["callbacks"] = with_paths_moved(checkpoint["callbacks"], *folders)
@@ -233,19 +233,16 @@ def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:
     return {}
 
 
-def read_settings(path: Path) -> dict[str, Any]:
-    """The content of a config.yaml. Raises UsageError where it was damaged."""
-    try:
-        return dict(yaml.safe_load(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError, yaml.YAMLError) as error:
-        raise UsageError(f"{path} is no run's settings: {error}") from None
-
-
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
     """All settings of a run as plain values, without where the run is and what it resumes."""
     settings: dict[str, Any] = yaml.safe_load(parser.dump(cfg, skip_none=False))
     del settings["run_dir"]
     return settings | {"ckpt_path": None}
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    with open(path, encoding="utf-8") as file:
+        return dict(yaml.safe_load(file) or {})
 
 
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:

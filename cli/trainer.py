@@ -26,28 +26,29 @@ LIGHTNING = "lightning"  # where Lightning's own callbacks and profilers put the
 
 
 def build_trainer(
-    parser: Parser, cfg: Namespace, run: Run, callbacks: Sequence[Callback], bar: Callback, **instead: object
+    parser: Parser, cfg: Namespace, run: Run, callbacks: Sequence[Callback], **instead: object
 ) -> Trainer:
     """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of the run.
 
-    ``bar`` is shown where the output is a terminal. ``instead`` takes the place of flags. Raises UsageError for flags
-    that do not go together, or name what is not installed.
+    A progress bar among ``callbacks`` is shown on a terminal only. ``instead`` takes the place of flags. Raises
+    UsageError for flags that do not go together, or name what is not installed.
     """
     if any(word in str(cfg.strategy) for word in ("spawn", "fork", "notebook")):
         raise UsageError("a --strategy that spawns or forks keeps a run's results in its child processes: give ddp")
     flags = parser.instantiate(cfg)
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
-    has_bar = flags.enable_progress_bar is not False and (sys.stdout.isatty() or has_own_bar)
-    callbacks = [*callbacks, ProgressLines(), *([bar] if has_bar and not has_own_bar else [])]
-    if flags.enable_checkpointing is False:
-        callbacks = [callback for callback in callbacks if not isinstance(callback, Checkpoint)]
+    has_bar = flags.enable_progress_bar is not False and sys.stdout.isatty() and not has_own_bar
+    out = (*([] if has_bar else [ProgressBar]), *([Checkpoint] if flags.enable_checkpointing is False else []))
+    callbacks = [*(each for each in callbacks if not isinstance(each, out)), ProgressLines(), *own]
     if any(Path(each.dirpath or "").resolve() == run.checkpoints.resolve() for each in own if hasattr(each, "dirpath")):
         raise UsageError(f"{run.checkpoints} is for what a run is resumed from: give a callback another dirpath")
     added = {
         "logger": make_loggers(flags.logger, run),
-        "callbacks": [*callbacks, *own],
-        "enable_progress_bar": has_bar,
+        "callbacks": callbacks,
+        "enable_progress_bar": any(
+            isinstance(each, ProgressBar) for each in callbacks
+        ),  # Lightning adds none of its own
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
         "default_root_dir": flags.default_root_dir or str(run.folder.resolve() / LIGHTNING),
         "enable_model_summary": bool(flags.enable_model_summary),

@@ -87,7 +87,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     model = build(ResNet20Classifier, cfg, num_classes=len(data.classes))
     record, pictures = ClassifierRecord(start), TestPictures(folder)
     callbacks = make_callbacks(cfg, run, record, pictures)
-    trainer = build_trainer(parser, cfg, run, callbacks, TQDMProgressBar(refresh_rate=10))
+    trainer = build_trainer(parser, cfg, run, callbacks)
     where = f"{trainer.strategy.root_device.type} in {trainer.precision}"
     print_once(f"Training by recipe {cfg.recipe}, seed {cfg.seed}, on {where}")
     if not (data.val_size or data.test_each_epoch or data.probe_train):
@@ -120,7 +120,8 @@ def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord, pictures:
     # The weights before each LR step are kept, and those one epoch later, for the report compares both.
     epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
     saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
-    return [run, schedule, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving]
+    bar = TQDMProgressBar(refresh_rate=10)
+    return [run, schedule, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving, bar]
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ from analysis.curves import error_name, fit_text, spread_over_seeds
 from analysis.figures import errors_figure, fit_cards, fits_figure, save_png, show_pictures
 from analysis.files import write_json
 from callbacks.curve_record import CurveRecord
-from callbacks.progress import TrajectoryBar
 from callbacks.saving import SaveLast
 from cli.command import UsageError, main
 from cli.parser import Parser, add_trainer_flags, build, training_parser
@@ -71,7 +70,7 @@ def fit() -> None:
     if done == last:
         instead["limit_train_batches"] = 0
     callbacks = [run, record, SaveLast(**run.saving, interval=60, each_epoch=False)]
-    trainer = build_trainer(parser, cfg, run, callbacks, TrajectoryBar(), **instead)
+    trainer = build_trainer(parser, cfg, run, callbacks, **instead)
     read = "" if data.function in (None, cfg.function) else f" (read from {cfg.function!r})"
     gigabytes = 12e-9 * sum(cfg.hidden) * len(lrs) * data.x.numel()  # for what the layers put out, and its gradients
     memory = f", in about {gigabytes:.0f} GB of memory" if gigabytes > 1 else ""

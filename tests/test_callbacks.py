@@ -102,11 +102,11 @@ def test_what_is_no_schedule_is_refused() -> None:
 # ProgressLines
 
 
-def test_what_takes_more_than_a_minute_prints_how_long(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_takes_longer_prints_how_long(capsys: pytest.CaptureFixture[str]) -> None:
     for minute, printed in ((0.0, ["60", "70", "80", "90"]), (60.0, [])):  # of ten steps the first five show no speed
         rates(ProgressLines(minute), max_epochs=5)
         lines = capsys.readouterr().out.splitlines()
-        assert [line.split("% trained; about 0 min left")[0] for line in lines] == printed
+        assert [line.split("% trained; about ")[0] for line in lines] == printed
 
 
 # TestPictures

@@ -37,12 +37,6 @@ def screen(folder: Path, script: str, *args: str) -> list[str]:
     return drawn.decode().replace("\r", "\n").splitlines()
 
 
-def test_a_curve_fit_shows_epochs_and_error(tmp_path: Path) -> None:
-    lines = screen(tmp_path, "fit.py", "--epochs", "20000")
-    bars = [line for line in lines if line.startswith("Fitting:")]
-    assert any("/20000 [" in line and "train mse" in line for line in bars) and "100%" in bars[-1]
-
-
 def test_training_shows_a_bar_with_the_loss_and_a_line_an_epoch(tmp_path: Path) -> None:
     lines = screen(tmp_path, "cifar.py", *SHORT.split(), "--batch_size", "32")
     assert any(line.startswith("Epoch 1:") and "train/loss_step=" in line for line in lines)
