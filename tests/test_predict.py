@@ -75,9 +75,11 @@ def test_a_curves_values_at_numbers_and_at_a_column(folder: Path) -> None:
     assert values["y"] == [[pytest.approx(y, rel=1e-5), None] for y in first]
     (folder / "numbers.csv").write_text("name, position\r\na,-1\r\nb, 0\r\nc,2.5\r\n", encoding="utf-8-sig")
     assert answers(folder, *CURVE, "--csv", "numbers.csv", "--column", "position") == values
-    table = predict(folder, *CURVE, "--x", "-1e-3", "1234567.891", "1e3").stdout.splitlines()
+    done = predict(folder, *CURVE, "--x", "-1e-3", "1234567.891", "1e3", "-9", "11")
+    assert done.stderr == "Extrapolated: 2 of 5, for the curve was trained on x from -9 to 11\n"
+    table = done.stdout.splitlines()
     assert table[0].split("\t") == ["x", "lr 0.01 seed 0", "lr 0.01 seed 1"]
-    assert [line.split("\t")[0] for line in table[1:]] == ["-0.001", "1234567.891", "1000.0"]
+    assert [line.split("\t")[0] for line in table[1:]] == ["-0.001", "1234567.891", "1000.0", "-9.0", "11.0"]
 
 
 REFUSED = {

@@ -154,6 +154,9 @@ def test_a_folder_of_runs_is_its_finished_ones(tmp_path: Path) -> None:
     (tmp_path / "two_seeds" / "seed2").symlink_to("../on_another_disk/run")
     runs = read_runs([tmp_path / name for name in ("again", "two_seeds", "fit")])
     assert [run.path.name for run in runs] == ["a", "seed0", "seed1", "seed2"]
+    (tmp_path / "fit" / "a" / "summary.json").write_text("{")
+    with pytest.raises(OSError, match="no JSON: .*/a/summary.json"):
+        read_runs([tmp_path])
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="needs make")

@@ -74,6 +74,9 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
     for dirpath in ("run/checkpoints", str(copy / "checkpoints"), "run/../run/checkpoints/"):
         own = ("--callbacks+=ModelCheckpoint", "--callbacks.dirpath", dirpath)
         assert_refused(command(folder, *CIFAR, *own, *LAST), "dirpath")  # a user's checkpoints among the run's own
+    (copy / "config.yaml").write_text("a: [")
+    assert_refused(command(folder, *CIFAR, *LAST), 'in "run/config.yaml", line 1')
+    (copy / "config.yaml").write_bytes(before[copy / "config.yaml"])
     assert not (folder / "new").exists() and not (folder / "runs" / "cifar").exists()
     assert files(folder).items() >= before.items()  # and perhaps a new event file
 
