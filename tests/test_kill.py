@@ -65,10 +65,10 @@ def kill_at_some_moment(process: subprocess.Popen, folder: Path, dice: random.Ra
 
 
 def content(run_dir: Path) -> dict:
-    """What does not depend on the clock: weights, optimizer, loops' counts, records, logged values."""
+    """What depends on neither clock nor folder: weights, optimizer, loops' counts, records, logged values."""
     saved = short_runs.checkpoint(run_dir)
     for state in saved["callbacks"].values():
-        for name in ("seconds_of_this_epoch", "total_seconds", "train_seconds"):
+        for name in ("seconds_of_this_epoch", "total_seconds", "train_seconds", "folder"):
             state.pop(name, None)
         for row in state.get("epochs", []):
             row.pop("seconds"), row.pop("images_per_second")
