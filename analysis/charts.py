@@ -11,7 +11,7 @@ from analysis.curves import Growth, error_name
 from analysis.figures import GREY, counts_and_lrs
 from analysis.runs import Row, Rows
 
-WHOLE, TIP = ",.7~g", ",.3~g"  # of epochs; of all other numbers, as in the text
+WHOLE, TIP = ",.7~g", ",.3~g"  # of epochs and points; of all other numbers, as in the text
 TRUTH = "#9467bd"  # f; not a learning rate's color
 CONFIG: dict[str, Any] = {
     "background": "transparent",
@@ -94,7 +94,7 @@ def fits_chart(growth: Growth, colors: Mapping[float, str]) -> alt.LayerChart:
     order = ["held-out points" if held_out else names[2], "training points"]
     color = alt.Color("line:N", title=None, scale=alt.Scale(domain=order, range=[TRUTH, GREY]))
     stroke, fill = alt.Stroke("color:N", scale=None), alt.Fill("color:N", scale=None)  # of the learning rate
-    tips = [alt.Tooltip(f"{name}:Q", format=TIP) for name in names if growth["truth"] or name != names[2]]
+    tips = [alt.Tooltip(f"{name}:Q", format=WHOLE) for name in names if growth["truth"] or name != names[2]]
     layers = [
         drawn.mark_point(filled=True, size=14, opacity=0.6).encode(x="x:Q", y="y:Q", color=color),
         curve.mark_line(strokeDash=[6, 4]).encode(alt.Y(f"{names[2]}:Q"), alt.ColorDatum(order[0])),

@@ -1,5 +1,6 @@
 """CurveRecord: every measurement of a curve fit, and what becomes of them: summary.json and curves.json."""
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from itertools import product
@@ -96,10 +97,10 @@ class CurveRecord(Callback):
         }
 
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
-        """The content of curves.json: how the fitted curves grow, on 201 points, with four digits."""
+        """The content of curves.json: how the fitted curves grow, on 201 points, to thousandths of the scales."""
 
-        def digits(values: Any) -> list[float]:
-            return [float(f"{value:.4g}") for value in np.asarray(values).ravel()]
+        def digits(values: Any, scale: float = model.y_scale[0].item()) -> list[float]:
+            return [round(value, 3 - math.floor(math.log10(scale))) for value in np.asarray(values).ravel().tolist()]
 
         L, S, fits, name = len(model.lrs), len(model.seeds), list[dict[str, Any]](), error_name(data.function)
         for epochs, curves in sorted(self.curves.items()):
@@ -112,7 +113,7 @@ class CurveRecord(Callback):
                 lists = {part: digits(values) for part, values in fit.items()}
                 fits.append({"lr": lr, "epochs": epochs, name: float(error), **lists})
         few = np.s_[0, :MOST_POINTS]  # in random order
-        points = {"x": digits(data.x[few]), "y": digits(data.y[few])}
-        held_out = {"x": digits(data.held_out_x[few]), "y": digits(data.held_out_y[few])}
-        truth = digits(data.truth[::THIN]) if data.function else []
-        return {"x": digits(data.grid[::THIN]), "truth": truth, "points": points, "held_out": held_out, "fits": fits}
+        points = {"x": digits(data.x[few], model.x_scale), "y": digits(data.y[few])}
+        held_out = {"x": digits(data.held_out_x[few], model.x_scale), "y": digits(data.held_out_y[few])}
+        truth, grid = digits(data.truth[::THIN]) if data.function else [], digits(data.grid[::THIN], model.x_scale)
+        return {"x": grid, "truth": truth, "points": points, "held_out": held_out, "fits": fits}
