@@ -16,9 +16,10 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
     """The titles of columns, and their numbers, (columns, N) float64. Blank lines are skipped.
 
     Cells are separated by semicolons (numbers may have decimal commas then), tabs, commas, or blanks. The first row is
-    a header if no cell of it begins like a number. ``names`` are of the header; without them the columns are those that
-    are named as in ``default``, else the first ones. Raises OSError where there is no such file, and ValueError, with
-    file and line, for an absent column, a cell that is not a finite number, or rows of different length.
+    a header if no cell of it begins like a number; a # before it is skipped. ``names`` are of the header; without them
+    the columns are those named as in ``default``, else the first ones, but an index without a name. Raises OSError
+    where there is no such file, and ValueError, with file and line, for an absent column, a cell that is not a finite
+    number, or rows of different length.
     """
     try:
         text = Path(path).read_text("utf-8-sig")  # Excel begins its UTF-8 with a mark
@@ -26,14 +27,15 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
         raise ValueError(f"{path} is no text in UTF-8: save the table as CSV in UTF-8") from None
     delimiter = next((mark for mark in ";\t," if mark in text.strip().partition("\n")[0]), " ")
     decimal = "." if delimiter == ";" else ","  # what a comma is read as
-    reader = csv.reader((line.strip(" ") for line in text.splitlines()), delimiter=delimiter, skipinitialspace=True)
+    reader = csv.reader((line.strip(" #") for line in text.splitlines()), delimiter=delimiter, skipinitialspace=True)
     rows = ([cell.strip() for cell in row] for row in reader if any(map(str.strip, row)))
     numbers: list[list[float]] = []
     try:
         first = next(rows, [])
         header = [] if any(re.match(r"[-+.\d]", cell) for cell in first) else first
         titles = [(header and cell) or f"column {i}" for i, cell in enumerate(first, 1)]
-        wanted = names or (default if {*default} <= {*titles} else titles[: len(default)])
+        index = len(header) > len(default) and not header[0]  # of pandas: a column before the others, without a name
+        wanted = names or (default if {*default} <= {*titles} else titles[index : index + len(default)])
         if absent := [name for name in wanted if name not in titles]:
             raise ValueError(f"no column {' or '.join(absent)}; there are: {', '.join(titles)}")
         if len(wanted) < len(default):

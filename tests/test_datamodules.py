@@ -368,15 +368,15 @@ CSV = {  # a file: its columns "x" and "y", else its first two, or what the erro
     b"1,2\n3,4": [[1, 3], [2, 4]],
     b"\xef\xbb\xbfx;y\r\n\r\n1,5; 2\r\n3e0;-,5\r\n;\r\n": [[1.5, 3], [2, -0.5]],  # Excel's, in Europe
     b"id\ty\tx\tname\n0\t2\t1\ta\n1\t4\t3\tb\n": [[1, 3], [2, 4]],
-    b'"t [s]","v"\n"1", "2"\n3,4\n': [[1, 3], [2, 4]],
-    b"1.0e+00 2 \n 3.0e+00  4\n": [[1, 3], [2, 4]],  # NumPy's savetxt
+    b',"t [s]","v"\n0,"1", "2"\n1,3,4\n': [[1, 3], [2, 4]],  # pandas', with its index
+    b",v\n1,2\n3,4\n": [[1, 3], [2, 4]],  # of a pandas Series
+    b"# y x\n2 1.0e+00 \n 4  3.0e+00\n": [[1, 3], [2, 4]],  # NumPy's savetxt, with a header
     b"": "line 0: 0 of 2 columns; cells are separated by , ; tabs or blanks",
     b"x,y\n": "line 1: there are no numbers",
     b"t\n1\n": "line 1: 1 of 2 columns",
     b"x,y\n1,2\n\n3,\n": "line 4: could not convert string to float: ''",
     b"x,1990\n1,2\n": "line 1: could not convert string to float: 'x'",
     b"x,y\n1,nan\n": "line 2: not finite: 1, nan",
-    b"1,1e200\n": "line 1: not finite: 1, 1e200",
     b"x,y\n1,5,2,5\n": "line 2: 4 cells, but the first row has 2",
     b"PK\x03\x04\x9d\xa1\xff": "UTF-8",  # .xlsx
     b"x,y\n3,1\n3,2\n": "x_min 3 to x_max 3",
