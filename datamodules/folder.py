@@ -19,7 +19,7 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
     a fifth of each class, at least one picture, for the test. What cannot be read is skipped, with a line on stderr.
     Raises ValueError where there are not 2 to 1,000 classes, the same for both, with a readable picture each.
     """
-    parts = [root / name for name in ("train", "test") if (root / name).is_dir()]
+    parts = [part for name in ("[Tt]rain", "[Tt]est") for part in root.glob(name) if part.is_dir()]
     if len(parts) == 1:
         raise ValueError(f"{root} holds {parts[0].name} alone: it takes train and test, or a folder for each class")
     parts = parts or [root]

@@ -117,7 +117,7 @@ def test_an_undivided_folder_is_divided_by_the_seed(tmp_path: Path) -> None:
         ({}, "must hold 2 to 1,000 sub-folders, one for each class, not 0"),
         ({"": {"kiwi": 3}}, "one for each class, not 1"),
         ({"": {"kiwi": 3, "plum": 1}}, "plum holds 1 readable pictures; 2 or more"),
-        ({"train": {"kiwi": 3, "plum": 1}}, "holds train alone"),
+        ({"Train": {"kiwi": 3, "plum": 1}}, "holds Train alone"),
         ({"train": {"kiwi": 1, "plum": 1}, "test": {"kiwi": 1, "[p]lum": 1}}, "only one .* has ..\\[p]lum', 'plum'"),
     ],
 )
