@@ -1,5 +1,6 @@
 """Pictures of your own as training and test images: a folder with a sub-folder for each class."""
 
+import sys
 from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
@@ -22,6 +23,8 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
     parts = [part for name in ("[Tt]rain", "[Tt]est") for part in root.glob(name) if part.is_dir()]
     if len(parts) == 1:
         raise ValueError(f"{root} holds {parts[0].name} alone: it takes train and test, or a folder for each class")
+    if others := [each.name for each in root.iterdir() if parts and each.is_dir() and each not in parts]:
+        print(f"skipped {root}: {', '.join(others)}, for there are train and test", file=sys.stderr)
     parts = parts or [root]
     names = [sorted(each.name for each in part.iterdir() if each.is_dir() and each.name[0] != ".") for part in parts]
     if odd := {*names[0]} ^ {*names[-1]}:

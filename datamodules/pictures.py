@@ -18,8 +18,8 @@ def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]
     """
     pictures, skipped = dict[Path, Tensor](), list[Path]()
     for path in (Path(file) for name in names for file in glob(name) or [name]):  # Windows' shells pass *.png as it is
-        files = sorted(file for file in path.rglob("[!.]*") if file.is_file()) if path.is_dir() else [path]
-        for file in files:
+        files = sorted(each for each in path.rglob("*") if each.is_file() and not is_hidden(each.relative_to(path)))
+        for file in files if path.is_dir() else [path]:
             try:
                 pictures[file] = read_picture(file)
             except Exception as error:  # Pillow raises anything where a file is damaged
@@ -28,9 +28,15 @@ def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]
     return pictures, skipped
 
 
+def is_hidden(path: Path) -> bool:
+    return any(name.startswith(".") for name in path.parts)
+
+
 def read_picture(path: Path) -> Tensor:
     """(32, 32, 3) uint8: turned as its EXIF says, on white where transparent, the central square, shrunk to 32x32."""
     with Image.open(path) as image:
+        if image.mode[0] in "IF":  # which Pillow would cut off at 255
+            raise ValueError("more than 8 bits a channel")
         image.draft(None, (512, 512))  # a photo in JPEG is decoded at down to an eighth of its size: many times as fast
         turned = ImageOps.exif_transpose(image).convert("RGBA")
     picture = Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned).convert("RGB")

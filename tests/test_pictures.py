@@ -48,18 +48,21 @@ def test_the_pixels_of_a_picture(tmp_path: Path, expected: Any, picture: Image.I
 
 
 def test_other_files_are_skipped_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "b class").mkdir()
-    for name in ("b class/cat", "photo.data", "[1].png"):
+    for name in ("b class", ".hidden"):
+        (tmp_path / name).mkdir()
+    for name in ("b class/cat", "photo.data", "[1].png", ".hidden/cat.png"):
         PICTURE.save(tmp_path / name, "png")
     for name in ("notes.txt", ".DS_Store"):
         (tmp_path / name).write_bytes(b"no picture")
+    Image.new("I;16", (40, 40)).save(tmp_path / "xray.png")
     content = (tmp_path / "photo.data").read_bytes()
     (tmp_path / "cut.png").write_bytes(content[:-300])
     header = b"IHDR" + struct.pack(">II", 60_000, 60_000) + content[24:29]  # refused before it is decoded
     (tmp_path / "bomb").write_bytes(content[:12] + header + struct.pack(">I", zlib.crc32(header)) + content[33:])
     pictures, skipped = read_pictures(map(str, (tmp_path, tmp_path / "[[]*.png", tmp_path / "gone.png")))
     assert [path.relative_to(tmp_path).as_posix() for path in pictures] == ["[1].png", "b class/cat", "photo.data"]
-    reasons = {"bomb": "3600000000 pixels", "cut.png": "truncated", "notes.txt": "identify", "gone.png": "No such file"}
+    reasons = {"bomb": "3600000000 pixels", "cut.png": "truncated", "notes.txt": "identify", "xray.png": "8 bits"}
+    reasons["gone.png"] = "No such file"
     assert [path.name for path in skipped] == list(reasons)
     for line, (name, reason) in zip(capsys.readouterr().err.splitlines(), reasons.items(), strict=True):
         assert line.startswith(f"skipped {tmp_path / name}: ") and reason in line
@@ -133,11 +136,13 @@ def test_a_run_on_own_pictures_and_what_is_made_of_it(tmp_path: Path) -> None:
     """Trained, resumed, predicted with, measured, exported, reported; no command writes into the folder."""
     save(tmp_path / "own" / "train", kiwi=9, plum=12), save(tmp_path / "own" / "test", kiwi=1, plum=2)
     (tmp_path / "own" / "train" / "kiwi" / "broken.png").write_bytes(b"")
+    (tmp_path / "own" / "valid").mkdir()
     before = files(tmp_path / "own")
     assert_refused(command(tmp_path, *OWN[:-1], "own/test/kiwi", "--run_dir", "run"), "one for each class, not 0")
     assert not (tmp_path / "run").exists()
     done = succeed(tmp_path, *OWN, "--run_dir", "run")
-    assert "broken.png" in done.stderr and "to test on: kiwi 9 + 1, plum 12 + 2\n" in done.stdout
+    assert "broken.png" in done.stderr and "skipped own: valid, for" in done.stderr
+    assert "to test on: kiwi 9 + 1, plum 12 + 2\n" in done.stdout
     content, facts = summary(tmp_path / "run"), checkpoint(tmp_path / "run")["CIFAR10DataModule"]
     assert content["per_class_acc"].keys() == {"kiwi", "plum"} and content["data"] == "folder"
     right = content["per_class_acc"]["kiwi"] + 2 * content["per_class_acc"]["plum"]
