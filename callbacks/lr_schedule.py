@@ -33,18 +33,13 @@ class LRStep(Callback):
         self.milestones = dict(sorted((int(milestone), float(lr)) for milestone, lr in milestones.items()))
         self.unit = unit
 
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._own = [group["lr"] for group in param_groups(trainer)]  # before a checkpoint's rates are loaded
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not trainer.lr_scheduler_configs:  # whose rate it would be
-            for group, lr in zip(param_groups(trainer), self._own, strict=False):  # finetuning adds groups later
-                group["lr"] = lr
-
     def on_train_batch_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
-        for lr in [lr for milestone, lr in self.milestones.items() if milestone <= now][-1:]:
-            set_rate(trainer, lr)
+        if passed := [lr for milestone, lr in self.milestones.items() if milestone <= now]:
+            set_rate(trainer, passed[-1])
+        else:
+            for group in param_groups(trainer):  # of a checkpoint with other milestones, perhaps
+                group["lr"] = group.pop("own_lr", group["lr"])
 
     on_train_epoch_start = on_train_batch_start
 
@@ -85,4 +80,5 @@ def param_groups(trainer: Trainer) -> list[dict[str, Any]]:
 
 def set_rate(trainer: Trainer, lr: float) -> None:
     for group in param_groups(trainer):
+        group.setdefault("own_lr", group["lr"])  # which checkpoints keep too
         group["lr"] = lr

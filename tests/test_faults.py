@@ -23,6 +23,8 @@ from cli.command import is_users
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has neither these signals nor these limits")
 FIT = ("fit.py", "--epochs", "50", "--run_dir", "run")
 LAST = ("--run_dir", "run", "--ckpt_path", "last")
+SCHEDULER = "GradientAccumulationScheduler --callbacks.scheduling '{1: 2}'"
+AVERAGING = "StochasticWeightAveraging --callbacks.swa_lrs 0.05 --milestones {}"  # it has its own rate too
 KILL = "signal.raise_signal(signal.{})"
 AT_STEP_9 = "if trainer.global_step == 8: "  # the ninth is about to be trained, in the second epoch of three
 
@@ -117,18 +119,14 @@ def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, tmp_path: Path) -
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
-@pytest.mark.parametrize("own", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_ends(own: bool, tmp_path: Path) -> None:
-    flag = "--callbacks+=GradientAccumulationScheduler"
-    flags: tuple[str, ...] = (flag, "--callbacks.scheduling", "{1: 2}", "--save_every_n_steps", "1")
-    if own:
-        flags = (callback(tmp_path, "on_train_epoch_start", "pl_module.net.linear.bias.data += 1"), *flags[3:])
-    done = succeed(tmp_path, *CIFAR, *flags, "--run_dir", "whole")
-    assert done.stdout.count("Saved at epochs' ends only") == 1
+@pytest.mark.parametrize("flags", [SCHEDULER, pytest.param(AVERAGING, marks=pytest.mark.slow)])
+def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_ends(flags: str, tmp_path: Path) -> None:
+    mine = (*CIFAR, *shlex.split(f"--save_every_n_steps 1 --callbacks+={flags}"))
+    assert succeed(tmp_path, *mine, "--run_dir", "whole").stdout.count("Saved at epochs' ends only") == 1
     at = "if trainer.current_epoch == 1 and args[1] == 3: "
-    cut = callback(tmp_path, "on_train_batch_start", at + KILL.format("SIGTERM"), "cut")
-    assert command(tmp_path, *CIFAR, *flags, cut, "--run_dir", "run").returncode == 143
-    succeed(tmp_path, *CIFAR, *flags, *LAST)
+    cut = callback(tmp_path, "on_train_batch_start", at + KILL.format("SIGTERM"))
+    assert command(tmp_path, *mine, cut, "--run_dir", "run").returncode == 143
+    succeed(tmp_path, *mine, *LAST)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 
