@@ -42,6 +42,7 @@ class SavedRun:
 
     path: Path
     run: dict[str, Any]  # the state of its Run
+    global_step: int  # Lightning's
     next_step: int  # the first that the loggers will see: an epoch of a curve fit, a batch of a classifier
     epochs: int  # how many are done
     is_stopped: bool  # before its length
@@ -54,9 +55,10 @@ class SavedRun:
                 if broken := archive.testzip():
                     raise ValueError(f"the checksum of {broken} is wrong")
             content = torch.load(path, map_location="cpu", weights_only=True)  # no mmap: Windows keeps mapped files
-            step = content["epochs_done"] + 1 if "epochs_done" in content else content["global_step"]
+            step = content["global_step"]
+            next_step = content["epochs_done"] + 1 if "epochs_done" in content else step
             epochs, states = content["loops"]["fit_loop"]["epoch_progress"]["current"], content["callbacks"]
-            return cls(path, states["Run"], step, epochs["processed"], states["SaveLast"]["is_stopped"])
+            return cls(path, states["Run"], step, next_step, epochs["processed"], states["SaveLast"]["is_stopped"])
         except Exception as error:  # a file can be broken in any way
             raise UsageError(f"{path} is no valid checkpoint of this program ({type(error).__name__})") from None
 
@@ -171,6 +173,11 @@ class Run(Callback):
         seconds = {**summary["seconds"], "total": time.perf_counter() - self._start}
         facts = {"command": command_line(), "settings": self.settings, "origin": self.origin}
         return {**summary, "seconds": seconds, **facts}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        # LearningRateFinder and BatchSizeFinder lose the checkpoint's place, OnExceptionCheckpoint begins with its own.
+        if trainer.global_step != (step := self.checkpoint.global_step if self.checkpoint else 0):
+            raise UsageError(f"a callback begins at step {trainer.global_step}, not at {step}: do without it from here")
 
     def on_train_batch_end(self, trainer: Trainer, *args: object) -> None:
         """After its first step a run has a config.yaml; a resumed one has no results, and no later checkpoints."""

@@ -67,6 +67,7 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
         ((*LAST, "--recipe", "paper", "--max_steps", "99"), "--recipe lab, not paper"),
         ((*LAST, "--milestones", "{1: 0.01}"), "--milestones"),
         ((*LAST, "--max_epochs", "4", "--callbacks+=BackboneFinetuning"), "backbone"),
+        ((*LAST, "--max_epochs", "4", "--callbacks+=BatchSizeFinder", "--callbacks.max_trials", "1"), "at step 0"),
         (("--run_dir", "new/branch", "--ckpt_path", "run/checkpoints/last.ckpt", "--lr", "0.2"), "--lr 0.1, not 0.2"),
         (("--ckpt_path", "run/config.yaml"), "config.yaml is no valid checkpoint"),
     ):
