@@ -15,6 +15,8 @@ for _fd, _name in enumerate(("stdin", "stdout", "stderr")):
     if getattr(sys, _name) is None:
         os.dup2(os.open(os.devnull, os.O_RDWR), _fd)
         setattr(sys, _name, open(_fd, "w" if _fd else "r"))
+if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages are imported is no traceback of theirs
 os.environ["MPLBACKEND"] = "agg"  # figures go into files; a notebook exports a backend that is not installed here
 # A rank without a world of several processes is no rank.
 if os.environ.get("WORLD_SIZE", "1") == "1":

@@ -44,13 +44,13 @@ USERS += (torch.distributed.DistError, subprocess.CalledProcessError, yaml.YAMLE
 def main(run: Callable[[], None]) -> NoReturn:
     """Runs a command; a user's mistake becomes one line on stderr and exit code 2, a bug keeps its traceback.
 
-    Ctrl-C ends it with 130, another signal with 128 + its number, wherever SaveLast does not listen.
+    A signal ends it with 128 + its number, Ctrl-C with 130, wherever SaveLast does not listen.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             # lines are live in a pipe or a file too, and a letter that the terminal lacks ends no run
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    for signum in (getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)):
+    for signum in (getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)):
         if signal.getsignal(signum) != signal.SIG_IGN:  # as under nohup
             signal.signal(signum, lambda received, _: sys.exit(128 + received))
     threading.excepthook = excepthook
@@ -69,11 +69,6 @@ def main(run: Callable[[], None]) -> NoReturn:
             raise
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(1 if isinstance(error, NonFiniteLoss) else 2)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    except SystemExit as ended:
-        # Lightning catches Ctrl-C, and exits with 1.
-        sys.exit(130 if isinstance(ended.__context__, KeyboardInterrupt) else ended.code)
     sys.exit(0)
 
 

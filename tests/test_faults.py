@@ -78,6 +78,9 @@ def test_a_signal_where_nothing_is_saved(tmp_path: Path) -> None:
         done = command(tmp_path, *flags, callback(tmp_path, hook, KILL.format(signum)), "--run_dir", signum)
         assert done.returncode == code and "Traceback" not in done.stderr, done.stderr
     assert not list(tmp_path.rglob("*.ckpt")) + list(tmp_path.rglob("summary.json"))
+    (tmp_path / "safetensors.py").write_text("import signal; signal.raise_signal(2)")  # while packages are imported
+    done = command(tmp_path, *FIT)
+    assert done.returncode == -signal.SIGINT and not done.stderr
 
 
 def test_slurm_gets_the_job_back_and_starts_it_again(whole: Path, tmp_path: Path) -> None:
