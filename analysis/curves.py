@@ -1,7 +1,6 @@
 """What a curve fit shows: numbers, verdicts, sentences. T epoch counts, L learning rates, S seeds."""
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -13,7 +12,6 @@ from analysis.statistics import median_ci, medians, number, quartiles
 METRICS = dict.fromkeys(("train_mse", "true_mse", "true_max_abs_error", "val_mse"), math.inf)  # the worst
 METRICS["r2"] = -math.inf
 MSE = {"train_mse": "training MSE", "true_mse": "MSE against the noise-free f", "val_mse": "MSE on held-out points"}
-SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 class Growth(TypedDict):
@@ -31,12 +29,6 @@ class Growth(TypedDict):
 def error_name(truth: str | Sequence[float] | None) -> str:
     """The error by which fits are judged: against f or, where it is unknown, on held-out points."""
     return "true_mse" if truth else "val_mse"
-
-
-def typeset(function: str) -> str:
-    """A function of x as in a book: "x² + 2·sin(x)" for "x**2 + 2*sin(x)"."""
-    powers = re.sub(r"\s*\*\*\s*(\d+)(?![\w.]|\s*\*\*)", lambda power: power[1].translate(SUPERSCRIPT), function)
-    return powers.replace("**", "^").replace("*", "·").replace("-", "−")  # noqa: RUF001
 
 
 def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[str, np.ndarray]) -> list[Row]:

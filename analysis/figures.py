@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from analysis.curves import MSE, Growth, error_name, typeset
+from analysis.curves import MSE, Growth, error_name
 from analysis.files import write_atomically
 from analysis.runs import Rows, epoch_ticks, lr_changes, over_epochs
 from analysis.statistics import number, spread
@@ -96,7 +96,7 @@ def fits_figure(growth: Growth, reported: Collection[int], title: str) -> Figure
     for axes, (epochs, lr) in zip(grid.flat, itertools.product(counts, lrs), strict=True):
         draw_fits(axes, growth, epochs, [lr])
     add_legend(figure)
-    title = f"f(x) = {typeset(title):.70}" if growth["truth"] else title.replace("$", r"\$")
+    title = f"f(x) = {title:.70}" if growth["truth"] else title.replace("$", r"\$")
     figure.suptitle(title, fontsize=10)
     return figure
 

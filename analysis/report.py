@@ -9,7 +9,7 @@ import altair as alt
 import jinja2
 
 from analysis.charts import bars_chart, fits_chart, lines_chart, waterfall_chart
-from analysis.curves import MSE, early_stopping_text, error_name, error_of, more_training_text, typeset
+from analysis.curves import MSE, early_stopping_text, error_name, error_of, more_training_text
 from analysis.drop import ACROSS, ALONG, drop_numbers
 from analysis.figures import LINES, MEASURES
 from analysis.files import read_json
@@ -35,7 +35,7 @@ def render(**facts: Any) -> str:
     """The page; ``facts`` are what report.html names."""
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
     env = jinja2.Environment(loader=loader, autoescape=True, undefined=jinja2.StrictUndefined)
-    env.filters.update(number=number, count="{:,}".format, g="{:g}".format, spread=spread, typeset=typeset)
+    env.filters.update(number=number, count="{:,}".format, g="{:g}".format, spread=spread)
     env.filters.update(more_training=more_training_text, early_stopping=early_stopping_text)
     return env.get_template("report.html").render(facts)
 

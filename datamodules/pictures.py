@@ -18,7 +18,7 @@ def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]
     """
     pictures, skipped = dict[Path, Tensor](), list[Path]()
     for path in (Path(file) for name in names for file in glob(name) or [name]):  # Windows' shells pass *.png as it is
-        files = sorted(each for each in path.rglob("*") if each.is_file() and not is_hidden(each.relative_to(path)))
+        files = sorted(f for f in path.rglob("*") if f.is_file() and "/." not in f"/{f.relative_to(path).as_posix()}")
         for file in files if path.is_dir() else [path]:
             try:
                 pictures[file] = read_picture(file)
@@ -26,10 +26,6 @@ def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]
                 print(f"skipped {file}: {error!r}", file=sys.stderr)
                 skipped.append(file)
     return pictures, skipped
-
-
-def is_hidden(path: Path) -> bool:
-    return any(name.startswith(".") for name in path.parts)
 
 
 def read_picture(path: Path) -> Tensor:
