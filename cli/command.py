@@ -1,4 +1,4 @@
-"""How a command runs and ends: one line for a user's mistake, a traceback for a bug."""
+"""How a command runs, ends (in one line for a user's mistake, a traceback for a bug), and is typed again."""
 
 import ctypes
 import errno
@@ -7,6 +7,7 @@ import io
 import logging
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import traceback
 import warnings
 from collections.abc import Callable
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from typing import NoReturn
 
@@ -126,6 +128,23 @@ def cpu_quota(groups: Path = Path("/proc/self/cgroup"), tree: Path = Path("/sys/
                     quota, period = " ".join(file.read_text() for file in limits if file.is_file()).split()
                     quotas += [float(quota) / float(period)] if float(quota) > 0 else []
     return min(quotas)
+
+
+def command_line(resumes: Path | None = None) -> str:
+    """The command of this process, to be typed again; ``resumes`` makes it one that resumes the run in that folder."""
+    script, here = Path(sys.argv[0]), Path.cwd()
+    name = script.relative_to(here) if script.is_relative_to(here) else script
+    if resumes is None:
+        return quoted("python", name, *sys.argv[1:])
+    own = {"--run_dir", "--ckpt_path"}
+    others = [arg for before, arg in pairwise(sys.argv) if before not in own and arg.partition("=")[0] not in own]
+    return quoted("python", name, *others, "--run_dir", resumes, "--ckpt_path", "last")
+
+
+def quoted(*words: object) -> str:
+    """Words as they are typed into a terminal."""
+    texts = [str(word) for word in words]
+    return subprocess.list2cmdline(texts) if os.name == "nt" else shlex.join(texts)
 
 
 def quiet() -> None:

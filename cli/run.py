@@ -20,8 +20,7 @@ from jsonargparse import Namespace
 from pytorch_lightning import Callback, LightningModule, Trainer
 
 from analysis.files import write_atomically
-from analysis.provenance import command_line, quoted
-from cli.command import UsageError, is_rank_zero, print_once
+from cli.command import UsageError, command_line, is_rank_zero, print_once, quoted
 from cli.parser import Parser
 
 # The settings that may differ when a run is resumed: where things are, how it is shown, and the machine.

@@ -5,9 +5,14 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # before what PYTHONPATH holds
 import cli  # noqa: F401  (before all others, which are faster then)
-import torch
+from collections.abc import Sequence
+from typing import Any
 
-from analysis.evaluation import measure
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_calibration_error, multiclass_confusion_matrix
+
 from analysis.figures import confusion_figure, save_png
 from analysis.files import standard_json
 from cli.command import UsageError, main
@@ -57,6 +62,20 @@ def run() -> None:
     if cfg.images:
         print("If the network was trained on some of these pictures, this accuracy is too high", file=sys.stderr)
     print(f"The confusion matrix is in {cfg.confusion}", file=sys.stderr)
+
+
+def measure(logits: Tensor, labels: Tensor, classes: Sequence[str]) -> dict[str, Any]:
+    """The results as ``--json`` prints them, of (N, C) logits and (N,) int64 labels; nan for a class without images."""
+    confusion = multiclass_confusion_matrix(logits, labels, len(classes))
+    per_class = (confusion.diagonal() / confusion.sum(1)).tolist()
+    return {
+        "test_acc": (confusion.diagonal().sum() / len(labels)).item(),
+        "test_loss": F.cross_entropy(logits, labels).item(),
+        "ece": multiclass_calibration_error(logits.softmax(1), labels, len(classes)).item(),  # of 15 bins
+        "per_class_acc": dict(zip(classes, per_class, strict=True)),
+        "confusion": confusion.tolist(),
+        "images": len(labels),
+    }
 
 
 if __name__ == "__main__":

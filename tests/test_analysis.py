@@ -16,9 +16,9 @@ from analysis.curves import METRICS, Growth, early_stopping, fit_text, more_trai
 from analysis.drop import drop_numbers, measure_lines, measure_renewed
 from analysis.files import read_json, standard_json, write_atomically, write_json
 from analysis.gap import measure_gap
-from analysis.provenance import command_line
 from analysis.runs import FinishedRun, epoch_ticks, lr_changes
 from analysis.statistics import mean_ci, median_ci, medians, number, over_runs, quartiles, spread
+from cli.command import command_line
 from datamodules import CIFAR10DataModule
 from datamodules.augmentation import normalize
 from lit_models import ResNet20
