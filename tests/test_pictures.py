@@ -48,8 +48,7 @@ def test_the_pixels_of_a_picture(tmp_path: Path, expected: Any, picture: Image.I
 
 
 def test_other_files_are_skipped_with_a_reason(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name in ("b class", ".hidden"):
-        (tmp_path / name).mkdir()
+    (tmp_path / "b class").mkdir(), (tmp_path / ".hidden").mkdir()
     for name in ("b class/cat", "photo.data", "[1].png", ".hidden/cat.png"):
         PICTURE.save(tmp_path / name, "png")
     for name in ("notes.txt", ".DS_Store"):

@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from launch import ROOT
 
-SCRIPTS = Path(__file__).parents[1] / "scripts"
 SHORT = "--data synthetic --max_epochs 2 --limit_train_batches 4 --limit_val_batches 1 --limit_test_batches 0"
 
 
@@ -26,7 +26,7 @@ def test_training_shows_a_bar_with_the_loss_and_a_line_an_epoch(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("NO_COLOR", "1")
-    command = shlex.join([sys.executable, str(SCRIPTS / "cifar.py"), *SHORT.split(), "--batch_size", "32"])
+    command = shlex.join([sys.executable, str(ROOT / "scripts" / "cifar.py"), *SHORT.split(), "--batch_size", "32"])
     assert pty.spawn(["sh", "-c", f"stty rows 40 cols 120; {command}"], read) == 0
     text = b"".join(drawn).decode()
     assert not re.search(r"\x1b\[[\d;]*m", text), "NO_COLOR was asked for"

@@ -121,7 +121,10 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_beginning(whole: Path, t
 
 @pytest.mark.parametrize(
     "flags",
-    ["save_last true --callbacks.save_weights_only true", SLOW("every_n_train_steps 1"), SLOW("save_on_exception true")],
+    [
+        "save_last true --callbacks.save_weights_only true",
+        *map(SLOW, ("every_n_train_steps 1", "save_on_exception true")),
+    ],
 )
 def test_a_users_checkpoints_lie_elsewhere(flags: str, whole: Path, tmp_path: Path) -> None:
     own = ("--callbacks+=ModelCheckpoint", *f"--callbacks.{flags}".split())
