@@ -13,9 +13,7 @@ SHORT = "--data synthetic --max_epochs 2 --limit_train_batches 4 --limit_val_bat
 
 
 @pytest.mark.skipif(os.name != "posix", reason="needs a pseudo-terminal")
-def test_training_shows_a_bar_with_the_loss_and_a_line_an_epoch(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_bar_with_the_loss_and_a_line_an_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pty
 
     drawn = list[bytes]()  # overdrawn lines too
