@@ -4,7 +4,7 @@
 
 In each round every command runs once, in a process of its own, after the baseline that it is compared with. The table
 has medians over the rounds; "times as fast" is the median of the rounds' ratios. Nothing else should run on the
-machine. On two cores a round takes some two minutes for each experiment; --quick three minutes in all.
+machine. On two cores a round takes two to seven minutes for each experiment; --quick about three in all.
 """
 
 import argparse
