@@ -38,7 +38,8 @@ def build_trainer(
     flags = parser.instantiate(cfg)
     own = listed(flags.callbacks)
     has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
-    has_bar = flags.enable_progress_bar is not False and sys.stdout.isatty() and not has_own_bar
+    may_show = flags.enable_progress_bar is not False
+    has_bar = may_show and sys.stdout.isatty() and not has_own_bar
     out = (*([] if has_bar else [ProgressBar]), *([Checkpoint] if flags.enable_checkpointing is False else []))
     callbacks = [*(each for each in callbacks if not isinstance(each, out)), ProgressLines(), *own]
     if any(Path(each.dirpath or "").resolve() == run.checkpoints.resolve() for each in own if hasattr(each, "dirpath")):
@@ -46,9 +47,8 @@ def build_trainer(
     added = {
         "logger": make_loggers(flags.logger, run),
         "callbacks": callbacks,
-        "enable_progress_bar": any(
-            isinstance(each, ProgressBar) for each in callbacks
-        ),  # Lightning adds none of its own
+        # not None, with which Lightning would add a bar of its own
+        "enable_progress_bar": may_show and any(isinstance(each, ProgressBar) for each in callbacks),
         "plugins": [*listed(flags.plugins), AtomicCheckpointIO()],
         "default_root_dir": flags.default_root_dir or str(run.folder.resolve() / LIGHTNING),
         "enable_model_summary": bool(flags.enable_model_summary),
