@@ -100,7 +100,8 @@ class CurveRecord(Callback):
         """The content of curves.json: how the fitted curves grow, on 201 points, to thousandths of the scales."""
 
         def digits(values: Any, scale: float = model.y_scale[0].item()) -> list[float]:
-            return [round(value, 3 - math.floor(math.log10(scale))) for value in np.asarray(values).ravel().tolist()]
+            places = 3 - math.floor(math.log10(scale))
+            return [round(value, places) for value in np.asarray(values).ravel().tolist()]
 
         L, S, fits, name = len(model.lrs), len(model.seeds), list[dict[str, Any]](), error_name(data.function)
         for epochs, curves in sorted(self.curves.items()):

@@ -23,10 +23,10 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
     parts = [part for name in ("[Tt]rain", "[Tt]est") for part in root.glob(name) if part.is_dir()]
     if len(parts) == 1:
         raise ValueError(f"{root} holds {parts[0].name} alone: it takes train and test, or a folder for each class")
-    if others := [each.name for each in root.iterdir() if parts and each.is_dir() and each not in parts]:
+    if others := [name for name in subfolders(root) if parts and root / name not in parts]:
         print(f"skipped {root}: {', '.join(others)}, for there are train and test", file=sys.stderr)
     parts = parts or [root]
-    names = [sorted(each.name for each in part.iterdir() if each.is_dir() and each.name[0] != ".") for part in parts]
+    names = [subfolders(part) for part in parts]
     if odd := {*names[0]} ^ {*names[-1]}:
         raise ValueError(f"{root}: train and test must hold the same classes; only one of them has {sorted(odd)}")
     classes, least, rng = names[0], 3 - len(parts), torch.Generator().manual_seed(seed)
@@ -46,6 +46,10 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
         splits.append(images)
     train, test = (shuffled(images, rng) for images in zip(*splits, strict=True))
     return classes, train, test
+
+
+def subfolders(folder: Path) -> list[str]:
+    return sorted(each.name for each in folder.iterdir() if each.is_dir() and each.name[0] != ".")
 
 
 def shuffled(images: tuple[Tensor, ...], rng: torch.Generator) -> Labeled:

@@ -57,7 +57,8 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
 
 def split_points(points: Tensor, seeds: Sequence[int]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x and y to train on, and x and y held out, a row for each seed."""
-    N = points.shape[1]  # a fifth, at least one, is held out
+    N = points.shape[1]
+    num = max(1, N // 5)  # held out
     orders = torch.stack([torch.randperm(N, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-    held_out, train = points[:, orders[:, : max(1, N // 5)]], points[:, orders[:, max(1, N // 5) :]]
+    held_out, train = points[:, orders[:, :num]], points[:, orders[:, num:]]
     return *train, *held_out
