@@ -93,21 +93,22 @@ def serve() -> str:
 
 def draw_images() -> None:
     """They stay in the cache of ``read_images``, for what is forked with the default ``--data_root``."""
-    import torch
-
     sys.path.insert(1, str(ROOT))
     from datamodules.cifar10 import read_images
 
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # other threads would be lost, and waited for, in what is forked
     for train in (True, False):
         read_images("synthetic", Path("data"), train, torch.device("cpu"))
-    torch.set_num_threads(threads)
 
 
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # other threads would be lost, and waited for, in what is forked
     draw_images()
     gc.freeze()  # shared with all that it forks, which need not look through it when they end
-    runpy.run_path(serve(), run_name="__main__")
+    script = serve()
+    torch.set_num_threads(threads)  # now, since the first call after a fork, which renews a pool, is not thread-safe
+    runpy.run_path(script, run_name="__main__")
