@@ -74,7 +74,7 @@ class FunctionRegressor(LightningModule):
 
     def configure_optimizers(self) -> ElementwiseAdam:
         lrs = torch.tensor(self.lrs).repeat_interleave(len(self.seeds))
-        return ElementwiseAdam([self.net.theta], self.net.per_parameter(lrs).to(self.net.theta))
+        return ElementwiseAdam(self.net.theta, self.net.per_parameter(lrs).to(self.net.theta))
 
     def setup(self, stage: str) -> None:
         if self.trainer.world_size > 1:
@@ -109,7 +109,7 @@ class FunctionRegressor(LightningModule):
             raise MisconfigurationException(f"{self.epochs_done:,} epochs are done: ask for more with measure_at")
         optimizer: Any = self.optimizers()
         with torch.no_grad():
-            gradient, step = self.net.gradient_of_mse(x, y), optimizer.optimizer.step
+            gradient, step = self.net.gradient_of_mse(x, y), optimizer.optimizer.prepare()
             for _ in range(until - self.epochs_done - 1):
                 gradient()
                 step()

@@ -91,8 +91,8 @@ def epoch_counts(cfg: Namespace) -> tuple[list[int], int]:
 
 
 def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = None) -> list[int]:
-    """When to measure on the way: about ten times a decade, at least every 2,000 epochs, and where asked."""
-    epochs = {round(10 ** (i / 10)) for i in range(100)} | set(range(2000, last, 2000)) | {*asked, last}
+    """When to measure on the way: from 10 on ten times a decade, at least every 2,000 epochs, and where asked."""
+    epochs = {1, 2, 5} | {round(10 ** (i / 10)) for i in range(10, 100)} | set(range(2000, last, 2000)) | {*asked, last}
     if save_every:  # only after a measurement can a checkpoint be saved
         step = max(save_every, math.ceil(last / MOST_SAVES))
         epochs |= set(range(step, last, step))

@@ -229,7 +229,7 @@ def trained(seeds: Sequence[int], lrs: Sequence[float], steps: int) -> MLPs:
     net = MLPs([8, 8], seeds)
     x = torch.linspace(-2, 2, 50).expand(len(seeds), 1, 50)
     with torch.no_grad():
-        optimizer = ElementwiseAdam([net.theta], net.per_parameter(torch.tensor(lrs)))
+        optimizer = ElementwiseAdam(net.theta, net.per_parameter(torch.tensor(lrs)))
         gradient = net.gradient_of_mse(x, (2 * x).sin())
         for _ in range(steps):
             gradient()
@@ -269,7 +269,7 @@ def test_elementwise_adam_is_torchs_adam_with_a_rate_for_each_element() -> None:
         return theta.detach()
 
     theta = start.clone().requires_grad_()
-    ours = run(theta, ElementwiseAdam([theta], torch.tensor(lrs, dtype=torch.float64)[:, None].expand(2, 5)))
+    ours = run(theta, ElementwiseAdam(theta, torch.tensor(lrs, dtype=torch.float64)[:, None].expand(2, 5)))
     for row, lr in enumerate(lrs):
         theta = start[row].clone().requires_grad_()
         torch.testing.assert_close(ours[row], run(theta, torch.optim.Adam([theta], lr)))
