@@ -107,16 +107,13 @@ class ElementwiseAdam(torch.optim.Optimizer):
         return loss
 
     def prepare(self) -> Callable[[], None]:
-        """A step as a function, to be called without autograd while gradient tensor and learning rate stay the same.
-
-        ``step`` takes twice the time, for its hooks.
-        """
+        """A step as a function without the hooks of ``step``, which take as long; for this gradient tensor and rate."""
         (group,) = self.param_groups
         (p,) = group["params"]
         state, update, element_lr = self.state[p], torch.zeros_like(p), self.element_lr
         if not state:
+            state.update({name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")})
             state["step"] = torch.zeros((), device=p.device)
-            state.update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
         mean, square, count = (state[name] for name in ("exp_avg", "exp_avg_sq", "step"))
         lr, (beta1, beta2), eps = group["lr"] / group["reference_lr"], group["betas"], group["eps"]
         numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0.0}

@@ -52,9 +52,8 @@ def read_runs(folders: Iterable[Path]) -> list[FinishedRun]:
             raise UsageError(f"{folder} holds no finished run: there is no summary.json")
         for file in files:
             summary = read_json(file)
-            if (
-                isinstance(summary, dict) and "settings" in summary
-            ):  # else it is of several seeds, whose runs are below it
+            # Without settings it is of several seeds, whose runs are below it.
+            if isinstance(summary, dict) and "settings" in summary:
                 runs.setdefault(file.resolve(), FinishedRun(file.parent, summary))
     return list(runs.values())
 
