@@ -120,7 +120,7 @@ class Run(Callback):
             has_results = (self.folder / "summary.json").exists()
             # A run that was stopped before its first checkpoint begins anew, perhaps with another run's checkpoint.
             if self.config.exists() and not has_results and not any(self.checkpoints.glob("*.ckpt")):
-                origin = read_settings(self.config)["ckpt_path"]
+                origin = read_settings(self.config).get("ckpt_path")
                 return SavedRun.read(Path(origin)) if origin else None
             if valid := SavedRun.valid(self.checkpoints):
                 return valid[-1]
