@@ -77,9 +77,9 @@ def time_of_a_step(kind: str, image_sizes: Mapping[float, int], batch_size: int,
     cases = list(product(image_sizes.values(), forwards))
     least = dict.fromkeys(cases, math.inf)
     for size in image_sizes.values():
-        base, other_time = (measure(size, each) for each in forwards)  # the first allocates memory, and chooses kernels
-        if kind == "bf16-mixed" and other_time > 8 * base:  # emulated after all, in seconds a step
-            return other_time / base
+        first, second = (measure(size, each) for each in forwards)  # which allocates memory, and chooses kernels
+        if kind == "bf16-mixed" and second > 8 * first:  # emulated after all, in seconds a step
+            return second / first
     end = time.perf_counter() + seconds
     while time.perf_counter() < end:
         for case in cases:

@@ -90,7 +90,10 @@ def build(kind: Callable[..., T], cfg: Namespace, **given: object) -> T:
 
     Raises UsageError where the class refuses them, or a package that it needs is missing.
     """
-    arguments = {name: cfg[name] for name in inspect.signature(kind).parameters if name in cfg}
+    parameters = inspect.signature(kind).parameters
+    if any(each.kind is each.VAR_KEYWORD for each in parameters.values()):  # settings would be dropped in silence
+        raise TypeError(f"{kind.__name__} takes **kwargs: its arguments must be written out")
+    arguments = {name: cfg[name] for name in parameters if name in cfg}
     try:
         return kind(**arguments | given)
     except (ImportError, TypeError, ValueError) as error:

@@ -147,7 +147,8 @@ class Run(Callback):
             may_differ |= BRANCH
             self.origin = {"settings": before, "epochs": checkpoint.epochs}
         has_one_cycle = before.get("warmup_fraction") is not None and before["milestones"] is None
-        if not (has_one_cycle or before.get("image_sizes")):  # fractions of the length
+        depends_on_length = has_one_cycle or before.get("image_sizes")  # which are fractions of it
+        if not depends_on_length:
             may_differ |= LENGTH
         self._start -= checkpoint.run["total_seconds"]
         changed = [name for name in now if before[name] != now[name] and name not in may_differ]
@@ -194,7 +195,7 @@ class Run(Callback):
         if not self.config.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # there is something else in it
-                self.folder.parent.rmdir()
+                os.removedirs(self.folder.parent)
 
 
 def with_paths_moved(state: Any, before: str, now: str) -> Any:

@@ -47,10 +47,12 @@ def load(path: Path, kind: type[Network]) -> Network:
         network = network_of(read(path), path)
     except Exception as error:  # torch raises anything where a file is damaged
         # torch's words begin with the advice to run the code in the file
-        reason = shorten(str(error).rpartition("WeightsUnpickler error:")[2], 160, placeholder=" ...")
+        words = str(error).rpartition("WeightsUnpickler error:")[2].partition("Check the documentation")[0]
+        reason = shorten(words, 160, placeholder=" ...")
         raise UsageError(f"{path} holds no network of this project ({type(error).__name__}: {reason})") from None
     if not isinstance(network, kind):
-        raise UsageError(f"{path} holds a {type(network).__name__}; a {kind.__name__} is needed")
+        words = f"{path} holds a {type(network).__name__}; a {kind.__name__} is needed"
+        raise UsageError(f"{words}: give another --ckpt_path")
     return network.eval()
 
 
