@@ -156,6 +156,10 @@ class Run(Callback):
             changes = "; ".join(f"--{name} {before[name]}, not {now[name]}" for name in changed)
             raise UsageError(f"{checkpoint.path} was trained with {changes}: resume it with that")
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        # Lightning loads a checkpoint's weights before it converts the module: in 64-true they would be rounded.
+        trainer.precision_plugin.convert_module(pl_module)
+
     def state_dict(self) -> dict[str, Any]:
         facts = {"settings": self.settings, "origin": self.origin, "folder": str(self.folder.resolve())}
         return {**facts, "total_seconds": time.perf_counter() - self._start}

@@ -96,7 +96,9 @@ class ElementwiseAdam(torch.optim.Optimizer):
     def __init__(self, parameter: Tensor, element_lr: Tensor) -> None:
         lr = element_lr.flatten()[0].item()
         self.element_lr = element_lr  # no part of the state: a checkpoint does not replace it
-        super().__init__([parameter], {"lr": lr, "reference_lr": lr, "betas": (0.9, 0.999), "eps": 1e-8})
+        # By "fused" a checkpoint's count of steps comes to the tensor's device.
+        defaults = {"lr": lr, "reference_lr": lr, "betas": (0.9, 0.999), "eps": 1e-8, "fused": True}
+        super().__init__([parameter], defaults)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
@@ -113,7 +115,7 @@ class ElementwiseAdam(torch.optim.Optimizer):
         state, update, element_lr = self.state[p], torch.zeros_like(p), self.element_lr
         if not state:
             state.update({name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")})
-            state["step"] = torch.zeros((), device=p.device)
+            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)  # the kernel reads no other
         mean, square, count = (state[name] for name in ("exp_avg", "exp_avg_sq", "step"))
         lr, (beta1, beta2), eps = group["lr"] / group["reference_lr"], group["betas"], group["eps"]
         numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0.0}

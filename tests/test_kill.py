@@ -30,7 +30,7 @@ RUNS = {
     "own pictures": (*CIFAR, "--data", "folder", "--data_root", "own", "--pretrained", "true"),
     "cifar in two processes": (*CIFAR, "--devices", "2", "--strategy", "ddp"),
     "fit": FIT,
-    "fit of given points": (*FIT, "--csv", "points.csv"),
+    "fit of given points": (*FIT, "--csv", "points.csv", "--precision", "64-true"),
 }
 
 
