@@ -67,8 +67,8 @@ class FunctionRegressor(LightningModule):
         self.lrs, self.seeds, self.measure_at = lrs, seeds, measure_at
         self.x_mean, self.x_scale = x_mean, x_scale
         # Python floats and CPU tensors in float64: a function may reach 1e43, and not every device has float64.
-        self.y_mean = torch.tensor(y_mean, dtype=torch.float64)[:, None].expand(len(seeds), 1)
-        self.y_scale = torch.tensor(y_scale, dtype=torch.float64)[:, None].expand(len(seeds), 1)
+        self.y_mean = torch.tensor(y_mean, dtype=torch.float64).expand(len(seeds)).repeat(len(lrs))[:, None]
+        self.y_scale = torch.tensor(y_scale, dtype=torch.float64).expand(len(seeds)).repeat(len(lrs))[:, None]
         self.epochs_done = 0
         self.net = MLPs(hidden, seeds * len(lrs))
 
@@ -82,10 +82,12 @@ class FunctionRegressor(LightningModule):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N,) or (S, N) float64 inputs -> (M, N) float64 predictions on the CPU, both in the function's units."""
-        S, L, N = len(self.seeds), len(self.lrs), x.shape[-1]
-        z = ((x.expand(S, N).cpu() - self.x_mean) / self.x_scale).to(self.net.theta)
-        out = self.net(z.repeat(L, 1)[:, None, :])[:, 0].cpu().double()
-        return out * self.y_scale.repeat(L, 1) + self.y_mean.repeat(L, 1)
+        z = self._scaled(x.expand(len(self.seeds), -1).cpu(), self.x_mean, self.x_scale)
+        return self.net(z)[:, 0].cpu().double() * self.y_scale + self.y_mean
+
+    def _scaled(self, values: Tensor, mean: Tensor | float, scale: Tensor | float) -> Tensor:
+        """(S, N) float64 in the function's units -> (M, 1, N), as the networks take it."""
+        return ((values.repeat(len(self.lrs), 1) - mean) / scale).to(self.net.theta)[:, None, :]
 
     def transfer_batch_to_device(self, batch: Any, device: torch.device, dataloader_idx: int) -> Any:
         """Leaves float64, which not every device has, on the CPU, where the steps read it."""
@@ -101,9 +103,8 @@ class FunctionRegressor(LightningModule):
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> dict[str, Any]:
         """Trains to the next measured epoch. Returns {"loss": median, "epochs": int, "train_mse": (M,) float64}."""
-        L = len(self.lrs)
-        scaled = (batch[0] - self.x_mean) / self.x_scale, (batch[1] - self.y_mean) / self.y_scale
-        x, y = (t.to(self.net.theta).repeat(L, 1)[:, None, :] for t in scaled)
+        x = self._scaled(batch[0], self.x_mean, self.x_scale)
+        y = self._scaled(batch[1], self.y_mean, self.y_scale)
         until = next((epoch for epoch in self.measure_at if epoch > self.epochs_done), None)
         if until is None:
             raise MisconfigurationException(f"{self.epochs_done:,} epochs are done: ask for more with measure_at")
@@ -118,7 +119,7 @@ class FunctionRegressor(LightningModule):
             error = (self.net(x) - y)[:, 0].cpu().double()
         self.epochs_done = until
         self.trainer.should_stop |= until == self.measure_at[-1]
-        mse = error.square().mean(1) * self.y_scale[:, 0].repeat(L).square()
+        mse = error.square().mean(1) * self.y_scale[:, 0].square()
         loss = median(mse)
         self._log("train/loss", loss)
         return {"loss": loss, "epochs": until, "train_mse": mse}

@@ -95,8 +95,7 @@ class Curves(nn.Module):
     def __init__(self, network: FunctionRegressor) -> None:
         super().__init__()
         self.x_mean, self.x_scale = network.x_mean, network.x_scale
-        scales = (network.y_mean, network.y_scale)
-        self.y_mean, self.y_scale = (each.repeat(len(network.lrs), 1)[:, 0].float() for each in scales)
+        self.y_mean, self.y_scale = network.y_mean[:, 0].float(), network.y_scale[:, 0].float()
         layers = network.net.layers(network.net.theta.detach())
         self.members = [[(w[m], b[m, :, 0]) for w, b in layers] for m in range(len(self.y_mean))]
 
