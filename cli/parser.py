@@ -62,26 +62,22 @@ def training_parser(description: str | None) -> Parser:
     add("--seed", type=NonNegativeInt, default=0, help="makes the run reproducible")
     add("--run_dir", type=str | None, help="where everything of the run goes; default runs/.../<time>")
     add("--ckpt_path", type=str | None, help="checkpoint to resume; 'last': the latest valid one of --run_dir")
-    add(
-        "--save_every_n_steps",
-        type=PositiveInt | None,
-        help="save a checkpoint every N steps inside an epoch too, default every 5 minutes; "
-        "fit.py: every N epochs, but 1,000 times at most, default every minute",
-    )
+    text = "save a checkpoint every N steps inside an epoch too, default every 5 minutes; fit.py: every N epochs, but "
+    add("--save_every_n_steps", type=PositiveInt | None, help=text + "1,000 times at most, default every minute")
     return parser
 
 
 def add_trainer_flags(parser: Parser, **defaults: object) -> None:
     """Every argument of Lightning's Trainer under its own name, with ``defaults`` instead of Lightning's."""
+    arguments = inspect.signature(Trainer).parameters
     parser.add_class_arguments(Trainer, skip={*LIMITS, "precision"})
-    precision = Literal["auto"] | inspect.signature(Trainer).parameters["precision"].annotation
+    precision = Literal["auto"] | arguments["precision"].annotation
     text = "as Lightning's, default 32-true; auto: the faster of 32-true and bf16-mixed here, as measured (cifar.py)"
     parser.add_argument("--precision", type=precision, help=text)
     for name in LIMITS:
         # By Lightning's own Union[int, float], whose order Python may turn round, "1" would be 1.0, which is all.
-        default = inspect.signature(Trainer).parameters[name].default
         text = "only so many batches, or with a decimal point (0.5) that part of them"
-        parser.add_argument(f"--{name}", type=int | float | None, default=default, help=text)
+        parser.add_argument(f"--{name}", type=int | float | None, default=arguments[name].default, help=text)
     parser.set_defaults(defaults)
 
 
