@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 WARM_UP = 5  # batches that are left out of a throughput: compilation, first allocations
 MEASURED = ("train_loss", "train_acc", "val_loss", "val_acc")
-COLUMNS = ("epoch", "lr", *MEASURED, "seconds")
+COLUMNS = {"epoch": "d", "lr": ".4g", **dict.fromkeys((*MEASURED, "seconds"), ".4f")}  # on the terminal
 
 
 class ClassifierRecord(Callback):
@@ -87,7 +87,8 @@ class ClassifierRecord(Callback):
         if not self._has_header:
             pl_module.print("  ".join(f"{name:>10}" for name in COLUMNS))
             self._has_header = True
-        pl_module.print("  ".join(f"{cell(name, row[name]):>10}" for name in COLUMNS))
+        cells = ["-" if row[name] is None else format(row[name], digits) for name, digits in COLUMNS.items()]
+        pl_module.print("  ".join(f"{cell:>10}" for cell in cells))
 
     def ended_unmeasured(self) -> bool:
         """Whether no validation has seen the last epoch's weights, though there is something to validate on."""
@@ -117,11 +118,6 @@ def logged(trainer: Trainer, *prefixes: str) -> dict[str, float | None]:
     """An epoch's logged values, by the names of summary.json: val_acc for val/acc."""
     names = [name for name in trainer.callback_metrics if name.startswith(prefixes) and not name.endswith("_step")]
     return {n.replace("/", "_"): trainer.callback_metrics[n].item() for n in names}
-
-
-def cell(name: str, value: float | None) -> str:
-    """A number of the table on the terminal."""
-    return "-" if value is None else f"{value:.4g}" if name in ("epoch", "lr") else f"{value:.4f}"
 
 
 def now(device: torch.device) -> float:
