@@ -2,6 +2,7 @@
 
 import math
 import time
+from datetime import timedelta
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 
@@ -30,8 +31,7 @@ class ProgressLines(Callback):
         elif now - self._since >= self._pause:
             left = (self._last_step - done) * (now - self._since) / max(1, done - self._steps)
             if self.minute / 6 < left < math.inf:
-                duration = f"{left / 60:.0f} min" if left < 7200 else f"{left / 3600:.1f} h"
-                duration = f"{left:.0f} s" if left < 120 else duration
+                duration = timedelta(seconds=round(left))
                 pl_module.print(f"{done / self._last_step:.0%} trained; about {duration} left at this speed")
             self._since, self._steps = now, done
             self._pause = self.minute if trainer.progress_bar_callback is None else math.inf
