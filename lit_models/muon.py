@@ -59,15 +59,15 @@ class Muon(torch.optim.SGD):
         return loss
 
 
-def orthogonalized(matrices: Tensor, iterations: int = 3) -> Tensor:
-    """(B, m, n) with m <= n: each with its singular values brought near 1, by Newton-Schulz iterations.
+def orthogonalized(matrices: Tensor) -> Tensor:
+    """(B, m, n) with m <= n: each with its singular values brought near 1, by three Newton-Schulz iterations.
 
     The polynomial of Jordan et al. leaves most of them between 0.7 and 1.2. All iterations are on m x m matrices.
     """
     X = matrices / matrices.norm(dim=(1, 2), keepdim=True).clamp(min=1e-7)
     A = X @ X.mT
     product = B = _polynomial(A)
-    for _ in range(iterations - 1):
+    for _ in range(2):
         A = B @ A @ B
         B = _polynomial(A)
         product = B @ product
