@@ -7,7 +7,6 @@ from itertools import product
 from typing import Any
 
 import numpy as np
-import torch
 from pytorch_lightning import Callback, LightningModule, Trainer
 from torch import Tensor
 
@@ -67,25 +66,23 @@ class CurveRecord(Callback):
         """(T,) measured epoch counts, and (T, L, S) values of each metric."""
         rows = [measured for _, measured in sorted(self.measured.items())]
         shape = (len(rows), len(model.lrs), len(model.seeds))
-        values = {name: torch.stack([row[name] for row in rows]).view(shape).numpy() for name in METRICS if rows}
+        values = {name: np.array([row[name].numpy() for row in rows]).reshape(shape) for name in METRICS}
         return np.array(sorted(self.measured), dtype=int), values
 
     def summary(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
         """The content of summary.json, once all is done; what diverged is not finite."""
         epochs, values = self.table(model)
         error = error_name(data.function)
-        lrs = list(enumerate(model.lrs if len(epochs) else []))
-        auto: list[dict[str, Any]] = []
-        for i, lr in lrs if self.auto else []:
-            auto.append({"lr": lr, **early_stopping(epochs, values[error][:, i], values["val_mse"][:, i], error)})
+        each = [(lr, values[error][:, i], values["val_mse"][:, i]) for i, lr in enumerate(model.lrs) if len(epochs)]
+        auto = [{"lr": lr, **early_stopping(epochs, errors, val, error)} for lr, errors, val in each if self.auto]
+        more = [{"lr": lr, **more_training(epochs, errors)} for lr, errors, _ in each if len(epochs) > 1]
         reported = sorted({*self.asked, *(choice["best_epochs"] for choice in auto)})
         missing = [e for e in reported if e not in epochs]  # where the training run ended early
         at = np.flatnonzero(np.isin(epochs, [*reported, *(epochs[-1:] if missing else [])]))
         results = []
-        for (i, lr), (s, seed), t in product(lrs, enumerate(model.seeds), at):
+        for (i, lr), (s, seed), t in product(enumerate(model.lrs), enumerate(model.seeds), at):
             metrics = {name: float(values[name][t, i, s]) for name in METRICS}
             results.append({"lr": lr, "seed": seed, "epochs": int(epochs[t]), **metrics})
-        more = [{"lr": lr, **more_training(epochs, values[error][:, i])} for i, lr in lrs if len(epochs) > 1]
         return {
             **{"function": data.function, "x_min": data.x_min, "x_max": data.x_max, "seed": model.seeds[0]},
             "results": results,
