@@ -30,10 +30,8 @@ class MeanCI(NamedTuple):
 def mean_ci(values: Sequence[float]) -> MeanCI:
     """Raises statistics.StatisticsError for no value."""
     n, mean = len(values), statistics.mean(values)
-    if n == 1:
-        return MeanCI(1, mean, math.nan, math.nan, math.nan)
-    sd = statistics.stdev(values)
-    half = student_t(n - 1) * sd / math.sqrt(n)
+    sd, t = (statistics.stdev(values), student_t(n - 1)) if n > 1 else (math.nan, math.nan)
+    half = t * sd / math.sqrt(n)
     return MeanCI(n, mean, sd, mean - half, mean + half)
 
 
