@@ -69,10 +69,9 @@ def cifar() -> None:
         summaries = train_seeds(parser, cfg, folder, partial(train, parser))
     for summary in summaries:
         if summary["test_acc"] is not None:
-            each = [f"{name} {accuracy:.1%}" for name, accuracy in summary["per_class_acc"].items()]
-            print_once(f"Seed {summary['seed']}: test accuracy of each class: {', '.join(each)}")
-            result = "Seed {seed}: test accuracy {test_acc:.2%}, test loss {test_loss:.4f}"
-            print_once(result.format_map(summary))
+            each = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in summary["per_class_acc"].items())
+            print_once(f"Seed {summary['seed']}: test accuracy of each class: {each}")
+            print_once("Seed {seed}: test accuracy {test_acc:.2%}, test loss {test_loss:.4f}".format_map(summary))
     print_once(where_to_look(folder))
 
 
