@@ -32,7 +32,7 @@ def data(rows: Rows) -> alt.Chart:
     return alt.Chart(alt.InlineData(values=list(rows)))
 
 
-def under_pointer(base: alt.Chart, tips: list[alt.Tooltip]) -> alt.Chart:
+def under_pointer(base: alt.Chart, tips: list[Any]) -> alt.Chart:
     """The point nearest to the pointer, with its numbers."""
     near = alt.selection_point(nearest=True, on="pointerover", empty=False, encodings=["x", "y"])
     points = base.mark_point(filled=True, size=60, clip=True).add_params(near)
@@ -48,7 +48,7 @@ def lines_chart(
     kind: dict[str, Any] = {"type": "log"} if log else {"zero": False}
     scale = alt.Scale(nice=False, padding=6, **kind)
     axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
-    each: list[str | alt.FieldName] = [name for name in lines[0] if name not in ("line", "run", "color")]
+    each: list[Any] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)
     colors = {line["line"]: line["color"] for line in lines}
     color = alt.Color("line:N", title=None, scale=alt.Scale(domain=[*colors], range=[*colors.values()]))
@@ -61,8 +61,8 @@ def lines_chart(
     for place, text in marks:
         mark = data([{"x": place}]).encode(x="x:Q")
         layers += [mark.mark_rule(color=GREY, strokeDash=[4, 3]), mark.mark_text(text=text, align="right", dx=-4, y=8)]
-    tips = [alt.Tooltip("line:N"), alt.Tooltip("run:N"), alt.Tooltip("x:Q", title=x, format=WHOLE)]
-    tips += [alt.Tooltip("y:Q", title=y, format=TIP), *(alt.Tooltip(f"{name}:Q", format=TIP) for name in each[2:])]
+    tips = ["line:N", "run:N", alt.Tooltip("x:Q", title=x, format=WHOLE), alt.Tooltip("y:Q", title=y, format=TIP)]
+    tips += [alt.Tooltip(f"{name}:Q", format=TIP) for name in each[2:]]
     return finished([*layers, under_pointer(base, tips)])
 
 
@@ -85,7 +85,7 @@ def fits_chart(growth: Growth, colors: Mapping[float, str]) -> alt.LayerChart:
     label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE {where}: ' + {value}"
     ys = [*(growth["truth"] or growth["held_out"]["y"]), *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
-    names: list[str | alt.FieldName] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
+    names: list[Any] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
     on_grid = chosen.transform_calculate(x="grid", truth="truth")
     curve = on_grid.transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
     curve = curve.encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y)
