@@ -34,7 +34,7 @@ class Parser(ArgumentParser):
         types = types_in(getattr(action, "_typehint", None))
         if Mapping in map(get_origin, types):
             arg_strings = [re.sub(r":(?=\S)", ": ", arg) for arg in arg_strings]  # {5:0.01} is no pair in YAML
-        if any(isinstance(kind, type) and issubclass(kind, int) and kind is not bool for kind in types):
+        if types & {int, NonNegativeInt, PositiveInt}:
             arg_strings = [plain_count(arg) for arg in arg_strings]
         return super()._get_values(action, arg_strings)
 
