@@ -1,6 +1,6 @@
 """What the learning-rate drop does to accuracy, and why: recorded by the runs, and measured from their checkpoints."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from itertools import islice
 from typing import Any
 
@@ -8,7 +8,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.utils import vector_to_parameters
+from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from torch.optim.swa_utils import update_bn
 
 from analysis.measure import Nets, accuracy, measured
@@ -71,10 +71,6 @@ def measure_renewed(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> di
     return accuracies
 
 
-def flat(parts: Iterable[Tensor]) -> Tensor:
-    return torch.cat([part.detach().flatten() for part in parts])
-
-
 def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, Any]:
     """The training loss along straight lines between weights (Goodfellow et al. 2015, Xing et al. 2018).
 
@@ -84,7 +80,7 @@ def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict
     """
     net, settings = nets[0].train(), run.summary["settings"]
     images, labels = normalize(data.train[0][:LINE_IMAGES]), data.train[1][:LINE_IMAGES]
-    start, *ends = (flat(each.parameters()) for each in nets)
+    start, *ends = (parameters_to_vector(each.parameters()).detach() for each in nets)
 
     @torch.no_grad()
     def losses(origin: Tensor, way: Tensor, at: Sequence[float]) -> list[float]:
@@ -103,7 +99,8 @@ def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict
         for batch, targets in islice(data.train_dataloader(), LINE_STEPS if is_plain_sgd else 0):
             vector_to_parameters(weights, net.parameters())
             loss = F.cross_entropy(net(batch), targets)
-            gradient = flat(torch.autograd.grad(loss, list(net.parameters())))
+            gradients = torch.autograd.grad(loss, list(net.parameters()))
+            gradient = torch.cat([each.flatten() for each in gradients])  # some are channels_last
             step = -lr * (gradient + settings["weight_decay"] * weights)
             content[name].append(losses(weights, step, ACROSS))
             weights = weights + step
