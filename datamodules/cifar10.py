@@ -129,11 +129,11 @@ class CIFAR10DataModule(LightningDataModule):
         if not (self.val_size or self.test_each_epoch or self.probe_train):
             return []
         images, labels = self.train if self.val_size else self.test
-        parts = [(images[-self.val_size :], labels[-self.val_size :])]  # with val_size 0 all of the test split
+        loaders = [self._eval_batches(images[-self.val_size :], labels[-self.val_size :])]  # [-0:] is all
         if self.probe_train:
             num = min(TRAIN_SUBSET, len(self.train[1]) - self.val_size)
-            parts.append((self.train[0][:num], self.train[1][:num]))
-        return [self._eval_batches(*part) for part in parts]
+            loaders.append(self._eval_batches(self.train[0][:num], self.train[1][:num]))
+        return loaders
 
     def test_dataloader(self) -> EvalBatches:
         return self._eval_batches(*self.test)
@@ -166,4 +166,4 @@ def read_images(dataset: str, data_root: Path, train: bool, device: torch.device
         images, labels = synthetic_images(10_000, seed=0) if train else synthetic_images(2_000, seed=1)
     else:
         images, labels = read_cifar10(data_root, train)
-    return images.to(device), labels.to(device)
+    return images.to(device), labels
