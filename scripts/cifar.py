@@ -111,14 +111,12 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
 
 def make_callbacks(cfg: Namespace, run: Run, record: ClassifierRecord, pictures: TestPictures) -> list[Callback]:
     """The callbacks of a run; the record reads what those before it have logged of an epoch."""
-    schedule: LRStep | OneCycle
-    if cfg.milestones is None and cfg.warmup_fraction is not None:
-        schedule = build(OneCycle, cfg)
-    else:  # without milestones a constant rate
-        schedule = build(LRStep, cfg, milestones=cfg.milestones or {}, unit=cfg.milestone_unit)
+    milestones, unit = cfg.milestones or {}, cfg.milestone_unit  # without milestones a constant rate
+    has_one_cycle = cfg.milestones is None and cfg.warmup_fraction is not None
+    schedule = build(OneCycle, cfg) if has_one_cycle else build(LRStep, cfg, milestones=milestones, unit=unit)
     # The weights before each LR step are kept, and those one epoch later, for the report compares both.
-    epochs = schedule.milestones if isinstance(schedule, LRStep) and schedule.unit == "epoch" else ()
-    saving = SaveLast(**run.saving, keep_before={epoch + i for epoch in epochs for i in (0, 1)})
+    epochs = {epoch + i for epoch in milestones for i in (0, 1)} if unit == "epoch" else ()
+    saving = SaveLast(**run.saving, keep_before=epochs)
     bar = TQDMProgressBar(refresh_rate=10)
     return [run, schedule, EpochAverages(), record, StopOnNonFiniteLoss(), pictures, saving, bar]
 
