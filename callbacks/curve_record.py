@@ -107,8 +107,8 @@ class CurveRecord(Callback):
             for lr, seeds, error in zip(model.lrs, each, errors, strict=True):
                 finite = seeds[np.isfinite(seeds).all(1)]
                 low, high = np.quantile(finite, (0.25, 0.75), axis=0) if len(finite) else ([], [])
-                fit = {"fit": seeds[0] if np.isfinite(seeds[0]).all() else [], "low": low, "high": high}
-                lists = {part: digits(values) for part, values in fit.items()}
+                first = seeds[0] if np.isfinite(seeds[0]).all() else []
+                lists = {"fit": digits(first), "low": digits(low), "high": digits(high)}
                 fits.append({"lr": lr, "epochs": epochs, name: float(error), **lists})
         few = np.s_[0, :MOST_POINTS]  # in random order
         points = {"x": digits(data.x[few], model.x_scale), "y": digits(data.y[few])}
