@@ -43,7 +43,7 @@ def spread_over_seeds(lrs: Sequence[float], epochs: np.ndarray, values: Mapping[
 def error_of(row: Row, error: str) -> float:
     """The median of an error in a row of ``spread_over_seeds``; infinity for what diverged, null in JSON."""
     median = row[error]["median"]
-    return math.inf if median is None else float(median)
+    return math.inf if median is None else median
 
 
 def more_training(epochs: np.ndarray, error: np.ndarray) -> dict[str, Any]:

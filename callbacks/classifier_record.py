@@ -35,8 +35,8 @@ class ClassifierRecord(Callback):
         return {**state, "seconds_of_this_epoch": time.perf_counter() - self._since}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.epochs, self.batches = list(state["epochs"]), dict(state["batches"])
-        self._validated, self._seconds = dict(state["validated"]), state["seconds_of_this_epoch"]
+        self.epochs, self.batches = state["epochs"], state["batches"]
+        self._validated, self._seconds = state["validated"], state["seconds_of_this_epoch"]
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         # Resuming inside an epoch, Lightning leaves out the next hook.

@@ -27,7 +27,7 @@ class CurveRecord(Callback):
     """
 
     def __init__(self, asked: Sequence[int], auto: bool) -> None:
-        self.asked, self.auto = sorted(set(asked)), auto
+        self.asked, self.auto = asked, auto
         # epochs done -> {"train_mse": (M,), "true_mse": (M,), ...}; and the fitted curves (M, G) of some epoch counts
         self.measured: dict[int, dict[str, Tensor]] = {}
         self.curves: dict[int, Tensor] = {}

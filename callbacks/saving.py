@@ -71,7 +71,7 @@ class SaveLast(Checkpoint):
     ) -> None:
         self.last, self.aside = folder / "last.ckpt", folder / ".last.ckpt.tmp"
         self.every_n_steps, self.interval, self.each_epoch = every_n_steps, interval, each_epoch
-        self.keep_before, self.advice, self.requeues = set(keep_before), advice, requeues
+        self.keep_before, self.advice, self.requeues = keep_before, advice, requeues
         self._kept: Path | None = None
         self._is_aside = False
         self._is_stopped = False  # by a callback, before the length that was asked for

@@ -6,7 +6,6 @@ import shutil
 import sys
 import time
 import zipfile
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -256,9 +255,9 @@ def read_settings(path: Path) -> dict[str, Any]:
         return dict(yaml.safe_load(file) or {})
 
 
-def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Writes config.yaml."""
-    text = yaml.safe_dump(dict(settings), sort_keys=False, allow_unicode=True)
+    text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
     write_atomically(folder / "config.yaml", lambda file: file.write(text.encode()))
 
 

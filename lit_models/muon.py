@@ -29,8 +29,8 @@ class Muon(torch.optim.SGD):
     ) -> None:
         if not (lr_ratio >= 0 and filter_momentum >= 0):
             raise ValueError(f"lr_ratio is {lr_ratio}, filter_momentum {filter_momentum}; they must be at least 0")
-        first: dict[str, Any] = {"params": list(filters), "lr_ratio": lr_ratio, "momentum": filter_momentum}
-        super().__init__([first, {"params": list(others)}], **sgd)
+        first: dict[str, Any] = {"params": filters, "lr_ratio": lr_ratio, "momentum": filter_momentum}
+        super().__init__([first, {"params": others}], **sgd)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]

@@ -34,7 +34,7 @@ from datamodules.folder import counts
 from lit_models import ResNet20Classifier
 
 
-def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
+def cifar_parser(recipe: dict[str, Any]) -> Parser:
     """All flags, with the recipe's values as their defaults."""
     parser = training_parser(__doc__)
     add = parser.add_argument
@@ -50,7 +50,7 @@ def cifar_parser(recipe: Mapping[str, Any]) -> Parser:
     parser.add_class_arguments(ResNet20Classifier, skip={"compile", "num_classes"})
     parser.add_class_arguments(CIFAR10DataModule, skip={"dataset", "seed"})
     add_trainer_flags(parser, num_sanity_val_steps=0)
-    parser.set_defaults(dict(recipe))
+    parser.set_defaults(recipe)
     return parser
 
 
