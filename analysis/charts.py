@@ -24,8 +24,8 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
-def finished(layers: Sequence[alt.Chart], height: int = 260) -> alt.LayerChart:
-    return alt.LayerChart(layer=list(layers), width="container", height=height).configure(**CONFIG)
+def finished(layers: list[alt.Chart], height: int = 260) -> alt.LayerChart:
+    return alt.LayerChart(layer=layers, width="container", height=height).configure(**CONFIG)
 
 
 def data(rows: Rows) -> alt.Chart:
