@@ -37,9 +37,8 @@ def build_trainer(
         raise UsageError("a --strategy that spawns or forks keeps a run's results in its child processes: give ddp")
     flags = parser.instantiate(cfg)
     own = listed(flags.callbacks)
-    has_own_bar = any(isinstance(callback, ProgressBar) for callback in own)
     may_show = flags.enable_progress_bar is not False
-    has_bar = may_show and sys.stdout.isatty() and not has_own_bar
+    has_bar = may_show and sys.stdout.isatty() and not any(isinstance(each, ProgressBar) for each in own)
     out = (*([] if has_bar else [ProgressBar]), *([Checkpoint] if flags.enable_checkpointing is False else []))
     callbacks = [*(each for each in callbacks if not isinstance(each, out)), ProgressLines(), *own]
     if any(Path(each.dirpath or "").resolve() == run.checkpoints.resolve() for each in own if hasattr(each, "dirpath")):
