@@ -64,10 +64,10 @@ class CurveRecord(Callback):
 
     def table(self, model: FunctionRegressor) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """(T,) measured epoch counts, and (T, L, S) values of each metric."""
-        rows = [measured for _, measured in sorted(self.measured.items())]
-        shape = (len(rows), len(model.lrs), len(model.seeds))
-        values = {name: np.array([row[name].numpy() for row in rows]).reshape(shape) for name in METRICS}
-        return np.array(sorted(self.measured), dtype=int), values
+        epochs = sorted(self.measured)
+        shape = (len(epochs), len(model.lrs), len(model.seeds))
+        values = {name: np.array([self.measured[e][name].numpy() for e in epochs]).reshape(shape) for name in METRICS}
+        return np.array(epochs, dtype=int), values
 
     def summary(self, model: FunctionRegressor, data: CurveDataModule) -> dict[str, Any]:
         """The content of summary.json, once all is done; what diverged is not finite."""
