@@ -168,7 +168,7 @@ class ResNet20Classifier(LightningModule):
         self.log("lr", self._lr)
 
 
-def averages(stage: str, num_classes: int = 10) -> MetricCollection:
+def averages(stage: str, num_classes: int) -> MetricCollection:
     """``<stage>/loss`` and ``<stage>/acc`` over an epoch's images; others of logits and labels can be added here."""
     return MetricCollection(
         {
