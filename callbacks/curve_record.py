@@ -48,9 +48,7 @@ class CurveRecord(Callback):
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object) -> None:
         self._train_mse = outputs["train_mse"]
 
-    def on_validation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: object
-    ) -> None:
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, *args: Any) -> None:
         if not trainer.sanity_checking:
             measured = {"train_mse": self._train_mse, **outputs}
             epochs, self._latest = measured.pop("epochs"), measured.pop("curve")

@@ -4,7 +4,7 @@ import csv
 import io
 import shutil
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,7 @@ from cli.run import Run
 LIGHTNING = "lightning"  # where Lightning's own callbacks and profilers put their files, in the folder of a run
 
 
-def build_trainer(
-    parser: Parser, cfg: Namespace, run: Run, callbacks: Sequence[Callback], **instead: object
-) -> Trainer:
+def build_trainer(parser: Parser, cfg: Namespace, run: Run, callbacks: list[Callback], **instead: object) -> Trainer:
     """A Trainer from ``cfg``; callbacks, loggers and plugins named there are added to those of the run.
 
     A progress bar among ``callbacks`` is shown on a terminal only. ``instead`` takes the place of flags. Raises
