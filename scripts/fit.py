@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from jsonargparse import Namespace
 from jsonargparse.typing import PositiveFloat, PositiveInt
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import seed_everything
 
 from analysis.curves import error_name, fit_text, spread_over_seeds
 from analysis.figures import errors_figure, fit_cards, fits_figure, save_png, show_pictures
@@ -76,7 +76,7 @@ def fit() -> None:
     memory = f", in about {gigabytes:.0f} GB of memory" if gigabytes > 1 else ""
     print(f"Fitting {data.title}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}{memory}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
-    print(fit_text(write_results(record, model, data, trainer, run)))
+    print(fit_text(write_results(record, model, data, run)))
     print(where_to_look(folder))
 
 
@@ -99,9 +99,7 @@ def measured_epochs(asked: Sequence[int], last: int, save_every: int | None = No
     return sorted(e for e in epochs if e <= last)
 
 
-def write_results(
-    record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, trainer: Trainer, run: Run
-) -> dict[str, Any]:
+def write_results(record: CurveRecord, model: FunctionRegressor, data: CurveDataModule, run: Run) -> dict[str, Any]:
     """The figures, curves.json (how the fitted curves grow), and summary.json, whose content it returns."""
     summary, growth = run.with_facts(record.summary(model, data)), record.growth(model, data)
     epochs, values = record.table(model)
@@ -110,8 +108,9 @@ def write_results(
         save_png(fits_figure(growth, reported, data.title), run.folder / "curves.png")
         rows = spread_over_seeds(model.lrs, epochs, values)
         errors = errors_figure(rows, data.noise_std**2, error_name(data.function))
-        show_pictures([(model.epochs_done, save_png(errors, run.folder / "errors.png"))], "val/errors", trainer.loggers)
-    show_pictures(fit_cards(growth), "val/curve", trainer.loggers)
+        pixels = save_png(errors, run.folder / "errors.png")
+        show_pictures([(model.epochs_done, pixels)], "val/errors", model.trainer.loggers)
+    show_pictures(fit_cards(growth), "val/curve", model.trainer.loggers)
     write_json(run.folder / "curves.json", growth, indent=None)
     write_json(run.folder / "summary.json", summary)
     return summary
