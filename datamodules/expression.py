@@ -3,7 +3,7 @@
 import ast
 import math
 import operator
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import reduce
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor
 MAX_LENGTH = 1000  # characters: parsing a much longer text could exhaust the stack
 LARGEST = 1e150  # the largest |f(x)|: its square is still finite in float64
 SYMBOLS = "Add:add Sub:sub Mult:mul Div:truediv Pow:pow USub:neg UAdd:pos Lt:lt LtE:le Gt:gt GtE:ge Eq:eq NotEq:ne"
-OPERATORS: dict[type, Callable[..., Tensor]] = {  # by their classes in ast
+OPERATORS = {  # by their classes in ast
     getattr(ast, name): getattr(operator, function) for name, function in (pair.split(":") for pair in SYMBOLS.split())
 }
 UNARY = "sin cos tan asin acos atan sinh cosh tanh exp log log2 log10 sqrt abs sign floor ceil relu sigmoid sinc"
-FUNCTIONS: dict[tuple[str, int], Callable[..., Tensor]] = {  # by name and number of arguments
+FUNCTIONS = {  # by name and number of arguments
     **{(name, 1): getattr(torch, name) for name in UNARY.split()},
     **{("min", 2): torch.minimum, ("minimum", 2): torch.minimum},
     **{("max", 2): torch.maximum, ("maximum", 2): torch.maximum},
