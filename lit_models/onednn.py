@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_models.resnet20 import BasicBlock, ResNet20
 
+Forward = Callable[[Tensor], Tensor]  # from images to logits
 LAYERS = (ResNet20, nn.Sequential, BasicBlock, nn.Conv2d, nn.BatchNorm2d, nn.Linear)
 
 
@@ -38,7 +39,7 @@ def can_train_in_mkldnn(net: nn.Module) -> TypeGuard[ResNet20]:
     return cpu_has_bfloat16() and is_plain(net) and not is_disabled
 
 
-def faster(net: nn.Module, precision: str, device: str) -> Callable[[Tensor], Tensor] | None:
+def faster(net: nn.Module, precision: str, device: str) -> Forward | None:
     """What computes the logits of ``net`` in train mode in less time, on this kind of device; None if nothing does."""
     if precision == "bf16-mixed" and device == "cpu" and can_train_in_mkldnn(net):
         return in_mkldnn(net)
@@ -68,7 +69,7 @@ def in_place(net: ResNet20, block: type[InPlace] = InPlace) -> ResNet20:
     return twin
 
 
-def in_mkldnn(net: ResNet20) -> Callable[[Tensor], Tensor]:
+def in_mkldnn(net: ResNet20) -> Forward:
     """(N, 3, H, W) float32 images -> (N, num_classes) float32 logits of ``net`` in train mode, by its own layers."""
     twin = in_place(net, PaddedByConvolution)
     twin.layer3.append(Dense())

@@ -1,6 +1,5 @@
 """ResNet20Classifier: ResNet-20, or a network of your own, trained as a classifier by SGD or Muon."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,11 +12,10 @@ from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from lit_models.muon import Muon
-from lit_models.onednn import faster
+from lit_models.onednn import Forward, faster
 from lit_models.resnet20 import ResNet20
 
 Batch = tuple[Tensor, Tensor]
-Forward = Callable[[Tensor], Tensor]  # from images to logits
 SHIPPED = Path(__file__).with_name("resnet20.safetensors")  # written by scripts/export.py
 
 
