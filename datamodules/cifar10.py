@@ -14,7 +14,7 @@ from torch import Tensor
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.cifar10_files import ARCHIVE, FOLDER, download_cifar10, read_cifar10
-from datamodules.folder import mean_and_std, read_folder
+from datamodules.folder import Labeled, mean_and_std, read_folder
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
 
@@ -79,7 +79,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.num_train = 50_000 if dataset == "cifar10" else 10_000
         self.classes: Sequence[str] = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
         self.mean, self.std = MEAN, STD
-        self.pictures: list[tuple[Tensor, Tensor]] | None = None  # of a folder: to train on, to test on
+        self.pictures: list[Labeled] | None = None  # of a folder: to train on, to test on
         if dataset == "folder":
             self.classes, *self.pictures = read_folder(self.data_root, seed)
             self.num_train = len(self.pictures[0][1])
@@ -160,7 +160,7 @@ class CIFAR10DataModule(LightningDataModule):
 
 
 @cache  # fit and test, and runs of several seeds, share the images
-def read_images(dataset: str, data_root: Path, train: bool, device: torch.device) -> tuple[Tensor, Tensor]:
+def read_images(dataset: str, data_root: Path, train: bool, device: torch.device) -> Labeled:
     """(N, 32, 32, 3) uint8 and (N,) int64. Raises MisconfigurationException where a file is not the official one."""
     if dataset == "synthetic":
         images, labels = synthetic_images(10_000, seed=0) if train else synthetic_images(2_000, seed=1)
