@@ -46,7 +46,7 @@ def error_of(row: Row, error: str) -> float:
     return math.inf if median is None else median
 
 
-def more_training(epochs: np.ndarray, error: np.ndarray) -> dict[str, Any]:
+def more_training(epochs: np.ndarray, error: np.ndarray) -> Row:
     """Compares the error (T, S) at the last epoch count with that at the best, for one learning rate.
 
     For each seed the *other* seeds choose the best epoch count: to pick the minimum of a noisy curve would by itself
@@ -70,7 +70,7 @@ def more_training(epochs: np.ndarray, error: np.ndarray) -> dict[str, Any]:
     return content | {"verdict": "hurts" if low > 1 and coverage >= 0.95 else "no evidence"}
 
 
-def early_stopping(epochs: np.ndarray, errors: np.ndarray, val_mse: np.ndarray, error: str) -> dict[str, Any]:
+def early_stopping(epochs: np.ndarray, errors: np.ndarray, val_mse: np.ndarray, error: str) -> Row:
     """The best epoch count by the errors' median, and by a held-out noisy sample, all that one has when f is unknown.
 
     Both arrays are (T, S). Each seed has its own sample; given are the medians of the chosen counts and errors there.
