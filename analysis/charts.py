@@ -9,7 +9,7 @@ import altair as alt
 
 from analysis.curves import Growth, error_name
 from analysis.figures import GREY, counts_and_lrs
-from analysis.runs import Row, Rows
+from analysis.runs import Rows
 
 WHOLE, TIP = ",.7~g", ",.3~g"  # of epochs and points; of all other numbers, as in the text
 TRUTH = "#9467bd"  # f; not a learning rate's color
@@ -45,7 +45,7 @@ def lines_chart(
     """``lines``, at least one, have the names "line" and "run", the "color" of all of this name, and lists "x" and "y";
     for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
     vertical lines, x and text."""
-    kind: dict[str, Any] = {"type": "log"} if log else {"zero": False}
+    kind = {"type": "log"} if log else {"zero": False}
     scale = alt.Scale(nice=False, padding=6, **kind)
     axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
     each: list[Any] = [name for name in lines[0] if name not in ("line", "run", "color")]
@@ -85,7 +85,7 @@ def fits_chart(growth: Growth, colors: Mapping[float, str]) -> alt.LayerChart:
     label = f"'lr ' + lr + ', ' + format(datum.epochs, ',') + ' epochs, MSE {where}: ' + {value}"
     ys = [*(growth["truth"] or growth["held_out"]["y"]), *points["y"]]
     y = alt.Y("fitted curve:Q", title="y", scale=alt.Scale(domain=[min(ys), max(ys)], nice=True))
-    names: list[Any] = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
+    names = ["x", "fitted curve", "ground truth f(x)", "lower quartile", "upper quartile"]
     on_grid = chosen.transform_calculate(x="grid", truth="truth")
     curve = on_grid.transform_flatten(["x", "fit", "truth", "low", "high"], as_=names)
     curve = curve.encode(alt.X("x:Q", scale=alt.Scale(zero=False, nice=False)), y)
@@ -108,7 +108,7 @@ def fits_chart(growth: Growth, colors: Mapping[float, str]) -> alt.LayerChart:
 
 def waterfall_chart(accuracies: Mapping[str, float], end: str) -> alt.LayerChart:
     """A bar for each step from the first of these percentages to the last, which ``end`` names."""
-    values, names, rows = [*accuracies.values()], [*accuracies, end], list[Row]()
+    values, names, rows = [*accuracies.values()], [*accuracies, end], []
     for name, (a, b) in zip(names, itertools.pairwise([values[0], *values, values[-1]]), strict=True):
         text = f"{b:.1f} %" if name in (names[0], end) else f"{b - a:+.1f} pp"
         rows.append({"name": name, "start": a, "end": b, "text": text})

@@ -100,7 +100,7 @@ def training_section(runs: Sequence[FinishedRun]) -> Section:
     """Accuracy and loss over the epochs, for runs that differ by their seeds only."""
     summary, charts = runs[0].summary, {}
     for kind, (title, scale) in MEASURES.items():
-        lines: list[Row] = []
+        lines = []
         for (name, line), color in zip(LINES.items(), (TRAIN, VAL, PROBE), strict=True):
             lines += epoch_lines(runs, line or summary["measured_on"], color, f"{name}_{kind}", scale)
         for run in runs:
@@ -128,7 +128,7 @@ def epochs_chart(runs: Sequence[FinishedRun], lines: Rows, title: str) -> alt.La
 
 def drop_section(pairs: Sequence[Pair], colors: Mapping[float, str], data_root: str | None) -> Section:
     runs, others = zip(*pairs, strict=True)
-    summary, numbers, along, across = runs[0].summary, [], list[Row](), list[Row]()
+    summary, numbers, along, across = runs[0].summary, [], [], []
     lrs = {"without": summary["epochs"][0]["lr"], "with": summary["epochs"][-1]["lr"]}  # before and after the drop
     for run, other in pairs:
         numbers_of_run, losses = drop_numbers(run, other, data_root)

@@ -98,7 +98,7 @@ class CurveRecord(Callback):
             places = 3 - math.floor(math.log10(scale))
             return [round(value, places) for value in np.asarray(values).ravel().tolist()]
 
-        L, S, fits, name = len(model.lrs), len(model.seeds), list[dict[str, Any]](), error_name(data.function)
+        L, S, fits, name = len(model.lrs), len(model.seeds), [], error_name(data.function)
         for epochs, curves in sorted(self.curves.items()):
             each = curves[:, ::THIN].numpy().reshape(L, S, -1)
             errors = medians(self.measured[epochs][name].view(L, S).numpy())

@@ -113,7 +113,7 @@ def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namesp
     limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
     is_whole = batches > 0 and cfg.limit_train_batches is None  # else short, or of own pictures
     steps = min(limit for limit in limits if limit > 0) if is_whole else 0
-    choices: dict[str, Any] = {}
+    choices = {}
     for name, choose in {"precision": choose_precision, "compile": choose_compile}.items():
         if cfg[name] == "auto":
             choices[name], reason = (saved[name], "") if name in saved else choose(cfg, steps)

@@ -245,7 +245,7 @@ def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:
 
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
     """All settings of a run as plain values, without where the run is and what it resumes."""
-    settings: dict[str, Any] = yaml.safe_load(parser.dump(cfg, skip_none=False))
+    settings = yaml.safe_load(parser.dump(cfg, skip_none=False))
     del settings["run_dir"]
     return settings | {"ckpt_path": None}
 

@@ -65,7 +65,7 @@ def read_cifar10(data_root: Path, train: bool) -> tuple[Tensor, Tensor]:
     """(N, 32, 32, 3) uint8 and (N,) int64. Raises MisconfigurationException where a file is not the official one."""
     files = CIFAR10.train_list if train else CIFAR10.test_list
     images = torch.empty(len(files), 10_000, 32, 32, 3, dtype=torch.uint8)  # filled file by file: the memory's peak
-    labels: list[int] = []
+    labels = []
     # torchvision's CIFAR10 would check all files for each of the splits.
     for part, (name, md5) in zip(images, files, strict=True):
         path = data_root / FOLDER / name

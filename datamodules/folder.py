@@ -32,7 +32,7 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
     classes, least, rng = names[0], 3 - len(parts), torch.Generator().manual_seed(seed)
     if not 2 <= len(classes) <= 1000:
         raise ValueError(f"{parts[0]} must hold 2 to 1,000 sub-folders, one for each class, not {len(classes)}")
-    splits: list[list[Tensor]] = []
+    splits = []
     for name in classes:
         images = []
         for part in parts:

@@ -16,7 +16,7 @@ def read_pictures(names: Iterable[str]) -> tuple[dict[Path, Tensor], list[Path]]
 
     A folder's files include those of its sub-folders, but no hidden ones.
     """
-    pictures, skipped = dict[Path, Tensor](), list[Path]()
+    pictures, skipped = {}, []
     for path in (Path(file) for name in names for file in glob(name) or [name]):  # Windows' shells pass *.png as it is
         files = sorted(f for f in path.rglob("*") if f.is_file() and "/." not in f"/{f.relative_to(path).as_posix()}")
         for file in files if path.is_dir() else [path]:

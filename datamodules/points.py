@@ -29,7 +29,7 @@ def read_columns(path: str | Path, names: Sequence[str] | None, default: Sequenc
     decimal = "." if delimiter == ";" else ","  # what a comma is read as
     reader = csv.reader((line.strip(" #") for line in text.splitlines()), delimiter=delimiter, skipinitialspace=True)
     rows = ([cell.strip() for cell in row] for row in reader if any(map(str.strip, row)))
-    numbers: list[list[float]] = []
+    numbers = []
     try:
         first = next(rows, [])
         header = [] if any(re.match(r"[-+.\d]", cell) for cell in first) else first
