@@ -45,8 +45,7 @@ def lines_chart(
     """``lines``, at least one, have the names "line" and "run", the "color" of all of this name, and lists "x" and "y";
     for a band also lists "lower quartile" and "upper quartile". ``x`` and ``y`` are titles of axes; ``marks`` are
     vertical lines, x and text."""
-    kind = {"type": "log"} if log else {"zero": False}
-    scale = alt.Scale(nice=False, padding=6, **kind)
+    scale = alt.Scale(nice=False, padding=6, **({"type": "log"} if log else {"zero": False}))
     axis = alt.Axis(format=WHOLE, values=[*ticks], tickCount=len(ticks)) if ticks else alt.Axis()  # all of them
     each: list[Any] = [name for name in lines[0] if name not in ("line", "run", "color")]
     axes = alt.X("x:Q", title=x, scale=scale, axis=axis), alt.Y("y:Q", title=y, scale=scale)

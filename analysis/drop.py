@@ -98,8 +98,7 @@ def measure_lines(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict
         weights = start
         for batch, targets in islice(data.train_dataloader(), LINE_STEPS if is_plain_sgd else 0):
             vector_to_parameters(weights, net.parameters())
-            loss = F.cross_entropy(net(batch), targets)
-            gradients = torch.autograd.grad(loss, list(net.parameters()))
+            gradients = torch.autograd.grad(F.cross_entropy(net(batch), targets), list(net.parameters()))
             gradient = torch.cat([each.flatten() for each in gradients])  # some are channels_last
             step = -lr * (gradient + settings["weight_decay"] * weights)
             content[name].append(losses(weights, step, ACROSS))

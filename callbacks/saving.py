@@ -176,8 +176,7 @@ class SaveLast(Checkpoint):
             for logger in trainer.loggers:
                 logger.save()
             if self._kept is not None:  # before last.ckpt, from which on it would not be made again
-                content = self.aside.read_bytes()
-                write_atomically(self._kept, lambda file: file.write(content))
+                write_atomically(self._kept, lambda file: file.write(self.aside.read_bytes()))
             os.replace(self.aside, self.last)
         self._kept, self._is_aside = None, False
         if self._leaves:

@@ -50,8 +50,7 @@ class Muon(torch.optim.SGD):
                 p.grad = None
         for pairs in by_shape.values():
             weights, updates = (torch.stack(tensors).flatten(2) for tensors in zip(*pairs, strict=True))
-            norms = weights.norm(dim=(1, 2), keepdim=True)
-            weights.mul_(weights.shape[1] ** 0.5 / norms)
+            weights.mul_(weights.shape[1] ** 0.5 / weights.norm(dim=(1, 2), keepdim=True))
             weights.sub_(orthogonalized(updates), alpha=group["lr_ratio"] * group["lr"])
             for (p, _), new in zip(pairs, weights, strict=True):
                 p.copy_(new.view_as(p))
