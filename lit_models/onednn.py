@@ -20,9 +20,10 @@ LAYERS = (ResNet20, nn.Sequential, BasicBlock, nn.Conv2d, nn.BatchNorm2d, nn.Lin
 
 def cpu_has_bfloat16() -> bool:
     """Whether the CPU multiplies bfloat16 in hardware, and may; emulated, as on AVX2, it is slower than float32."""
-    has, uses = torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability()  # ATEN_CPU_CAPABILITY limits it
-    is_native = uses == "AVX512" and (has.get("avx512_bf16") or has.get("amx_bf16"))
-    return bool(is_native) and torch.backends.mkldnn.is_available()
+    # ATEN_CPU_CAPABILITY limits what PyTorch uses of the processor, ONEDNN_MAX_CPU_ISA what oneDNN does.
+    has, uses = torch.cpu.get_capabilities(), torch.backends.cpu.get_cpu_capability()
+    is_native = uses == "AVX512" and bool(has.get("avx512_bf16") or has.get("amx_bf16"))
+    return is_native and torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def is_plain(net: nn.Module) -> TypeGuard[ResNet20]:
