@@ -93,7 +93,8 @@ class Run(Callback):
         self._abandoned: list[Path] = []  # later checkpoints of a run that is rewound
         self.is_stopped = False  # before its length, by a callback, and not asked for another length
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
-            atexit.register(self._remove_unused)
+            own = [parent for parent in folder.parents if cfg.run_dir is None or not parent.exists()]
+            atexit.register(self._remove_unused, own)
         self._start = start
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.ckpt_path = self.checkpoint.path if self.checkpoint else None
@@ -193,12 +194,13 @@ class Run(Callback):
                 path.unlink(missing_ok=True)
             write_settings(self.folder, self.settings)
 
-    def _remove_unused(self) -> None:
-        """A new folder in which nothing was trained goes as the process ends."""
+    def _remove_unused(self, parents: list[Path]) -> None:
+        """A new folder in which nothing was trained goes as the process ends, and these that hold nothing else."""
         if not self.config.exists():
             shutil.rmtree(self.folder, ignore_errors=True)
             with suppress(OSError):  # there is something else in it
-                os.removedirs(self.folder.parent)
+                for parent in parents:
+                    parent.rmdir()
 
 
 def with_paths_moved(state: Any, before: str, now: str) -> Any:
