@@ -105,7 +105,7 @@ def fit_cards(growth: Growth) -> Iterator[tuple[int, np.ndarray]]:
     """About ten epoch counts, each with (440, 660, 3) uint8 pixels, to be read at the width of a TensorBoard card."""
     figure = Figure(figsize=(3.3, 2.2), dpi=200, layout="constrained")
     axes, (counts, lrs) = figure.subplots(), counts_and_lrs(growth)
-    for epochs in counts[:: -(len(counts) // 10 + 1)][::-1]:  # of more, TensorBoard shows a random choice
+    for epochs in counts[:: -max(1, math.ceil(len(counts) / 10))][::-1]:  # of more, TensorBoard shows a random choice
         draw_fits(axes, growth, epochs, lrs)
         if not figure.legends:
             add_legend(figure)

@@ -53,7 +53,7 @@ class CurveRecord(Callback):
             measured = {"train_mse": self._train_mse, **outputs}
             epochs, self._latest = measured.pop("epochs"), measured.pop("curve")
             self.measured[epochs] = measured
-            if self.auto or epochs in self.asked or epochs >= 1.2 * max(self.curves, default=0):
+            if self.auto or epochs in self.asked or epochs >= 1.5 * max(self.curves, default=0):
                 self.curves[epochs] = self._latest
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -92,10 +92,10 @@ class CurveRecord(Callback):
         }
 
     def growth(self, model: FunctionRegressor, data: CurveDataModule) -> Growth:
-        """The content of curves.json: how the fitted curves grow, on 201 points, to thousandths of the scales."""
+        """The content of curves.json: how the fitted curves grow, on 201 points, to hundredths of the scales."""
 
         def digits(values: Any, scale: float = model.y_scale[0].item()) -> list[float]:
-            places = 3 - math.floor(math.log10(scale))
+            places = 2 - round(math.log10(scale))
             return [round(value, places) for value in np.asarray(values).ravel().tolist()]
 
         L, S, fits, name = len(model.lrs), len(model.seeds), [], error_name(data.function)
