@@ -91,23 +91,16 @@ def serve() -> str:
     return sys.argv[0]
 
 
-def draw_images() -> None:
-    """They stay in the cache of ``read_images``, for what is forked with the default ``--data_root``."""
-    sys.path.insert(1, str(ROOT))
-    from datamodules.cifar10 import read_images
-
-    for train in (True, False):
-        read_images("synthetic", Path("data"), train, torch.device("cpu"))
-
-
 if __name__ == "__main__":
     for name in IMPORTED:
         importlib.import_module(name)
-    import torch
-
+    torch = sys.modules["torch"]
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # other threads would be lost, and waited for, in what is forked
-    draw_images()
+    sys.path.insert(1, str(ROOT))
+    read_images = importlib.import_module("datamodules.cifar10").read_images
+    for train in (True, False):  # they stay in its cache, for what is forked with the default --data_root
+        read_images("synthetic", Path("data"), train, torch.device("cpu"))
     gc.freeze()  # shared with all that it forks, which need not look through it when they end
     script = serve()
     torch.set_num_threads(threads)  # now, since the first call after a fork, which renews a pool, is not thread-safe

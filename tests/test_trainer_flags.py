@@ -8,6 +8,8 @@ import pytest
 from launch import Done, assert_refused, command, succeed
 from short_runs import summary
 
+from cli.parser import Namespace, build
+
 OWN = {
     "fit.py": "--epochs 20 --num_samples 30",
     "cifar.py": "--data synthetic --batch_size 16 --max_epochs 2 --accelerator cpu --compile false "
@@ -90,3 +92,8 @@ def test_config_repeats_a_run_with_a_callback(tmp_path: Path) -> None:
     run(f"fit.py --callbacks+={averaging}", tmp_path)
     succeed(tmp_path, "fit.py", "--config", "run/config.yaml", "--run_dir", "again")
     assert summary(tmp_path / "run")["results"] == summary(tmp_path / "again")["results"]
+
+
+def test_a_constructor_that_hides_its_arguments_is_refused() -> None:
+    with pytest.raises(TypeError, match="must be written out"):
+        build(lambda **kwargs: kwargs, Namespace(lr=0.1))
