@@ -90,6 +90,10 @@ class ClassifierRecord(Callback):
         cells = ["-" if row[name] is None else format(row[name], digits) for name, digits in COLUMNS.items()]
         pl_module.print("  ".join(f"{cell:>10}" for cell in cells))
 
+    def ended_unmeasured(self) -> bool:
+        """Whether no validation has seen the last epoch's weights, though there is something to validate on."""
+        return bool(self.batches["val_batches"] and self.epochs and self.epochs[-1]["val_acc"] is None)
+
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.test = logged(trainer, "test/")
 

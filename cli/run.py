@@ -93,8 +93,8 @@ class Run(Callback):
         self._abandoned: list[Path] = []  # later checkpoints of a run that is rewound
         self.is_stopped = False  # before its length, by a callback, and not asked for another length
         if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
-            own = [parent for parent in folder.parents if cfg.run_dir is None or not parent.exists()]
-            atexit.register(self._remove_unused, own)
+            parents = [parent for parent in folder.parents if cfg.run_dir is None or not parent.exists()]
+            atexit.register(self._remove_unused, parents)
         self._start = start
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.ckpt_path = self.checkpoint.path if self.checkpoint else None

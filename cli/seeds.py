@@ -16,7 +16,9 @@ from cli.parser import Parser
 from cli.run import plain_settings, write_settings
 
 
-def train_seeds(parser: Parser, cfg: Namespace, top: Path, train: Callable[..., Any]) -> list[dict[str, Any]]:
+def train_seeds(
+    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, Path, float], dict[str, Any]]
+) -> list[dict[str, Any]]:
     """The summaries of ``train(cfg, folder, top, start)`` for seed, seed+1, ..., in sub-folders of ``top``."""
     if cfg.ckpt_path not in (None, "last"):
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")

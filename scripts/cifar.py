@@ -95,8 +95,8 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
         print_once(counts(data.classes, data.pictures))
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     if not cfg.fast_dev_run:
-        if record.batches["val_batches"] and record.epochs and record.epochs[-1]["val_acc"] is None:
-            trainer.validate(model, data, verbose=False)  # training has ended inside an epoch
+        if record.ended_unmeasured():
+            trainer.validate(model, data, verbose=False)
         trainer.test(model, data, verbose=False)
     results = record.summary(run.settings, model, trainer.strategy.root_device)
     summary = run.with_facts(results | {"per_class_acc": pictures.per_class_acc})
