@@ -5,7 +5,7 @@ float32 nothing is gained by that; to add and to apply ReLU in place takes 3 to 
 """
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TypeGuard
 
 import torch
@@ -63,10 +63,15 @@ class InPlace(BasicBlock):
 
 def in_place(net: ResNet20, block: type[InPlace] = InPlace) -> ResNet20:
     """``net`` in train mode, with its own layers in other blocks."""
+    return with_blocks(net, lambda stage: map(block, stage))
+
+
+def with_blocks(net: ResNet20, change: Callable[[nn.Sequential], Iterable[nn.Module]]) -> ResNet20:
+    """``net``, by its own layers, with each stage of blocks changed."""
     twin = copy.copy(net)
     twin._modules = dict(net._modules)
     for name in ("layer1", "layer2", "layer3"):
-        twin._modules[name] = nn.Sequential(*map(block, getattr(net, name)))
+        twin._modules[name] = nn.Sequential(*change(getattr(net, name)))
     return twin
 
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
+from lit_models.growth import close, grow, to_train
 from lit_models.muon import Muon
 from lit_models.onednn import Forward, faster
 from lit_models.resnet20 import ResNet20
@@ -41,6 +42,7 @@ class ResNet20Classifier(LightningModule):
         compile: train through torch.compile, but an epoch's last batch, whose shape may be another.
         num_classes: classes of the labels, and outputs of the network.
         depth: layers of the network, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
+        grow_at: fraction of the steps that train without the last block of each stage; it begins as a copy, growth.py.
         pretrained: begin with the project's weights for CIFAR-10 (depth 20), but for a new last layer.
     """
 
@@ -57,24 +59,27 @@ class ResNet20Classifier(LightningModule):
         compile: bool = False,
         num_classes: int = 10,
         depth: int = 20,
+        grow_at: float = 0.0,
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        if optimizer not in ("sgd", "muon"):
-            raise ValueError(f"optimizer is {optimizer!r}; it is 'sgd' or 'muon'")
+        if optimizer not in ("sgd", "muon") or not 0 <= grow_at < 1:
+            raise ValueError(f"optimizer is {optimizer!r}, grow_at {grow_at}: 'sgd' or 'muon', from 0 to below 1")
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
         lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
-        muon_lr_ratio, muon_momentum = float(muon_lr_ratio), float(muon_momentum)
+        muon_lr_ratio, muon_momentum, grow_at = float(muon_lr_ratio), float(muon_momentum), float(grow_at)
         self.save_hyperparameters()
         # Not `self.hparams`: a subclass's hparams hold its own arguments, not those that it passes to `super()`.
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
         self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
         self.compiles = compile
-        self.num_classes, self.he_init, self.depth, self.pretrained = num_classes, he_init, depth, pretrained
+        self.num_classes, self.he_init, self.depth = num_classes, he_init, depth
+        self.grow_at, self.pretrained = grow_at, pretrained
         self.net = self.make_net()
         self.train_metrics, self.val_metrics = averages("train", num_classes), averages("val", num_classes)
         self.probe_metrics, self.test_metrics = averages("probe", num_classes), averages("test", num_classes)
-        self._faster: Forward | None = None  # what trains ``net``, if not the network itself
+        self._eager: Forward = self.net.__call__  # until training starts
+        self._pass = self._eager
         self._fused = True  # until setup knows the Trainer
         # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
         ResNet20Classifier.configure_optimizers(self)
@@ -86,10 +91,12 @@ class ResNet20Classifier(LightningModule):
         """
         net = ResNet20(self.num_classes, self.he_init, self.depth)
         if self.pretrained:
-            if self.depth != 20:
-                raise ValueError(f"depth is {self.depth}; the weights of pretrained are of depth 20")
+            if self.depth != 20 or self.grow_at:
+                raise ValueError(f"depth is {self.depth}, grow_at {self.grow_at}; pretrained needs 20 and 0")
             weights = load_file(SHIPPED)
             net.load_state_dict({**weights, **{f"linear.{name}": p for name, p in net.linear.named_parameters()}})
+        elif self.grow_at:
+            close(net)
         return net
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -107,7 +114,7 @@ class ResNet20Classifier(LightningModule):
         self._fused = not self.trainer.gradient_clip_val and self.trainer.precision != "16-mixed"
 
     def teardown(self, stage: str) -> None:
-        self._faster = None  # neither copied nor pickled with the module
+        self._eager = self._pass = self.net.__call__  # others cannot be copied or pickled with the module
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3, H, W) normalized images -> (N, num_classes) logits."""
@@ -115,19 +122,30 @@ class ResNet20Classifier(LightningModule):
 
     def on_train_start(self) -> None:
         self.train_metrics.set_dtype(torch.float32)  # bf16-true converts them too, and their sums would saturate
-        if self.compiles:
-            self._faster = torch.compile(self.net.forward, dynamic=False)
-        else:
-            self._faster = faster(self.net, self.trainer.precision, self.device.type)
+        self._choose_pass()
         self._is_logged = False
+
+    def _choose_pass(self) -> None:
+        net = to_train(self.net) if self.grow_at else self.net
+        self._is_closed = net is not self.net
+        # Functions: a LightningModule would register a module.
+        self._eager = faster(net, self.trainer.precision, self.device.type) or net.__call__
+        self._pass = torch.compile(net.forward, dynamic=False) if self.compiles else self._eager
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._is_closed and self.trainer.global_step / self.trainer.estimated_stepping_batches >= self.grow_at:
+            grow(self.net, self.trainer.optimizers[0])
+            self._choose_pass()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         self._lr = self.trainer.optimizers[0].param_groups[0]["lr"]  # schedulers change it before the step is logged
         if batch_idx == 0:  # not where an epoch is resumed; Lightning may leave out on_train_epoch_start there
             self.train_metrics.reset()
         is_last = batch_idx + 1 == self.trainer.num_training_batches
-        net = self.net if self._faster is None or (self.compiles and is_last) else self._faster
+        net = self._eager if is_last else self._pass
         loss, _ = self._step(self.train_metrics, batch, net, logs=batch_idx == 0 or not self._is_logged)
+        if self._is_closed and self.trainer.world_size > 1:  # DDP waits for a gradient of every parameter
+            loss = loss + 0 * sum(p.sum() for p in self.net.parameters())
         self._is_logged = True
         self.log("train/loss_step", loss, on_step=True, on_epoch=False, prog_bar=True)
         self.log("lr_step", self._lr, on_step=True, on_epoch=False)

@@ -28,7 +28,7 @@ RUNS = {
     "cifar": CIFAR,
     "cifar with momentum": (*CIFAR, "--recipe", "fast", "--val_size", "100", "--probe_train", "true"),
     "own pictures": (*CIFAR, "--data", "folder", "--data_root", "own", "--pretrained", "true"),
-    "cifar in two processes": (*CIFAR, "--devices", "2", "--strategy", "ddp"),
+    "cifar in two processes": (*CIFAR, "--devices", "2", "--strategy", "ddp", "--grow_at", "0.5"),
     "fit": FIT,
     "fit of given points": (*FIT, "--csv", "points.csv", "--precision", "64-true"),
 }

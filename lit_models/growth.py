@@ -1,0 +1,53 @@
+"""Growth: ResNet-20 trains without the last block of each stage first, which takes a third off a step's time.
+
+Then that block begins as a copy of the one before it, and of both half is added: two half steps for one, which changes
+the network's function little (Chang et al. 2018, arXiv 1710.10348).
+"""
+
+import copy
+from typing import TypeGuard
+
+import torch
+from torch import nn
+
+from lit_models.onednn import with_blocks
+from lit_models.resnet20 import BasicBlock, ResNet20
+
+
+def close(net: ResNet20) -> None:
+    """Makes the last block of each stage add zeros: its output is its input, bit for bit.
+
+    Raises ValueError where the block before it has another shape.
+    """
+    if len(net.layer1) < 3:
+        raise ValueError("grow_at needs three blocks a stage: a depth of 20 or more")
+    for _, last in ends(net):
+        nn.init.zeros_(last.bn2.weight)
+
+
+def is_closed(net: nn.Module) -> TypeGuard[ResNet20]:
+    """Whether ``net`` has yet to grow: its weights say so, and with them every checkpoint."""
+    pairs = ends(net)
+    return bool(pairs) and all(len(pair) == 2 and not pair[1].bn2.weight.any() for pair in pairs)
+
+
+def to_train(net: nn.Module) -> nn.Module:
+    """What computes the same as ``net``, by the same layers, without blocks that add zeros."""
+    return with_blocks(net, lambda stage: stage[:-1]) if is_closed(net) else net
+
+
+@torch.no_grad()
+def grow(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Makes each last block and the one before it two halves of the latter, with its momentum."""
+    for before, last in ends(net):
+        before.bn2.weight.mul_(0.5)
+        before.bn2.bias.mul_(0.5)
+        last.load_state_dict(before.state_dict())
+        for old, new in zip(before.parameters(), last.parameters(), strict=True):
+            optimizer.state[new] = copy.deepcopy(optimizer.state[old])
+
+
+def ends(net: nn.Module) -> list[list[BasicBlock]]:
+    """The last two blocks of each stage; of another network none."""
+    stages = (net.layer1, net.layer2, net.layer3) if type(net) is ResNet20 else ()
+    return [[block for block in stage[-2:] if isinstance(block, BasicBlock)] for stage in stages]
