@@ -20,7 +20,7 @@ def close(net: ResNet20) -> None:
     Raises ValueError where the block before it has another shape.
     """
     if len(net.layer1) < 3:
-        raise ValueError("grow_at needs three blocks a stage: a depth of 20 or more")
+        raise ValueError("depth is too small for grow_at, which needs three blocks a stage: 20 or more")
     for _, last in ends(net):
         nn.init.zeros_(last.bn2.weight)
 

@@ -78,8 +78,6 @@ class ResNet20Classifier(LightningModule):
         self.net = self.make_net()
         self.train_metrics, self.val_metrics = averages("train", num_classes), averages("val", num_classes)
         self.probe_metrics, self.test_metrics = averages("probe", num_classes), averages("test", num_classes)
-        self._eager: Forward = self.net.__call__  # until training starts
-        self._pass = self._eager
         self._fused = True  # until setup knows the Trainer
         # Raises ValueError for what SGD refuses. Not a subclass's, which may need what it sets later.
         ResNet20Classifier.configure_optimizers(self)

@@ -88,7 +88,7 @@ def weights_of(model: LightningModule) -> Tensor:
 
 # A whole run of each experiment
 
-ARGUMENTS: dict[str, dict[str, Any]] = {"images": {"lr": 0.05, "momentum": 0.5}, "curve": {"lrs": [0.1, 0.01]}}
+ARGUMENTS: dict[str, Any] = {"images": {"lr": 0.05, "momentum": 0.5, "grow_at": 0.5}, "curve": {"lrs": [0.1, 0.01]}}
 
 
 @pytest.fixture(scope="module")

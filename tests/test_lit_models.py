@@ -92,6 +92,21 @@ def test_initial_variance(he_init: bool) -> None:
         assert weight.var().item() == pytest.approx(expected, rel=5 * (2 / weight.numel()) ** 0.5)
 
 
+def test_growth() -> None:
+    """A step without the last blocks, then one with them; at a learning rate of 0 nothing else changes the weights."""
+    model, seen = ResNet20Classifier(lr=0.0, momentum=0.9, grow_at=0.5), []
+    model.net.layer2[2].register_forward_hook(lambda *_: seen.append(1))
+    without, images = copy.deepcopy(model.net), torch.randn(2, 3, 32, 32)
+    for name in ("layer1", "layer2", "layer3"):
+        getattr(without, name)[2] = nn.Identity()
+    assert torch.equal(copy.deepcopy(model.net).eval()(images), without.eval()(images)) and seen == [1]
+    Trainer(max_steps=2, limit_val_batches=0, **QUIET).fit(model, CIFAR10DataModule(dataset="synthetic", batch_size=4))
+    assert seen == [1, 1]
+    for before, last in (stage[1:] for stage in (model.net.layer1, model.net.layer2, model.net.layer3)):
+        assert all(torch.equal(*pair) for pair in zip(before.parameters(), last.parameters(), strict=True))
+        assert last.bn2.weight.tolist() == [0.5] * len(last.bn2.weight)
+
+
 # Its training in bfloat16 by oneDNN
 
 needs_bfloat16 = pytest.mark.skipif(not cpu_has_bfloat16(), reason="this CPU emulates bfloat16")
@@ -201,7 +216,8 @@ def test_pretrained_begins_with_the_shipped_weights_but_the_last_layer() -> None
     shipped, net = load_file(SHIPPED), ResNet20Classifier(num_classes=3, pretrained=True).net
     same = {name for name, values in net.state_dict().items() if torch.equal(values, shipped[name])}
     assert shipped.keys() - same == {"linear.weight", "linear.bias"} and net.linear.weight.shape == (3, 64)
-    for wrong in ({"depth": 32, "pretrained": True}, {"depth": 21}, {"depth": 2}):
+    refused: list[dict[str, Any]] = [{"depth": 32, "pretrained": True}, {"depth": 21}, {"depth": 2}]
+    for wrong in (*refused, {"depth": 14, "grow_at": 0.5}, {"pretrained": True, "grow_at": 0.5}):
         with pytest.raises(ValueError, match="depth is"):
             ResNet20Classifier(**wrong)
 
