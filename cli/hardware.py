@@ -28,17 +28,11 @@ def device_of(accelerator: str | None) -> str:
     return next((kind for kind, is_there in kinds.items() if is_there and accelerator != "cpu"), "cpu")
 
 
-def has_native_bfloat16(device: str) -> bool:
-    """Whether the device multiplies bfloat16 in hardware."""
-    if device == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device == "cpu" and cpu_has_bfloat16()
-
-
 def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
     """What takes the place of ``--precision auto`` for a training run of so many steps, and why."""
     device = device_of(cfg.accelerator)
-    if not has_native_bfloat16(device):
+    gpu_has_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+    if not (gpu_has_bfloat16 or (device == "cpu" and cpu_has_bfloat16())):
         return "32-true", f"this {device} does not compute in bfloat16"
     if not is_one_process(cfg, device):
         return "bf16-mixed", "several processes, which have to agree, do not measure"

@@ -9,7 +9,7 @@ from launch import succeed
 from short_runs import CIFAR
 
 from cli.command import cpu_quota
-from cli.hardware import choose_precision, fastest, has_native_bfloat16, time_of_a_step
+from cli.hardware import choose_precision, cpu_has_bfloat16, fastest, time_of_a_step
 from cli.recipe import recipe_defaults
 from scripts.cifar import cifar_parser
 
@@ -21,7 +21,7 @@ def settings(*args: str) -> Namespace:
 def test_steps_are_timed_in_each_precision_but_not_for_a_short_run_or_without_native_bfloat16() -> None:
     assert 0 < time_of_a_step("bf16-mixed", {0.0: 8, 0.75: 16}, 2, "cpu", seconds=0.1) < 100
     precision, reason = choose_precision(settings("--recipe", "fast"), 50)
-    assert precision == "32-true" and ("short" if has_native_bfloat16("cpu") else "not compute in bfloat16") in reason
+    assert precision == "32-true" and ("short" if cpu_has_bfloat16() else "not compute in bfloat16") in reason
 
 
 def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
