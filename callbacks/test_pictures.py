@@ -45,8 +45,6 @@ class TestPictures(Callback):
         self._wrong.append((most.values, predictions[at], labels[at], images[at]))
 
     def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._wrong:
-            return
         counts = self._confusion.compute().cpu()  # over all processes, so before the others leave
         matrix = (counts / counts.sum(1, keepdim=True)).numpy()  # nan for a class without images
         classes = self._facts["classes"]
