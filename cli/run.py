@@ -239,10 +239,8 @@ def run_folder(cfg: Namespace, default: str) -> Path:
 def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:
     """config.yaml of the run that is resumed, or with whose checkpoint a run begins; {} for a new one."""
     beside = [Path(cfg.ckpt_path).expanduser().resolve().parent.parent / "config.yaml"] if cfg.ckpt_path else []
-    for path in (folder / "config.yaml", *folder.glob("seed*/config.yaml"), *beside):
-        if path.is_file():
-            return read_settings(path)
-    return {}
+    paths = (folder / "config.yaml", *folder.glob("seed*/config.yaml"), *beside)
+    return next((read_settings(path) for path in paths if path.is_file()), {})
 
 
 def plain_settings(parser: Parser, cfg: Namespace) -> dict[str, Any]:
