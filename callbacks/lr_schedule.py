@@ -5,7 +5,7 @@ So both schedules are right after any resume. A LearningRateMonitor is listed be
 
 import math
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Literal
 
 from pytorch_lightning import Callback, LightningModule, Trainer
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
@@ -35,11 +35,8 @@ class LRStep(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, *args: object, **kwargs: object) -> None:
         now = trainer.current_epoch if self.unit == "epoch" else trainer.global_step
-        if passed := [lr for milestone, lr in self.milestones.items() if milestone <= now]:
-            set_rate(trainer, passed[-1])
-        else:
-            for group in param_groups(trainer):  # of a checkpoint with other milestones, perhaps
-                group["lr"] = group.pop("own_lr", group["lr"])
+        passed = [lr for milestone, lr in self.milestones.items() if milestone <= now]
+        set_rate(trainer, passed[-1] if passed else None)
 
     on_train_epoch_start = on_train_batch_start
 
@@ -73,12 +70,8 @@ class OneCycle(Callback):
         set_rate(trainer, self.lr * min(done / self.warmup_fraction, (1 - done) / (1 - self.warmup_fraction)))
 
 
-def param_groups(trainer: Trainer) -> list[dict[str, Any]]:
-    """The parameter groups of all optimizers."""
-    return [group for optimizer in trainer.optimizers for group in optimizer.param_groups]
-
-
-def set_rate(trainer: Trainer, lr: float) -> None:
-    for group in param_groups(trainer):
-        group.setdefault("own_lr", group["lr"])  # which checkpoints keep too
-        group["lr"] = lr
+def set_rate(trainer: Trainer, lr: float | None) -> None:
+    """Sets the rate of every parameter group; None restores its own, where a checkpoint had other milestones."""
+    for group in (group for optimizer in trainer.optimizers for group in optimizer.param_groups):
+        own = group.pop("own_lr", group["lr"])
+        group.update({"lr": own} if lr is None else {"lr": lr, "own_lr": own})  # checkpoints keep both
