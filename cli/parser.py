@@ -55,7 +55,10 @@ def plain_count(text: str) -> str:
 
 def training_parser(description: str | None) -> Parser:
     """A parser with ``--config``, ``--print_config`` and the flags that both training scripts have."""
-    limit_imports()
+    # A config file may name, and so import and run, Lightning, callbacks/, and packages that a flag names too.
+    named = {name for arg in sys.argv[1:] for name in re.findall(r"[a-z_]\w*(?=\.[a-z_])", arg, re.IGNORECASE)}
+    known = {"pytorch_lightning", "lightning_fabric", "callbacks", "builtins.len", "builtins.print"}
+    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*known | named - {"jsonargparse"}])
     parser = Parser(description)
     add = parser.add_argument
     add("--config", action="config", help="a YAML file of settings, such as a run's config.yaml")
@@ -94,10 +97,3 @@ def build(kind: Callable[..., T], cfg: Namespace, **given: object) -> T:
         return kind(**arguments | given)
     except (ImportError, TypeError, ValueError) as error:
         raise UsageError(str(error)) from error
-
-
-def limit_imports() -> None:
-    """A config file may name, and so import and run, Lightning, callbacks/, and packages that a flag names too."""
-    named = {name for arg in sys.argv[1:] for name in re.findall(r"[a-z_]\w*(?=\.[a-z_])", arg, re.IGNORECASE)}
-    known = {"pytorch_lightning", "lightning_fabric", "callbacks", "builtins.len", "builtins.print"}
-    set_parsing_settings(import_path_denylist=["*"], import_path_allowlist=[*known | named - {"jsonargparse"}])
