@@ -1,9 +1,10 @@
 """What lies between the training accuracy of the last epoch and the test accuracy."""
 
+from dataclasses import replace
+
 from analysis.measure import Nets, accuracy, measured
 from analysis.runs import FinishedRun
 from datamodules import CIFAR10DataModule
-from datamodules.batches import TrainBatches
 from datamodules.cifar10 import TRAIN_SUBSET
 
 STEPS = {  # the accuracies in between, in this order; each changes one thing
@@ -26,6 +27,6 @@ def gap_numbers(run: FinishedRun, data_root: str | None) -> dict[str, float]:
 def measure_gap(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, float]:
     """Accuracies of the one network on the augmented training subset, in eval mode and in train mode."""
     images, labels = (part[:TRAIN_SUBSET] for part in data.train)
-    batches = TrainBatches(images, labels, data.batch_size, 0, data.augmentation)
+    batches = replace(data.train_dataloader(), images=images, labels=labels)
     augmented = accuracy(nets[0].eval(), batches)  # first: train mode changes the running averages
     return {"augmented": augmented, "batch_norm": accuracy(nets[0].train(), batches)}

@@ -11,25 +11,44 @@ from datamodules.augmentation import MEAN, PADDING, STD, Augmentation, crop_and_
 
 
 @dataclass(eq=False)
-class TrainBatches:
-    """An epoch of shuffled, augmented batches: (N, 3, size, size) normalized float32 images and (N,) int64 labels.
+class EvalBatches:
+    """Batches in the order of the data: (N, 3, H, H) normalized float32 images and (N,) int64 labels.
 
-    Order and augmentation are a function of (seed, epoch, place in the epoch) alone: the same after a resume, and the
-    same for any number of processes. Each process takes every ``world_size``-th image of a batch of ``batch_size``; the
-    last batch of an epoch may be smaller.
+    Each process takes every ``world_size``-th image of a batch of ``batch_size``; the last batch may be smaller.
     """
 
     images: Tensor  # (M, H, H, 3) uint8; the batches are on its device
     labels: Tensor  # (M,) int64
     batch_size: int
-    seed: int
-    augmentation: Augmentation
     rank: int = 0
     world_size: int = 1
-    shuffle: bool = True  # if false, the images come in their order
-    size_now: Callable[[], int] | None = None  # gives each batch's pixels a side
     mean: Sequence[float] = MEAN  # of the normalization
     std: Sequence[float] = STD
+
+    def __len__(self) -> int:
+        return math.ceil((len(self.labels) - self.rank) / self.batch_size)  # none is empty
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for batch in range(len(self)):
+            mine = self._mine(batch)
+            yield normalize(self.images[mine], self.mean, self.std), self.labels[mine]
+
+    def _mine(self, batch: int) -> slice:
+        return slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size)
+
+
+@dataclass(eq=False)
+class TrainBatches(EvalBatches):
+    """An epoch of shuffled, augmented batches, with images of (N, 3, size, size).
+
+    Order and augmentation are a function of (seed, epoch, place in the epoch) alone: the same after a resume, and the
+    same for any number of processes.
+    """
+
+    seed: int = 0
+    augmentation: Augmentation = Augmentation()
+    shuffle: bool = True  # if false, the images come in their order
+    size_now: Callable[[], int] | None = None  # gives each batch's pixels a side
     epoch = 0
     first_batch = 0  # of the next iteration; not 0 after a resume inside an epoch
     position = 0  # batches of this epoch that were given
@@ -39,9 +58,6 @@ class TrainBatches:
         if epoch != self.epoch:
             self.first_batch = 0  # the checkpoint's epoch may have ended early
         self.epoch = epoch
-
-    def __len__(self) -> int:
-        return math.ceil(len(self.labels) / self.batch_size)
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         M, device, most = len(self.labels), self.images.device, self.augmentation.max_shift
@@ -58,7 +74,7 @@ class TrainBatches:
         first, self.first_batch = self.first_batch, 0
         for batch in range(first, len(self)):
             self.position = batch + 1
-            mine = slice(batch * self.batch_size + self.rank, (batch + 1) * self.batch_size, self.world_size)
+            mine = self._mine(batch)
             pixels = crop_and_flip(self.images[order[mine]], shift[mine], flip[mine], self.augmentation.reflect)
             if self.size_now is not None:
                 pixels = resize(pixels, self.size_now())
@@ -70,26 +86,3 @@ class TrainBatches:
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.first_batch = state["epoch"], state["position"] % len(self)
         self.position = self.first_batch
-
-
-@dataclass(eq=False)
-class EvalBatches:
-    """As TrainBatches, but in the order of the data, not augmented; each process takes its share, no image twice."""
-
-    images: Tensor
-    labels: Tensor
-    batch_size: int
-    rank: int = 0
-    world_size: int = 1
-    mean: Sequence[float] = MEAN
-    std: Sequence[float] = STD
-
-    def __len__(self) -> int:
-        return len(self._split(self.labels))
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        for images, labels in zip(self._split(self.images), self._split(self.labels), strict=True):
-            yield normalize(images, self.mean, self.std), labels
-
-    def _split(self, values: Tensor) -> Sequence[Tensor]:
-        return values[self.rank :: self.world_size].split(math.ceil(self.batch_size / self.world_size))

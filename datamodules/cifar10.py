@@ -9,7 +9,6 @@ from typing import Any, Literal
 import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from torch import Tensor
 
 from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
 from datamodules.batches import EvalBatches, TrainBatches
@@ -110,15 +109,15 @@ class CIFAR10DataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainBatches:
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
-        rank, world_size = self._rank_and_size
-        if min(self.batch_size, (len(labels) - 1) % self.batch_size + 1) < world_size:
-            words = f"a batch of {self.batch_size}, or the last one, is too small for {world_size} processes"
+        how = self._how
+        if min(self.batch_size, (len(labels) - 1) % self.batch_size + 1) < how["world_size"]:
+            words = f"a batch of {self.batch_size}, or the last one, is too small for {how['world_size']} processes"
             raise MisconfigurationException(f"{words}: choose another batch_size or val_size")
         # To overfit is to see the same images, epoch by epoch.
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         size_now = self._size_now if self.image_sizes and self.trainer is not None else None
-        how = self.batch_size, self.seed, self.augmentation, rank, world_size, shuffle
-        return TrainBatches(images, labels, *how, size_now, self.mean, self.std)
+        how |= {"seed": self.seed, "augmentation": self.augmentation, "shuffle": shuffle, "size_now": size_now}
+        return TrainBatches(images, labels, **how)
 
     def _size_now(self) -> int:
         """Pixels a side of the training images of the Trainer's next step."""
@@ -129,17 +128,14 @@ class CIFAR10DataModule(LightningDataModule):
         if not (self.val_size or self.test_each_epoch or self.probe_train):
             return []
         images, labels = self.train if self.val_size else self.test
-        loaders = [self._eval_batches(images[-self.val_size :], labels[-self.val_size :])]  # [-0:] is all
+        loaders = [EvalBatches(images[-self.val_size :], labels[-self.val_size :], **self._how)]  # [-0:] is all
         if self.probe_train:
             num = min(TRAIN_SUBSET, len(self.train[1]) - self.val_size)
-            loaders.append(self._eval_batches(self.train[0][:num], self.train[1][:num]))
+            loaders.append(EvalBatches(self.train[0][:num], self.train[1][:num], **self._how))
         return loaders
 
     def test_dataloader(self) -> EvalBatches:
-        return self._eval_batches(*self.test)
-
-    def _eval_batches(self, images: Tensor, labels: Tensor) -> EvalBatches:
-        return EvalBatches(images, labels, self.batch_size, *self._rank_and_size, self.mean, self.std)
+        return EvalBatches(*self.test, **self._how)
 
     def predict_dataloader(self) -> EvalBatches:
         return self.test_dataloader()
@@ -155,8 +151,11 @@ class CIFAR10DataModule(LightningDataModule):
             raise MisconfigurationException(f"{self.data_root} no longer holds the pictures that the run began with")
 
     @property
-    def _rank_and_size(self) -> tuple[int, int]:
-        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+    def _how(self) -> dict[str, Any]:
+        """How images become batches, to train and to evaluate."""
+        rank, world_size = (self.trainer.global_rank, self.trainer.world_size) if self.trainer is not None else (0, 1)
+        how = {"batch_size": self.batch_size, "rank": rank, "world_size": world_size}
+        return {**how, "mean": self.mean, "std": self.std}
 
 
 @cache  # fit and test, and runs of several seeds, share the images

@@ -34,7 +34,7 @@ def marked(num: int) -> tuple[Tensor, Tensor]:
 
 
 def batches(num: int = 1000, seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, **how: Any) -> TrainBatches:
-    loader = TrainBatches(*marked(num), 128, seed, Augmentation(**how), rank, world)
+    loader = TrainBatches(*marked(num), 128, rank, world, seed=seed, augmentation=Augmentation(**how))
     loader.set_epoch(epoch)
     return loader
 
@@ -131,7 +131,7 @@ def test_batches_are_made_on_the_images_own_device() -> None:
     """On PyTorch's meta device, which like a GPU refuses to mix tensors with the CPU's, and computes nothing."""
     images, labels = (tensor.to("meta") for tensor in marked(100))
     augmentation = Augmentation(2, reflect=True, alternate_flips=True)
-    train = TrainBatches(images, labels, 64, 0, augmentation, size_now=lambda: 8)
+    train = TrainBatches(images, labels, 64, augmentation=augmentation, size_now=lambda: 8)
     for loader in (train, EvalBatches(images, labels, 64)):
         assert {tensor.device.type for batch in loader for tensor in batch} == {"meta"}
 
