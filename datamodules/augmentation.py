@@ -1,7 +1,6 @@
 """From uint8 pixels to what the network sees: crop and flip, resize, normalize. All on the pixels' own device."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -11,15 +10,6 @@ from torch import Tensor
 MEAN: Sequence[float] = (0.4914, 0.4822, 0.4465)
 STD: Sequence[float] = (0.2470, 0.2435, 0.2616)  # over all pixels; (0.2023, 0.1994, 0.2010) is the mean over images
 PADDING = 4
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """How training images vary; arguments as in CIFAR10DataModule."""
-
-    max_shift: int = PADDING
-    reflect: bool = False  # at the edge pixels, as torchvision's "reflect"
-    alternate_flips: bool = False
 
 
 def normalize(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
@@ -39,7 +29,7 @@ def crop_and_flip(images: Tensor, shift: Tensor, flip: Tensor, reflect: bool = F
     """Each image cut from its own place in 4 pixels of padding around it, then mirrored or not (He et al. 2015, 4.2).
 
     ``images`` are (N, H, H, 3) uint8. ``shift`` (N, 2) int64 is the top and left edge of the crop in the padded image,
-    0 to 8; (4, 4) is the image itself. ``flip`` (N,) bool mirrors left and right; ``reflect`` is as in Augmentation.
+    0 to 8; (4, 4) is the image itself. ``flip`` (N,) bool mirrors left and right; ``reflect`` is as in TrainBatches.
     """
     N, H, _, C = images.shape
     places = shift[:, :, None] + torch.arange(H, device=images.device)  # (N, 2, H), in the padded image

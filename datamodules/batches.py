@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from datamodules.augmentation import MEAN, PADDING, STD, Augmentation, crop_and_flip, normalize, resize
+from datamodules.augmentation import MEAN, PADDING, STD, crop_and_flip, normalize, resize
 
 
 @dataclass(eq=False)
@@ -46,7 +46,9 @@ class TrainBatches(EvalBatches):
     """
 
     seed: int = 0
-    augmentation: Augmentation = Augmentation()
+    max_shift: int = PADDING  # pixels that an image is moved at most
+    reflect: bool = False  # at the edge pixels, as torchvision's "reflect", where a shift uncovers; else zeros
+    alternate_flips: bool = False  # mirrored in every second epoch, not at random
     shuffle: bool = True  # if false, the images come in their order
     size_now: Callable[[], int] | None = None  # gives each batch's pixels a side
     epoch = 0
@@ -60,14 +62,14 @@ class TrainBatches(EvalBatches):
         self.epoch = epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        M, device, most = len(self.labels), self.images.device, self.augmentation.max_shift
+        M, device, most = len(self.labels), self.images.device, self.max_shift
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
         order = torch.randperm(M, generator=generator)
         shift = PADDING + torch.randint(-most, most + 1, (M, 2), generator=generator)
         flip = torch.randint(2, (M,), generator=generator)
         if not self.shuffle:
             order = torch.arange(M)
-        if self.augmentation.alternate_flips:
+        if self.alternate_flips:
             first_flips = torch.randint(2, (M,), generator=torch.Generator().manual_seed(self.seed))
             flip = (first_flips[order] + self.epoch) % 2
         order, shift, flip = order.to(device), shift.to(device), flip.bool().to(device)
@@ -75,7 +77,7 @@ class TrainBatches(EvalBatches):
         for batch in range(first, len(self)):
             self.position = batch + 1
             mine = self._mine(batch)
-            pixels = crop_and_flip(self.images[order[mine]], shift[mine], flip[mine], self.augmentation.reflect)
+            pixels = crop_and_flip(self.images[order[mine]], shift[mine], flip[mine], self.reflect)
             if self.size_now is not None:
                 pixels = resize(pixels, self.size_now())
             yield normalize(pixels, self.mean, self.std), self.labels[order[mine]]

@@ -10,7 +10,7 @@ import torch
 from pytorch_lightning import LightningDataModule
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
-from datamodules.augmentation import MEAN, PADDING, STD, Augmentation
+from datamodules.augmentation import MEAN, PADDING, STD
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.cifar10_files import ARCHIVE, FOLDER, download_cifar10, read_cifar10
 from datamodules.folder import Labeled, mean_and_std, read_folder
@@ -73,7 +73,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.data_root = Path(data_root).expanduser()
         self.batch_size, self.val_size, self.seed, self.download = batch_size, val_size, seed, download
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
-        self.augmentation = Augmentation(max_shift, padding_mode == "reflect", alternate_flips)
+        self.max_shift, self.padding_mode, self.alternate_flips = max_shift, padding_mode, alternate_flips
         self.image_sizes = image_sizes
         self.num_train = 50_000 if dataset == "cifar10" else 10_000
         self.classes: Sequence[str] = CLASSES if dataset == "cifar10" else SYNTHETIC_CLASSES
@@ -116,7 +116,8 @@ class CIFAR10DataModule(LightningDataModule):
         # To overfit is to see the same images, epoch by epoch.
         shuffle = self.trainer is None or self.trainer.overfit_batches == 0  # type: ignore[attr-defined]
         size_now = self._size_now if self.image_sizes and self.trainer is not None else None
-        how |= {"seed": self.seed, "augmentation": self.augmentation, "shuffle": shuffle, "size_now": size_now}
+        how |= {"seed": self.seed, "max_shift": self.max_shift, "reflect": self.padding_mode == "reflect"}
+        how |= {"alternate_flips": self.alternate_flips, "shuffle": shuffle, "size_now": size_now}
         return TrainBatches(images, labels, **how)
 
     def _size_now(self) -> int:

@@ -18,7 +18,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
 from datamodules import CIFAR10DataModule, CurveDataModule
-from datamodules.augmentation import MEAN, STD, Augmentation, crop_and_flip, normalize
+from datamodules.augmentation import MEAN, STD, crop_and_flip, normalize
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.points import read_columns
 from datamodules.synthetic import synthetic_images
@@ -34,7 +34,7 @@ def marked(num: int) -> tuple[Tensor, Tensor]:
 
 
 def batches(num: int = 1000, seed: int = 0, epoch: int = 0, rank: int = 0, world: int = 1, **how: Any) -> TrainBatches:
-    loader = TrainBatches(*marked(num), 128, rank, world, seed=seed, augmentation=Augmentation(**how))
+    loader = TrainBatches(*marked(num), 128, rank, world, seed=seed, **how)
     loader.set_epoch(epoch)
     return loader
 
@@ -130,8 +130,7 @@ def test_shifts_and_flips_are_uniform_and_independent() -> None:
 def test_batches_are_made_on_the_images_own_device() -> None:
     """On PyTorch's meta device, which like a GPU refuses to mix tensors with the CPU's, and computes nothing."""
     images, labels = (tensor.to("meta") for tensor in marked(100))
-    augmentation = Augmentation(2, reflect=True, alternate_flips=True)
-    train = TrainBatches(images, labels, 64, augmentation=augmentation, size_now=lambda: 8)
+    train = TrainBatches(images, labels, 64, max_shift=2, reflect=True, alternate_flips=True, size_now=lambda: 8)
     for loader in (train, EvalBatches(images, labels, 64)):
         assert {tensor.device.type for batch in loader for tensor in batch} == {"meta"}
 
@@ -255,8 +254,8 @@ def test_the_loaders_are_as_the_arguments_say() -> None:
     assert torch.equal(whole(data.train_dataloader())[1].bincount(), labels[:50].bincount())
     assert torch.equal(whole(data.test_dataloader())[1], labels)
     assert small(test_each_epoch=False).val_dataloader() == []
-    how = small(padding_mode="reflect", max_shift=2, alternate_flips=True).augmentation
-    assert how == Augmentation(max_shift=2, reflect=True, alternate_flips=True)
+    train = small(padding_mode="reflect", max_shift=2, alternate_flips=True).train_dataloader()
+    assert (train.max_shift, train.reflect, train.alternate_flips) == (2, True, True)
 
 
 # Finding the files
