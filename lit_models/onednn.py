@@ -44,13 +44,14 @@ def faster(net: nn.Module, precision: str, device: str) -> Forward | None:
     """What computes the logits of ``net`` in train mode in less time, on this kind of device; None if nothing does."""
     if precision == "bf16-mixed" and device == "cpu" and can_train_in_mkldnn(net):
         return in_mkldnn(net)
-    return in_place(net).forward if is_plain(net) else None  # no module, which a LightningModule would register
+    # A function: a LightningModule would register a module.
+    return with_blocks(net, lambda stage: map(InPlace, stage)).forward if is_plain(net) else None
 
 
 class InPlace(BasicBlock):
     """The same block, with the same layers, with less memory traffic: their outputs are overwritten."""
 
-    def __init__(self, block: BasicBlock) -> None:
+    def __init__(self, block: nn.Module) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(block.__dict__)
 
@@ -59,11 +60,6 @@ class InPlace(BasicBlock):
         out = self.bn2(self.conv2(out))
         out += self.shortcut(x) if self.new_channels else x
         return F.relu(out, inplace=True)
-
-
-def in_place(net: ResNet20, block: type[InPlace] = InPlace) -> ResNet20:
-    """``net`` in train mode, with its own layers in other blocks."""
-    return with_blocks(net, lambda stage: map(block, stage))
 
 
 def with_blocks(net: ResNet20, change: Callable[[nn.Sequential], Iterable[nn.Module]]) -> ResNet20:
@@ -77,7 +73,7 @@ def with_blocks(net: ResNet20, change: Callable[[nn.Sequential], Iterable[nn.Mod
 
 def in_mkldnn(net: ResNet20) -> Forward:
     """(N, 3, H, W) float32 images -> (N, num_classes) float32 logits of ``net`` in train mode, by its own layers."""
-    twin = in_place(net, PaddedByConvolution)
+    twin = with_blocks(net, lambda stage: map(PaddedByConvolution, stage))
     twin.layer3.append(Dense())
 
     def logits(images: Tensor) -> Tensor:
