@@ -13,7 +13,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException
 from datamodules.augmentation import MEAN, PADDING, STD
 from datamodules.batches import EvalBatches, TrainBatches
 from datamodules.cifar10_files import ARCHIVE, FOLDER, download_cifar10, read_cifar10
-from datamodules.folder import Labeled, mean_and_std, read_folder
+from datamodules.pictures import Labeled, mean_and_std, read_folder
 from datamodules.synthetic import CLASSES as SYNTHETIC_CLASSES
 from datamodules.synthetic import synthetic_images
 

@@ -30,7 +30,7 @@ from cli.run import Run, run_folder, saved_settings, where_to_look
 from cli.seeds import train_seeds
 from cli.trainer import build_trainer
 from datamodules import CIFAR10DataModule
-from datamodules.folder import counts
+from datamodules.pictures import counts
 from lit_models import ResNet20Classifier
 
 
