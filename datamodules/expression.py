@@ -18,10 +18,8 @@ OPERATORS = {  # by their classes in ast
 UNARY = "sin cos tan asin acos atan sinh cosh tanh exp log log2 log10 sqrt abs sign floor ceil relu sigmoid sinc"
 FUNCTIONS = {  # by name and number of arguments
     **{(name, 1): getattr(torch, name) for name in UNARY.split()},
-    **{("min", 2): torch.minimum, ("minimum", 2): torch.minimum},
-    **{("max", 2): torch.maximum, ("maximum", 2): torch.maximum},
+    **{(name, 2): getattr(torch, name) for name in ("min", "minimum", "max", "maximum", "heaviside")},
     ("heaviside", 1): lambda a: torch.heaviside(a, a.new_tensor(0.5)),
-    ("heaviside", 2): torch.heaviside,
     ("where", 3): lambda c, a, b: torch.where(c != 0, a, b),
 }
 
