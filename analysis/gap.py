@@ -27,6 +27,6 @@ def gap_numbers(run: FinishedRun, data_root: str | None) -> dict[str, float]:
 def measure_gap(nets: Nets, data: CIFAR10DataModule, run: FinishedRun) -> dict[str, float]:
     """Accuracies of the one network on the augmented training subset, in eval mode and in train mode."""
     images, labels = (part[:TRAIN_SUBSET] for part in data.train)
-    batches = replace(data.train_dataloader(), images=images, labels=labels)
+    batches = replace(data.train_dataloader(), images=images, labels=labels, seed=0)
     augmented = accuracy(nets[0].eval(), batches)  # first: train mode changes the running averages
     return {"augmented": augmented, "batch_norm": accuracy(nets[0].train(), batches)}

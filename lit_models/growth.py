@@ -5,7 +5,6 @@ the network's function little (Chang et al. 2018, arXiv 1710.10348).
 """
 
 import copy
-from typing import TypeGuard
 
 import torch
 from torch import nn
@@ -25,15 +24,14 @@ def close(net: ResNet20) -> None:
         nn.init.zeros_(last.bn2.weight)
 
 
-def is_closed(net: nn.Module) -> TypeGuard[ResNet20]:
-    """Whether ``net`` has yet to grow: its weights say so, and with them every checkpoint."""
-    pairs = ends(net)
-    return bool(pairs) and all(len(pair) == 2 and not pair[1].bn2.weight.any() for pair in pairs)
-
-
 def to_train(net: nn.Module) -> nn.Module:
-    """What computes the same as ``net``, by the same layers, without blocks that add zeros."""
-    return with_blocks(net, lambda stage: stage[:-1]) if is_closed(net) else net
+    """What computes the same as a closed ``net``, by the same layers, in less time; any other is itself.
+
+    The weights say that it is closed, and so does every checkpoint.
+    """
+    if type(net) is not ResNet20 or any(len(pair) < 2 or pair[1].bn2.weight.any() for pair in ends(net)):
+        return net
+    return with_blocks(net, lambda stage: stage[:-1])
 
 
 @torch.no_grad()
@@ -48,6 +46,6 @@ def grow(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def ends(net: nn.Module) -> list[list[BasicBlock]]:
-    """The last two blocks of each stage; of another network none."""
-    stages = (net.layer1, net.layer2, net.layer3) if type(net) is ResNet20 else ()
+    """The last two blocks of each stage of a ResNet20."""
+    stages = (net.layer1, net.layer2, net.layer3) if isinstance(net, ResNet20) else ()
     return [[block for block in stage[-2:] if isinstance(block, BasicBlock)] for stage in stages]
