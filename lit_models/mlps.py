@@ -62,11 +62,9 @@ class MLPs(nn.Module):
 
         (first_w, first_b), (last_w, last_b), error = layers[0], layers[-1], ds[-1]
         forward = [(*layers[i], hs[i - 1], hs[i]) for i in range(1, len(layers) - 1)]
-        backward = [
-            (ds[i], hs[i - 1], hs[i - 1].mT, layers[i][0].mT, *grads[i], ds[i - 1])
-            for i in range(len(layers) - 1, 0, -1)
-        ]
-        x_T, (first_grad_w, first_grad_b) = x.mT, grads[0]
+        inputs, before = [x, *hs[:-1]], [None, *ds[:-1]]  # of each layer; of x no gradient is needed
+        each = zip(ds, inputs, layers, grads, before, strict=True)
+        backward = [(d, h, h.mT, w.mT, *grad, d_before) for d, h, (w, _), grad, d_before in each][::-1]
 
         def gradient() -> None:
             # The first layer has one input and the last one output: outer products, for which bmm is slow.
@@ -78,10 +76,9 @@ class MLPs(nn.Module):
             for d, h, h_T, w_T, grad_w, grad_b, d_before in backward:
                 torch.bmm(d, h_T, out=grad_w)
                 torch.sum(d, 2, keepdim=True, out=grad_b)
-                (torch.mul if d is error else torch.bmm)(w_T, d, out=d_before)
-                zero_where_relu_was_flat(d_before, h, 0, grad_input=d_before)
-            torch.bmm(ds[0], x_T, out=first_grad_w)
-            torch.sum(ds[0], 2, keepdim=True, out=first_grad_b)
+                if d_before is not None:
+                    (torch.mul if d is error else torch.bmm)(w_T, d, out=d_before)
+                    zero_where_relu_was_flat(d_before, h, 0, grad_input=d_before)
 
         return gradient
 
@@ -113,10 +110,9 @@ class ElementwiseAdam(torch.optim.Optimizer):
         (group,) = self.param_groups
         (p,) = group["params"]
         state, update, element_lr = self.state[p], torch.zeros_like(p), self.element_lr
-        if not state:
-            state.update({name: torch.zeros_like(p) for name in ("exp_avg", "exp_avg_sq")})
-            state["step"] = torch.zeros((), dtype=torch.float32, device=p.device)  # the kernel reads no other
-        mean, square, count = (state[name] for name in ("exp_avg", "exp_avg_sq", "step"))
+        mean, square = (state.setdefault(name, torch.zeros_like(p)) for name in ("exp_avg", "exp_avg_sq"))
+        # The kernel reads no count but a float32.
+        count = state.setdefault("step", torch.zeros((), dtype=torch.float32, device=p.device))
         lr, (beta1, beta2), eps = group["lr"] / group["reference_lr"], group["betas"], group["eps"]
         numbers = {"lr": lr, "beta1": beta1, "beta2": beta2, "eps": eps, "weight_decay": 0.0}
         adam: Any = torch._fused_adam_  # the one call of torch.optim.Adam(fused=True)
