@@ -25,10 +25,7 @@ def close(net: ResNet20) -> None:
 
 
 def to_train(net: nn.Module) -> nn.Module:
-    """What computes the same as a closed ``net``, by the same layers, in less time; any other is itself.
-
-    The weights say that it is closed, and so does every checkpoint.
-    """
+    """What computes the same as a ``net`` that is closed, as its weights say, by its own layers; another is itself."""
     if type(net) is not ResNet20 or any(len(pair) < 2 or pair[1].bn2.weight.any() for pair in ends(net)):
         return net
     return with_blocks(net, lambda stage: stage[:-1])

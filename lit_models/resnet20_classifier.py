@@ -72,9 +72,8 @@ class ResNet20Classifier(LightningModule):
         # Not `self.hparams`: a subclass's hparams hold its own arguments, not those that it passes to `super()`.
         self.lr, self.momentum, self.nesterov, self.weight_decay = lr, momentum, nesterov, weight_decay
         self.optimizer, self.muon_lr_ratio, self.muon_momentum = optimizer, muon_lr_ratio, muon_momentum
-        self.compiles = compile
         self.num_classes, self.he_init, self.depth = num_classes, he_init, depth
-        self.grow_at, self.pretrained = grow_at, pretrained
+        self.compiles, self.grow_at, self.pretrained = compile, grow_at, pretrained
         self.net = self.make_net()
         self.train_metrics, self.val_metrics = averages("train", num_classes), averages("val", num_classes)
         self.probe_metrics, self.test_metrics = averages("probe", num_classes), averages("test", num_classes)
@@ -126,7 +125,6 @@ class ResNet20Classifier(LightningModule):
     def _choose_pass(self) -> None:
         net = to_train(self.net) if self.grow_at else self.net
         self._is_closed = net is not self.net
-        # Functions: a LightningModule would register a module.
         self._eager = faster(net, self.trainer.precision, self.device.type) or net.__call__
         self._pass = torch.compile(net.forward, dynamic=False) if self.compiles else self._eager
 
