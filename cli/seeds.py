@@ -1,11 +1,11 @@
 """Several seeds by one command: an ordinary run for each, one after the other, and the summary of them all."""
 
+import statistics
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from jsonargparse import Namespace
 
 from analysis.figures import save_png, training_figure
@@ -42,8 +42,11 @@ def train_seeds(
 def summary_of_all(summaries: list[dict[str, Any]]) -> dict[str, Any]:
     """Each seed's results, their means and standard deviations."""
     content = {name: summaries[0][name] for name in ("recipe", "data")}
-    for name in ("test_acc", "test_loss"):
-        values = np.array([summary[name] for summary in summaries], dtype=float)  # None, without a test, becomes nan
-        content |= {f"{name}_mean": values.mean(), f"{name}_std": values.std(ddof=1)}
-    content["runs"] = [{name: s[name] for name in ("seed", "test_acc", "test_loss", "epochs")} for s in summaries]
+    tested = [name for name in summaries[0] if name.startswith("test_")]
+    for name in tested:
+        values = [summary[name] for summary in summaries if summary[name] is not None]
+        if values:
+            content[f"{name}_mean"] = statistics.mean(values)
+            content[f"{name}_std"] = statistics.stdev(values) if len(values) > 1 else None
+    content["runs"] = [{name: s[name] for name in ("seed", *tested, "epochs")} for s in summaries]
     return content | {"seconds": {name: sum(s["seconds"][name] for s in summaries) for name in ("train", "total")}}

@@ -14,10 +14,7 @@ from lit_models.resnet20 import BasicBlock, ResNet20
 
 
 def close(net: ResNet20) -> None:
-    """Makes the last block of each stage add zeros: its output is its input, bit for bit.
-
-    Raises ValueError where the block before it has another shape.
-    """
+    """The last block of each stage then adds zeros, and passes on its input. ValueError where there are under three."""
     if len(net.layer1) < 3:
         raise ValueError("depth is too small for grow_at, which needs three blocks a stage: 20 or more")
     for _, last in ends(net):
