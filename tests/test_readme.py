@@ -44,7 +44,7 @@ def test_the_readme_has_its_commands_in_both_languages() -> None:
     assert commands(CHINESE) == COMMANDS
     assert blocks(CHINESE, "python") == blocks(README, "python")
     tables = [re.findall(r"^\|.*\| `.*` \|$", text, flags=re.M) for text in (README, CHINESE)]
-    numbers = [[sorted(re.findall(r"[+±]?\d[\d.,/]*", row)) for row in table] for table in tables]
+    numbers = [[sorted(re.findall(r"[+±]?\d(?:[\d.,/]*\d)?", row)) for row in table] for table in tables]
     assert len(numbers[0]) > 4 and numbers[0] == numbers[1]
 
 
