@@ -147,7 +147,7 @@ class Run(Callback):
             may_differ |= BRANCH
             self.origin = {"settings": before, "epochs": checkpoint.epochs}
         has_one_cycle = before.get("warmup_fraction") is not None and before["milestones"] is None
-        depends_on_length = has_one_cycle or before.get("image_sizes")  # which are fractions of it
+        depends_on_length = has_one_cycle or before.get("image_sizes") or before.get("grow_at")  # fractions of it
         if not depends_on_length:
             may_differ |= LENGTH
         self._start -= checkpoint.run["total_seconds"]

@@ -49,17 +49,12 @@ def faster(net: nn.Module, precision: str, device: str) -> Forward | None:
 
 
 class InPlace(BasicBlock):
-    """The same block, with the same layers, with less memory traffic: their outputs are overwritten."""
+    """The same block, by the same layers, with less memory traffic."""
 
     def __init__(self, block: nn.Module) -> None:
         nn.Module.__init__(self)
         self.__dict__.update(block.__dict__)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        out = self.bn2(self.conv2(out))
-        out += self.shortcut(x) if self.new_channels else x
-        return F.relu(out, inplace=True)
+        self.in_place = True
 
 
 def with_blocks(net: ResNet20, change: Callable[[nn.Sequential], Iterable[nn.Module]]) -> ResNet20:

@@ -17,11 +17,13 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.stride = stride
         self.new_channels = out_channels - in_channels
+        self.in_place = False  # takes 3 to 6 % off a step, but overwrites what hooks may have kept
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
+        out = F.relu(self.bn1(self.conv1(x)), inplace=self.in_place)
         out = self.bn2(self.conv2(out))
-        return F.relu(out + (self.shortcut(x) if self.new_channels else x))
+        other = self.shortcut(x) if self.new_channels else x
+        return F.relu(out.add_(other) if self.in_place else out + other, inplace=self.in_place)
 
     def shortcut(self, x: Tensor) -> Tensor:
         """Option A: every second pixel, and zeros for the channels that x lacks, half before and half after."""

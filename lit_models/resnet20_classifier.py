@@ -26,8 +26,8 @@ class ResNet20Classifier(LightningModule):
     Logs {train,val,test}/{loss,acc}, means over the images of an epoch (cross-entropy in nats, accuracy as a fraction
     of 1), and ``lr``, once an epoch; ``train/loss_step`` and ``lr_step`` every ``log_every_n_steps``. ``train/*`` are
     epoch averages: each batch is scored by the weights before learning from it. What a second validation loader holds
-    is logged as ``probe/*``. A subclass trains another network by overriding ``make_net``. Raises ValueError where the
-    optimizer or the depth is another, or torch.optim.SGD refuses the settings.
+    is logged as ``probe/*``. A subclass trains another network by overriding ``make_net``; he_init and the last three
+    arguments are then without effect. Raises ValueError for settings that it or torch.optim.SGD refuses.
 
     Args:
         lr: learning rate, until a callback changes it.
@@ -42,8 +42,8 @@ class ResNet20Classifier(LightningModule):
         compile: train through torch.compile, but an epoch's last batch, whose shape may be another.
         num_classes: classes of the labels, and outputs of the network.
         depth: layers of the network, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
-        grow_at: fraction of the steps that train without the last block of each stage; it begins as a copy, growth.py.
-        pretrained: begin with the project's weights for CIFAR-10 (depth 20), but for a new last layer.
+        grow_at: fraction of the steps, if these have an end, that train without each stage's last block (growth.py).
+        pretrained: begin with the project's weights for CIFAR-10 (depth 20, grow_at 0), but for a new last layer.
     """
 
     def __init__(

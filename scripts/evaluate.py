@@ -36,7 +36,7 @@ def run() -> None:
     skipped: list[Path] = []
     if cfg.images:
         pictures, skipped = read_pictures([str(cfg.images)])
-        names = [path.relative_to(cfg.images).parts[0] for path in pictures]
+        names = [path.relative_to(cfg.images).parts[0] for path in pictures if cfg.images.is_dir()]
         if not names or not set(names) <= set(network.classes):
             classes = ", ".join(network.classes)
             raise UsageError(f"{cfg.images} must hold pictures in sub-folders named as the classes: {classes}")
