@@ -10,11 +10,6 @@ import time
 START = time.perf_counter()  # of this process
 gc.disable()  # until cli.command is imported: through imports it would only look, for almost a second
 
-# Without a stream the next file that is opened would take its place.
-for _fd, _name in enumerate(("stdin", "stdout", "stderr")):
-    if getattr(sys, _name) is None:
-        os.dup2(os.open(os.devnull, os.O_RDWR), _fd)
-        setattr(sys, _name, open(_fd, "w" if _fd else "r"))
 if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C while packages are imported is no traceback of theirs
 os.environ["MPLBACKEND"] = "agg"  # figures go into files; a notebook exports a backend that is not installed here

@@ -161,14 +161,8 @@ class Run(Callback):
         trainer.precision_plugin.convert_module(pl_module)
 
     def state_dict(self) -> dict[str, Any]:
-        facts = {"settings": self.settings, "origin": self.origin, "folder": str(self.folder.resolve())}
-        return {**facts, "total_seconds": time.perf_counter() - self._start}
-
-    def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """In a folder that was renamed, ModelCheckpoint, which keeps full paths, finds its files again."""
-        if self.checkpoint and self._is_own(self.checkpoint) and "folder" in self.checkpoint.run:
-            folders = self.checkpoint.run["folder"], str(self.folder.resolve())
-            checkpoint["callbacks"] = with_paths_moved(checkpoint["callbacks"], *folders)
+        total_seconds = time.perf_counter() - self._start
+        return {"settings": self.settings, "origin": self.origin, "total_seconds": total_seconds}
 
     def with_facts(self, summary: dict[str, Any]) -> dict[str, Any]:
         """The content of summary.json: a record's, and what both commands say of a run in the same way."""
@@ -201,14 +195,6 @@ class Run(Callback):
             with suppress(OSError):  # there is something else in it
                 for parent in parents:
                     parent.rmdir()
-
-
-def with_paths_moved(state: Any, before: str, now: str) -> Any:
-    """A callback's state with each path in the folder ``before`` in the folder ``now``."""
-    if isinstance(state, dict):
-        return {with_paths_moved(k, before, now): with_paths_moved(v, before, now) for k, v in state.items()}
-    is_inside = isinstance(state, str) and state.startswith(before + os.sep)
-    return now + state[len(before) :] if is_inside else state
 
 
 def run_folder(cfg: Namespace, default: str) -> Path:

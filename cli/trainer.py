@@ -2,7 +2,6 @@
 
 import csv
 import io
-import shutil
 import sys
 from collections.abc import Mapping
 from contextlib import suppress
@@ -18,7 +17,7 @@ from pytorch_lightning.loggers.csv_logs import ExperimentWriter
 from analysis.files import write_atomically
 from callbacks.progress import ProgressLines
 from callbacks.saving import AtomicCheckpointIO
-from cli.command import UsageError, print_once
+from cli.command import UsageError
 from cli.parser import Parser, build
 from cli.run import Run
 
@@ -66,7 +65,7 @@ def make_loggers(asked: Any, run: Run) -> list[Logger]:
         return []
     folder, step = run.folder.resolve(), run.checkpoint.next_step if run.checkpoint else 0
     history = run.checkpoint.path.resolve().parents[1] if run.checkpoint else folder
-    rows = read_rows(history / "metrics.csv", step, folder / "metrics_aside.csv")
+    rows = read_rows(history / "metrics.csv", step)
     board = TensorBoardLogger(folder, name="", version="", default_hp_metric=False, purge_step=step)
     # Where ModelCheckpoint saves: not among the checkpoints from which a run is resumed.
     table = CSVLogger(folder, name=LIGHTNING, version="")
@@ -103,10 +102,10 @@ class MetricsRows(ExperimentWriter):
             self._written = len(self.metrics)
 
 
-def read_rows(path: Path, first_step: int, aside: Path) -> list[dict[str, str]]:
+def read_rows(path: Path, first_step: int) -> list[dict[str, str]]:
     """The rows of a metrics.csv from before ``first_step``, as text, without empty cells.
 
-    None of them where the file is not as the run wrote it, but from a spreadsheet: it is copied to ``aside``.
+    Raises UsageError where the file is not as the run wrote it, but as a spreadsheet did.
     """
     if not path.is_file():
         return []
@@ -115,6 +114,4 @@ def read_rows(path: Path, first_step: int, aside: Path) -> list[dict[str, str]]:
             rows = [row for row in csv.DictReader(file) if int(row["step"]) < first_step]
             return [{name: value for name, value in row.items() if value} for row in rows]
     except (KeyError, ValueError, csv.Error) as error:
-        print_once(f"Left aside: {path} is not as the run wrote it ({error!r})", file=sys.stderr)
-        shutil.copy(path, aside)
-        return []
+        raise UsageError(f"{path} is not as the run wrote it ({error!r}): move it away, or restore it") from None

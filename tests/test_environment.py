@@ -1,20 +1,17 @@
-"""What the caller of a command leaves in its environment: styles, ranks, closed streams, clusters."""
+"""What the caller of a command leaves in its environment: styles, ranks, clusters."""
 
-import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from launch import ROOT, assert_refused, command, run_anew, succeed
-from short_runs import CIFAR, summary
+from launch import assert_refused, command, run_anew, succeed
+from short_runs import CIFAR
 
 FIT = ("fit.py", "--epochs", "5", "--run_dir", "run")
-NOT_ON_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows closes no streams, and has no SLURM")
+NOT_ON_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows has no SLURM")
 JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SLURM_PROCID": "0"}
 JOB |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
 
@@ -40,24 +37,6 @@ def test_ranks_without_a_world_and_packages_of_the_same_names_are_ignored(tmp_pa
     done = succeed(tmp_path, *FIT, run=run_anew, **ranks)
     assert "Networks: 1" in done.stdout and (tmp_path / "run" / "summary.json").exists()
     assert_refused(command(tmp_path, *FIT, run=run_anew, **ranks), "run holds a run")
-
-
-@pytest.mark.slow
-@NOT_ON_WINDOWS
-@pytest.mark.parametrize("closed", [(2,), (0, 1, 2)])
-def test_closed_streams(closed: tuple[int, ...], tmp_path: Path) -> None:
-    def run(script: str, *flags: str) -> subprocess.CompletedProcess[bytes]:
-        args = [sys.executable, str(ROOT / "scripts" / script), *flags]
-        out, err = (None if fd in closed else subprocess.PIPE for fd in (1, 2))
-        how = {"stdout": out, "stderr": err, "preexec_fn": lambda: [os.close(fd) for fd in closed]}
-        return subprocess.run(args, cwd=tmp_path, **how)
-
-    assert run(*FIT).returncode == 0 and summary(tmp_path / "run")["results"]
-    picture = ROOT / "docs" / "training.png"
-    done = run("predict.py", "--json", str(picture))
-    assert done.returncode == 0 and (tmp_path / "predictions.png").exists()
-    if 1 not in closed:
-        assert json.loads(done.stdout)[0]["file"] == str(picture)
 
 
 @pytest.mark.slow

@@ -60,7 +60,9 @@ def test_a_folder_of_own_pictures(folder: Path) -> None:
     ("line", "words"),
     [
         ("evaluate.py --images nowhere", "nowhere must hold pictures in sub-folders named as the classes: airplane, "),
-        *((f"evaluate.py --images {images}", "must hold pictures in sub-folders") for images in (".", "own/dog/2.png", "own/*")),
+        ("evaluate.py --images .", "must hold pictures in sub-folders"),
+        ("evaluate.py --images own/dog/2.png", "must hold pictures in sub-folders"),
+        ("evaluate.py --images own/*", "must hold pictures in sub-folders"),
         ("evaluate.py --ckpt_path nowhere.ckpt", "No such file or directory: 'nowhere.ckpt'"),
         ("evaluate.py --data_root own --download false", "CIFAR-10 is not in own"),
         ("export.py --run_dir nowhere --out a.safetensors", "No such file or directory: 'nowhere/summary.json'"),

@@ -105,31 +105,25 @@ def test_slurm_gets_the_job_back_and_starts_it_again(whole: Path, tmp_path: Path
         assert checkpoint(tmp_path / f"no{len(path)}")["global_step"] == 9
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
-    "flags",
-    ["--accumulate_grad_batches 4", "--val_check_interval 3", "--val_check_interval 9 --check_val_every_n_epoch null"],
+    ("flags", "is_at_ends"),
+    [
+        (f"--callbacks+={SCHEDULER}", True),
+        pytest.param(f"--callbacks+={AVERAGING}", True, marks=pytest.mark.slow),
+        pytest.param("--accumulate_grad_batches 4", False, marks=pytest.mark.slow),
+        pytest.param("--val_check_interval 3", True, marks=pytest.mark.slow),
+        pytest.param("--val_check_interval 9 --check_val_every_n_epoch null", True, marks=pytest.mark.slow),
+    ],
 )
-def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, tmp_path: Path) -> None:
-    """Neither inside a step of several batches nor before a validation in the middle of an epoch."""
-    settings = (*flags.split(), "--save_every_n_steps", "1")
-    output = succeed(tmp_path, *CIFAR, *settings, "--run_dir", "whole").stdout
-    assert ("Saved at epochs' ends only" in output) == ("val_check" in flags)
+def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, is_at_ends: bool, tmp_path: Path) -> None:
+    """Neither inside a step of several batches, nor before what Lightning repeats as an epoch starts."""
+    settings = (*CIFAR, *shlex.split(f"--save_every_n_steps 1 {flags}"))
+    output = succeed(tmp_path, *settings, "--run_dir", "whole").stdout
+    assert output.count("Saved at epochs' ends only") == is_at_ends
     at = "if trainer.fit_loop.total_batch_idx + 1 == 8: "
     cut = callback(tmp_path, "on_train_batch_start", at + KILL.format("SIGTERM"))
-    assert command(tmp_path, *CIFAR, *settings, cut, "--run_dir", "run").returncode == 143
-    succeed(tmp_path, *CIFAR, *settings, *LAST)
-    assert_same_run(tmp_path / "run", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("flags", [SCHEDULER, pytest.param(AVERAGING, marks=pytest.mark.slow)])
-def test_with_a_callback_that_acts_as_an_epoch_starts_a_run_is_saved_at_epochs_ends(flags: str, tmp_path: Path) -> None:
-    mine = (*CIFAR, *shlex.split(f"--save_every_n_steps 1 --callbacks+={flags}"))
-    assert succeed(tmp_path, *mine, "--run_dir", "whole").stdout.count("Saved at epochs' ends only") == 1
-    at = "if trainer.current_epoch == 1 and args[1] == 3: "
-    cut = callback(tmp_path, "on_train_batch_start", at + KILL.format("SIGTERM"))
-    assert command(tmp_path, *mine, cut, "--run_dir", "run").returncode == 143
-    succeed(tmp_path, *mine, *LAST)
+    assert command(tmp_path, *settings, cut, "--run_dir", "run").returncode == 143
+    succeed(tmp_path, *settings, *LAST)
     assert_same_run(tmp_path / "run", tmp_path / "whole")
 
 

@@ -71,13 +71,6 @@ def test_every_setting_of_a_grid_is_reported(grid: tuple[str, Path]) -> None:
         assert Image.open(run_dir / name).width >= 600
 
 
-def test_config_repeats_a_run_bit_for_bit(grid: tuple[str, Path], tmp_path: Path) -> None:
-    _, run_dir = grid
-    succeed(tmp_path, "--config", str(run_dir / "config.yaml"), "--run_dir", "again")
-    assert summary(tmp_path / "again")["results"] == summary(run_dir)["results"]
-    assert (tmp_path / "again" / "metrics.csv").read_bytes() == (run_dir / "metrics.csv").read_bytes()
-
-
 def test_auto_finds_the_epochs_of_the_lowest_error(tmp_path: Path) -> None:
     flags = "--lr 0.1 0.01 --num_samples 50 --epochs auto 20 3000 --run_dir run".split()
     output = succeed(tmp_path, *flags)

@@ -8,8 +8,6 @@ import pytest
 import yaml
 
 from cli.recipe import FOLDER, NAMES, at_length, recipe_defaults
-from datamodules import CIFAR10DataModule
-from lit_models import ResNet20Classifier
 from scripts.cifar import cifar_parser
 
 
@@ -67,10 +65,3 @@ def test_values_by_epochs_are_interpolated_over_their_logarithm() -> None:
     for epochs in ("15", "1.5e1"):
         flags = settings("--recipe", "fast", "--max_epochs", epochs)
         assert (flags["weight_decay"], flags["max_shift"]) == (7.46e-4, 3)
-
-
-def test_what_no_recipe_names_is_the_constructors_default() -> None:
-    flags, recipe = settings(), recipe_defaults([])
-    given = {**CIFAR10DataModule().hparams, **ResNet20Classifier().hparams}
-    shared = (flags.keys() & given.keys()) - recipe.keys() - {"data_root", "compile", "image_sizes"}
-    assert len(shared) > 8 and all(flags[name] == given[name] for name in shared)

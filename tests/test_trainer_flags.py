@@ -89,9 +89,10 @@ def test_a_fit_that_is_stopped_early_says_what_was_not_measured_and_is_not_conti
 def test_config_repeats_a_run_with_a_callback(tmp_path: Path) -> None:
     """A device, which YAML does not know, is among the callback's arguments."""
     averaging = "StochasticWeightAveraging --callbacks.swa_lrs 0.1 --callbacks.swa_epoch_start 2"
-    run(f"fit.py --callbacks+={averaging}", tmp_path)
+    run(f"fit.py --lr 0.1 0.01 --x_min -2e0 --callbacks+={averaging}", tmp_path)
     succeed(tmp_path, "fit.py", "--config", "run/config.yaml", "--run_dir", "again")
     assert summary(tmp_path / "run")["results"] == summary(tmp_path / "again")["results"]
+    assert (tmp_path / "again" / "metrics.csv").read_bytes() == (tmp_path / "run" / "metrics.csv").read_bytes()
 
 
 def test_a_constructor_that_hides_its_arguments_is_refused() -> None:
