@@ -11,7 +11,7 @@ from analysis.files import read_json, write_json
 from analysis.runs import FinishedRun, Row
 from datamodules import CIFAR10DataModule
 from lit_models import ResNet20
-from lit_models.resnet20 import depth_of
+from lit_models.resnet20 import resnet20_of
 
 Nets = Sequence[ResNet20]
 Measure = Callable[[Nets, CIFAR10DataModule, FinishedRun], dict[str, Any]]
@@ -45,10 +45,7 @@ def network_after(run: FinishedRun, epochs: int) -> ResNet20:
     content = torch.load(run.path / "checkpoints" / f"{name}.ckpt", map_location="cpu", weights_only=True)
     if len(content["callbacks"]["ClassifierRecord"]["epochs"]) != epochs:
         raise FileNotFoundError("the last checkpoint is of a later epoch: the run was continued")
-    weights = {name.removeprefix("net."): value for name, value in content["state_dict"].items()}
-    net = ResNet20(depth=depth_of(weights))
-    net.load_state_dict(weights)
-    return net
+    return resnet20_of(content["state_dict"])
 
 
 @torch.inference_mode()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from cli.command import UsageError
 from datamodules.cifar10 import CLASSES
 from lit_models import FunctionRegressor, ResNet20
-from lit_models.resnet20 import depth_of
+from lit_models.resnet20 import resnet20_of
 from lit_models.resnet20_classifier import SHIPPED
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -76,10 +76,7 @@ def network_of(content: dict[str, Any], path: Path) -> PictureClassifier | Funct
         return curve
     # in a checkpoint under the name of the data module's class
     data = next((part for part in content.values() if isinstance(part, dict) and part.keys() >= PUBLIC.keys()), PUBLIC)
-    # a LightningModule puts "net." before the network's own names, and akamaster's DataParallel "module."
-    weights = {name.removeprefix("net.").removeprefix("module."): weights[name] for name in weights}
-    net = ResNet20(len(data["classes"]), depth=depth_of(weights))
-    net.load_state_dict(weights)
+    net = resnet20_of(weights, len(data["classes"]))
     if data is PUBLIC:
         print(f"{path} has no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)
     return PictureClassifier(net, data["mean"], data["std"], data["classes"])

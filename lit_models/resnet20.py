@@ -1,6 +1,6 @@
 """ResNet-20 for CIFAR-10 and its deeper relatives, exactly as in He et al. 2015 (arXiv 1512.03385, section 4.2)."""
 
-from collections.abc import Iterable
+from collections.abc import Mapping
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -62,6 +62,10 @@ class ResNet20(nn.Module):
         return self.linear(x.sum((2, 3)) / (x.shape[2] * x.shape[3]))
 
 
-def depth_of(names: Iterable[str]) -> int:
-    """The depth of the ResNet20 whose ``state_dict`` has these names."""
-    return 2 + 6 * len({name.split(".")[1] for name in names if name.startswith("layer1.")})
+def resnet20_of(weights: Mapping[str, Tensor], num_classes: int = 10) -> ResNet20:
+    """The ResNet20 of any depth with these weights, also under the names of a LightningModule or of DataParallel."""
+    weights = {name.removeprefix("net.").removeprefix("module."): tensor for name, tensor in weights.items()}
+    blocks = {name.split(".")[1] for name in weights if name.startswith("layer1.")}
+    net = ResNet20(num_classes, depth=2 + 6 * len(blocks))
+    net.load_state_dict(weights)
+    return net

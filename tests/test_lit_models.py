@@ -23,7 +23,7 @@ from lit_models import FunctionRegressor, ResNet20, ResNet20Classifier, onednn
 from lit_models.mlps import ElementwiseAdam, MLPs
 from lit_models.muon import Muon, orthogonalized
 from lit_models.onednn import can_train_in_mkldnn, cpu_has_bfloat16, in_mkldnn
-from lit_models.resnet20 import depth_of
+from lit_models.resnet20 import resnet20_of
 from lit_models.resnet20_classifier import SHIPPED
 
 OFF = ("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary")
@@ -42,7 +42,7 @@ def test_the_papers_family(depth: int, millions: float) -> None:
     names = [n for n, m in net.named_modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d | nn.Linear)]
     block = ["conv1", "bn1", "conv2", "bn2"]
     assert [n.split(".")[-1] for n in names] == ["conv1", "bn1", *block * (depth // 2 - 1), "linear"]
-    assert depth_of(net.state_dict()) == depth
+    assert len(resnet20_of(net.state_dict()).layer3) == (depth - 2) / 6
 
 
 def formula_of_resnet20(state: Sequence[Tensor], x: Tensor, training: bool) -> Tensor:
