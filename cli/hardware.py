@@ -37,7 +37,7 @@ def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
     if not is_one_process(cfg, device):
         return "bf16-mixed", "several processes, which have to agree, do not measure"
     if steps < SHORT:
-        return "32-true", "short training runs, and those of your own pictures, are not measured"
+        return "32-true", "not measured where training is short, limited, or of your own pictures"
     num = cfg.batch_size if device != "cpu" else math.ceil(cfg.batch_size / 2)  # as telling, in half the time
     ratio = time_of_a_step("bf16-mixed", {0.0: 32} | (cfg.image_sizes or {}), num, device, seconds=0.6)
     name = "bf16-mixed" if ratio < GAIN else "32-true"

@@ -42,7 +42,7 @@ def recipe_defaults(args: Sequence[str]) -> dict[str, Any]:
     epochs = plain_count(str(asked.get("max_epochs") or defaults.get("max_epochs")))
     if any(asked.get(length) not in (None, -1, "-1", "null") for length in RECIPE_LENGTHS):
         defaults = {flag: value for flag, value in defaults.items() if flag not in RECIPE_LENGTHS}
-    count = int(epochs) if epochs.isdecimal() else None  # None: the recipe has none either
+    count = int(epochs) if epochs.isdecimal() else None  # None: as in recipe paper, or by --max_epochs -1
     return {"recipe": name, **{flag: at_length(value, count) for flag, value in defaults.items()}}
 
 

@@ -22,7 +22,8 @@ def train_seeds(
     """The summaries of ``train(cfg, folder, top, start)`` for seed, seed+1, ..., in sub-folders of ``top``."""
     if cfg.ckpt_path not in (None, "last"):
         raise UsageError("--ckpt_path PATH resumes one run: leave out --num_seeds; with it, 'last' resumes all")
-    if (top / "metrics.csv").exists() or (not cfg.ckpt_path and (top / "config.yaml").exists()):
+    resumes = cfg.ckpt_path and (top / f"seed{cfg.seed}" / "config.yaml").exists()
+    if (top / "config.yaml").exists() and not resumes:
         raise UsageError(f"{top} holds a run already: resume it by its own command, or choose another --run_dir")
     summaries: list[dict[str, Any]] = []
     for seed in range(cfg.seed, cfg.seed + cfg.num_seeds):

@@ -76,6 +76,7 @@ def network_of(content: dict[str, Any], path: Path) -> PictureClassifier | Funct
         return curve
     # in a checkpoint under the name of the data module's class
     data = next((part for part in content.values() if isinstance(part, dict) and part.keys() >= PUBLIC.keys()), PUBLIC)
+    weights = {name.removeprefix("module."): weights[name] for name in weights}  # of akamaster's DataParallel
     net = resnet20_of(weights, len(data["classes"]))
     if data is PUBLIC:
         print(f"{path} has no mean, std and classes: takes akamaster/pytorch_resnet_cifar10's", file=sys.stderr)

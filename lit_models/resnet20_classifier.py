@@ -42,7 +42,7 @@ class ResNet20Classifier(LightningModule):
         compile: train through torch.compile, but an epoch's last batch, whose shape may be another.
         num_classes: classes of the labels, and outputs of the network.
         depth: layers of the network, 6n + 2: 20, 32, 44, 56 or 110 in the paper.
-        grow_at: fraction of the steps, if these have an end, that train without each stage's last block (growth.py).
+        grow_at: fraction of the steps that train without each stage's last block (growth.py); without an end, all.
         pretrained: begin with the project's weights for CIFAR-10 (depth 20, grow_at 0), but for a new last layer.
     """
 

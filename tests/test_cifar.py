@@ -104,7 +104,8 @@ def test_each_seed_is_an_ordinary_run_and_finished_ones_are_not_trained_again(tm
         assert (run["measured_on"], run["val_batches"]) == ("validation", 2) and whole_images(epoch["val_acc"], 16)
         assert 0 <= epoch["probe_acc"] <= 1 and epoch["probe_loss"] > 0
     assert (tmp_path / "top" / "training.png").exists()
-    assert_refused(command(tmp_path, *CIFAR, *flags, "--seed", "2"), "top holds a run already")
+    for others in (("--seed", "2"), ("--seed", "2", "--ckpt_path", "last")):
+        assert_refused(command(tmp_path, *CIFAR, *flags, *others), "top holds a run already")
 
 
 def test_the_papers_recipe_and_an_end_inside_an_epoch(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from launch import assert_refused, command, run_anew, succeed
 from short_runs import CIFAR
 
 FIT = ("fit.py", "--epochs", "5", "--run_dir", "run")
-NOT_ON_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows has no SLURM")
+NOT_ON_WINDOWS = pytest.mark.skipif(os.name == "nt", reason="Windows has neither SLURM nor /proc")
 JOB = {"SLURM_JOB_ID": "1", "SLURM_JOB_NAME": "job", "SLURM_NODEID": "0", "SLURM_LOCALID": "0", "SLURM_PROCID": "0"}
 JOB |= {"SLURM_JOB_NODELIST": "localhost", "SLURM_NTASKS": "1", "SLURM_NTASKS_PER_NODE": "1"}
 

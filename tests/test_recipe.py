@@ -60,7 +60,7 @@ def test_values_by_epochs_are_interpolated_over_their_logarithm() -> None:
     middle = round(math.sqrt(4 * 64))  # 16: half-way between log 4 and log 64
     assert [at_length(rule, epochs) for epochs in (1, 4, middle, 64, 1000)] == [1e-3, 1e-3, 7.5e-4, 5e-4, 5e-4]
     assert at_length({"by_epochs": {4: 2, 64: 4}}, middle) == 3  # whole numbers stay whole
-    assert at_length(rule, None) == 5e-4  # steps or time end the run
+    assert at_length(rule, None) == 5e-4  # no number of epochs
     # fast: from 1e-3 at 4 epochs to 5e-4 at 54: 1e-3 - 5e-4 * log(15 / 4) / log(54 / 4) = 7.46e-4; a shift of 2 to 4
     for epochs in ("15", "1.5e1"):
         flags = settings("--recipe", "fast", "--max_epochs", epochs)
