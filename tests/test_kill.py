@@ -68,7 +68,7 @@ def content(run_dir: Path) -> dict:
     """What depends on neither clock nor folder: weights, optimizer, loops' counts, records, logged values."""
     saved = short_runs.checkpoint(run_dir)
     for state in saved["callbacks"].values():
-        for name in ("seconds_of_this_epoch", "total_seconds", "train_seconds", "folder"):
+        for name in ("seconds_of_this_epoch", "total_seconds", "train_seconds"):
             state.pop(name, None)
         for row in state.get("epochs", []):
             row.pop("seconds"), row.pop("images_per_second")
