@@ -16,7 +16,7 @@ from lit_models.resnet20 import BasicBlock, ResNet20
 def close(net: ResNet20) -> None:
     """The last block of each stage then adds zeros, and passes on its input. ValueError where there are under three."""
     if len(net.layer1) < 3:
-        raise ValueError("depth is too small for grow_at, which needs three blocks a stage: 20 or more")
+        raise ValueError("depth is too small for grow_at, which needs three blocks a stage: 20 or more, or grow_at 0")
     for _, last in ends(net):
         nn.init.zeros_(last.bn2.weight)
 

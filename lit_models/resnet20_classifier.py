@@ -63,8 +63,10 @@ class ResNet20Classifier(LightningModule):
         pretrained: bool = False,
     ) -> None:
         super().__init__()
-        if optimizer not in ("sgd", "muon") or not 0 <= grow_at < 1:
-            raise ValueError(f"optimizer is {optimizer!r}, grow_at {grow_at}: 'sgd' or 'muon', from 0 to below 1")
+        if optimizer not in ("sgd", "muon"):
+            raise ValueError(f"optimizer is {optimizer!r}: 'sgd' or 'muon'")
+        if not 0 <= grow_at < 1:
+            raise ValueError(f"grow_at is {grow_at}: from 0 to below 1")
         # A checkpoint holds plain values, whatever numbers these are, such as NumPy's.
         lr, momentum, weight_decay = float(lr), float(momentum), float(weight_decay)
         muon_lr_ratio, muon_momentum, grow_at = float(muon_lr_ratio), float(muon_momentum), float(grow_at)
