@@ -63,7 +63,7 @@ class ResNet20(nn.Module):
 
 
 def resnet20_of(weights: Mapping[str, Tensor], num_classes: int = 10) -> ResNet20:
-    """The ResNet20 of any depth with these weights, its own or a LightningModule's. RuntimeError for others."""
+    """The ResNet20 of any depth with these weights, also a LightningModule's. RuntimeError, ValueError for others."""
     weights = {name.removeprefix("net."): tensor for name, tensor in weights.items()}
     blocks = {name.split(".")[1] for name in weights if name.startswith("layer1.")}
     net = ResNet20(num_classes, depth=2 + 6 * len(blocks))
