@@ -1,6 +1,7 @@
 """A short run of cifar.py: its flags, and what several test files ask of such a run."""
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ CIFAR = (
     *"cifar.py --data synthetic --accelerator cpu --batch_size 8 --max_epochs 3 --limit_train_batches 6".split(),
     *("--limit_val_batches", "2", "--limit_test_batches", "0", "--milestones", "{2: 0.01}"),
 )
+SLOW = partial(pytest.param, marks=pytest.mark.slow)
 TIMED = ("seconds", "images_per_second")
 
 

@@ -15,7 +15,7 @@ import pytest
 import torch
 from launch import assert_refused, command, run_anew, succeed
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
-from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
+from short_runs import CIFAR, SLOW, assert_same_run, callback, checkpoint, files, summary
 
 from callbacks.saving import AtomicCheckpointIO
 from cli.command import is_users
@@ -109,10 +109,10 @@ def test_slurm_gets_the_job_back_and_starts_it_again(whole: Path, tmp_path: Path
     ("flags", "is_at_ends"),
     [
         (f"--callbacks+={SCHEDULER}", True),
-        pytest.param(f"--callbacks+={AVERAGING}", True, marks=pytest.mark.slow),
-        pytest.param("--accumulate_grad_batches 4", False, marks=pytest.mark.slow),
-        pytest.param("--val_check_interval 3", True, marks=pytest.mark.slow),
-        pytest.param("--val_check_interval 9 --check_val_every_n_epoch null", True, marks=pytest.mark.slow),
+        SLOW(f"--callbacks+={AVERAGING}", True),
+        SLOW("--accumulate_grad_batches 4", False),
+        SLOW("--val_check_interval 3", True),
+        SLOW("--val_check_interval 9 --check_val_every_n_epoch null", True),
     ],
 )
 def test_a_run_is_cut_only_where_it_can_be_resumed(flags: str, is_at_ends: bool, tmp_path: Path) -> None:

@@ -3,7 +3,6 @@
 import csv
 import re
 import shutil
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,11 @@ import pytest
 from filelock import FileLock
 from jsonargparse import Namespace
 from launch import assert_refused, command, succeed
-from short_runs import CIFAR, assert_same_run, callback, checkpoint, files, summary
+from short_runs import CIFAR, SLOW, assert_same_run, callback, checkpoint, files, summary
 
 from cli.run import run_folder
 
 LAST = ("--run_dir", "run", "--ckpt_path", "last")
-SLOW = partial(pytest.param, marks=pytest.mark.slow)
 
 
 @pytest.fixture
@@ -186,8 +184,10 @@ def test_a_foreign_metrics_csv_is_data_or_refused(edit: Any, is_data: bool, copy
     before = files(copy)
     done = command(copy.parent, *CIFAR, "--max_epochs", "4", *LAST)
     if not is_data:
-        assert_refused(done, "run/metrics.csv is not as the run wrote it")
-        assert files(copy) == before
+        branch = ("--run_dir", "branch", "--ckpt_path", "run/checkpoints/end_of_epoch1.ckpt")
+        for refused in (done, command(copy.parent, *CIFAR, *branch)):
+            assert_refused(refused, "run/metrics.csv is not as the run wrote it")
+        assert files(copy) == before and not (copy.parent / "branch").exists()
     else:
         rows = list(csv.DictReader((copy / "metrics.csv").open(newline="")))
         assert "epoch" in rows[0] and [row["epoch"] for row in rows][-1] == "3"
