@@ -23,9 +23,10 @@ GAIN = 0.95  # of the time of float32 at most: within 5 % that is kept
 
 
 def device_of(accelerator: str | None) -> str:
-    """The kind of device that ``--accelerator`` names, "auto" like Lightning: cpu, cuda or mps."""
+    """The kind of device that ``--accelerator`` names, "auto" as Lightning's; gpu where there is none."""
     kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    return next((kind for kind, is_there in kinds.items() if is_there and accelerator != "cpu"), "cpu")
+    absent = "gpu" if accelerator in ("gpu", *kinds) else "cpu"
+    return next((kind for kind, is_there in kinds.items() if is_there and accelerator != "cpu"), absent)
 
 
 def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:

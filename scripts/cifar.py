@@ -22,7 +22,7 @@ from callbacks.epoch_averages import EpochAverages
 from callbacks.finite_loss import StopOnNonFiniteLoss
 from callbacks.saving import SaveLast
 from callbacks.test_pictures import TestPictures
-from cli.command import UsageError, main, print_once
+from cli.command import UsageError, is_rank_zero, main, print_once
 from cli.hardware import fastest
 from cli.parser import Parser, add_trainer_flags, build, training_parser
 from cli.recipe import NAMES, recipe_defaults
@@ -61,12 +61,10 @@ def cifar() -> None:
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
     folder = run_folder(cfg, "runs/cifar")
-    num_images = {"cifar10": 50_000, "synthetic": 10_000}.get(cfg.data, 0)  # 0: your own, too few to measure for
-    cfg = fastest(cfg, num_images - cfg.val_size, saved_settings(cfg, folder))
     if cfg.num_seeds == 1:
         summaries = [train(parser, cfg, folder, folder, START)]
     else:
-        summaries = train_seeds(parser, cfg, folder, partial(train, parser))
+        summaries = train_seeds(cfg, folder, partial(train, parser))
     for summary in summaries:
         if summary["test_acc"] is not None:
             each = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in summary["per_class_acc"].items())
@@ -81,8 +79,12 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     ``top`` is the folder of all seeds' runs; ``start`` is when this one began, for the seconds in all.
     """
     seed_everything(cfg.seed, workers=True)
-    run = Run(parser, cfg, folder, top, start)
     data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
+    if not cfg.download and is_rank_zero():
+        data.prepare_data()  # what is absent is said before anything is measured
+    num_images = 0 if data.pictures else data.num_train - data.val_size  # your own are too few to measure for
+    cfg = fastest(cfg, num_images, saved_settings(cfg, top))
+    run = Run(parser, cfg, folder, top, start)
     model = build(ResNet20Classifier, cfg, num_classes=len(data.classes))
     record, pictures = ClassifierRecord(start), TestPictures(folder)
     callbacks = make_callbacks(cfg, run, record, pictures)

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from jsonargparse import Namespace
-from launch import succeed
-from short_runs import CIFAR
+from launch import assert_refused, command, run_anew, succeed
+from short_runs import CIFAR, SLOW
 
 from cli.command import cpu_quota
 from cli.hardware import choose_precision, cpu_has_bfloat16, fastest, time_of_a_step
@@ -32,6 +32,17 @@ def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
     for flags, num_images in (("--max_steps", "100"), 50_000), (("--max_steps", "9999"), 0):
         lab = fastest(settings(*flags), num_images, {})
         assert (lab.precision, lab.compile) == (None, False)  # too short to compile, or own pictures
+
+
+@pytest.mark.parametrize(
+    "flags", ["--accelerator gpu", SLOW("--batch_size 0"), SLOW("--data cifar10 --data_root nowhere --download false")]
+)
+def test_a_mistake_is_refused_before_anything_is_measured(flags: str, tmp_path: Path) -> None:
+    """On a processor for which a run of ten epochs would measure ``torch.compile``, up to a minute long."""
+    line = ("cifar.py", "--data", "synthetic", "--max_steps", "9999", *flags.split())
+    done = command(tmp_path, *line, run=run_anew, ATEN_CPU_CAPABILITY="avx2")
+    assert_refused(done)
+    assert done.stdout == "" and not list(tmp_path.iterdir())
 
 
 def test_what_another_machine_chose_is_kept(tmp_path: Path) -> None:
