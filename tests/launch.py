@@ -6,6 +6,7 @@ exit, but for the hash seed, and for what Python and OpenMP read as they start: 
 for bit, uses ``run_anew``, which starts Python as users do.
 """
 
+import atexit
 import functools
 import gc
 import importlib
@@ -16,6 +17,8 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -104,4 +107,17 @@ if __name__ == "__main__":
     gc.freeze()  # shared with all that it forks, which need not look through it when they end
     script = serve()
     torch.set_num_threads(threads)  # now, since the first call after a fork, which renews a pool, is not thread-safe
-    runpy.run_path(script, run_name="__main__")
+    code: Any = 0
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        code = end.code or 0
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    # Python's own end, but for taking apart what the server has imported, which takes longer than many a command
+    threading._shutdown()
+    atexit._run_exitfuncs()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -10,7 +10,7 @@ import torch
 
 # Three epochs of six batches; the learning rate drops before the last one.
 CIFAR = (
-    *"cifar.py --data synthetic --accelerator cpu --batch_size 8 --max_epochs 3 --limit_train_batches 6".split(),
+    *"cifar.py --data synthetic --accelerator cpu --batch_size 4 --max_epochs 3 --limit_train_batches 6".split(),
     *("--limit_val_batches", "2", "--limit_test_batches", "0", "--milestones", "{2: 0.01}"),
 )
 SLOW = partial(pytest.param, marks=pytest.mark.slow)

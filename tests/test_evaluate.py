@@ -94,7 +94,8 @@ def test_the_shipped_weights_have_the_accuracy_that_the_readme_states(tmp_path: 
 
 
 def test_an_exported_run_keeps_its_facts_and_its_answers(tmp_path: Path) -> None:
-    flags = "--data synthetic --max_epochs 1 --limit_train_batches 3 --limit_val_batches 0 --he_init true --seed 3"
+    flags = "--data synthetic --max_epochs 1 --batch_size 8 --limit_train_batches 3 --limit_val_batches 0 "
+    flags += "--limit_test_batches 9 --he_init true --seed 3"
     succeed(tmp_path, "cifar.py", *flags.split(), "--accelerator=cpu", "--run_dir=my run")
     succeed(tmp_path, "export.py", "--run_dir", "my run", "--out", "nets/mine.safetensors")
     content, facts = summary(tmp_path / "my run"), metadata(tmp_path / "nets" / "mine.safetensors")

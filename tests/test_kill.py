@@ -20,9 +20,9 @@ from torch.utils._pytree import tree_map_only
 KILLS = int(os.environ.get("KILLS", "2"))
 EPOCHS = 4 + KILLS
 CHECKPOINTS = 11 * EPOCHS  # of a run, or about as many
-CIFAR = (*short_runs.CIFAR, "--max_epochs", str(EPOCHS), "--batch_size", "16", "--save_every_n_steps", "1")
-CIFAR += ("--limit_train_batches", "12", "--limit_val_batches", "20")
-FIT = (*"fit.py --lr 0.01 0.1 --num_seeds 4 --save_every_n_steps 350 --epochs 300".split(), str(9_000 * KILLS))
+CIFAR = (*short_runs.CIFAR, "--max_epochs", str(EPOCHS), "--batch_size", "4", "--save_every_n_steps", "1")
+CIFAR += ("--limit_train_batches", "12", "--limit_val_batches", "8")
+FIT = (*"fit.py --lr 0.01 0.1 --num_seeds 4 --save_every_n_steps 200 --epochs 300".split(), str(5_000 * KILLS))
 pytestmark = pytest.mark.slow
 RUNS = {
     "cifar": CIFAR,

@@ -61,7 +61,7 @@ def test_a_refused_run_leaves_no_folder_and_an_older_run_as_it_was(copy: Path) -
     for flags, word in (
         (("--run_dir", "run"), "run holds a run already: choose another --run_dir, or resume it: python"),
         (("--run_dir", "run", "--num_seeds", "2"), "run holds a run already: resume"),
-        ((*LAST, "--batch_size", "32"), "--batch_size 8, not 32"),
+        ((*LAST, "--batch_size", "32"), "--batch_size 4, not 32"),
         ((*LAST, "--recipe", "paper", "--max_steps", "99"), "--recipe lab, not paper"),
         ((*LAST, "--milestones", "{1: 0.01}"), "--milestones"),
         ((*LAST, "--max_epochs", "4", "--callbacks+=BackboneFinetuning"), "backbone"),
