@@ -5,6 +5,7 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Callable, Mapping
+from difflib import get_close_matches
 from typing import Any, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import torch
@@ -39,6 +40,10 @@ class Parser(ArgumentParser):
         return super()._get_values(action, arg_strings)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if flag := re.search(r"unrecognized arguments: (--[\w-]+)", message):
+            names = [name for name in self._option_string_actions if name[-1] != "+"]  # --callbacks+=...
+            near = get_close_matches(flag[1], names, n=2, cutoff=0.7)
+            message += f" (did you mean {' or '.join(sorted(near))}?)" if near else ""
         raise UsageError(message)
 
 

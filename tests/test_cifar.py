@@ -192,7 +192,8 @@ def test_real_images(tmp_path: Path, cifar10_root: Path) -> None:
 @pytest.mark.parametrize(
     ("flags", "word"),
     [
-        ("--nonsense 3", "--nonsense"),
+        ("--nonsense 3", "--nonsense 3\n"),
+        ("--epochs 3", "--epochs 3 (did you mean --max_epochs or --min_epochs?)\n"),
         ("--recipe nonsense", "recipe"),
         ("--recipe fast --config paper.yaml", "one recipe"),
         ("--recipe fast --max_epochs -1", "max_epochs"),
