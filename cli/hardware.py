@@ -1,7 +1,6 @@
 """What makes ResNet-20 faster on this machine, as measured: bfloat16 and ``torch.compile``."""
 
 import math
-import os
 import time
 from collections.abc import Mapping
 from itertools import product
@@ -11,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jsonargparse import Namespace
+from pytorch_lightning import Trainer
 
 from callbacks.classifier_record import now
 from cli.command import print_once
@@ -22,20 +22,19 @@ LONG = 3_000  # steps at each size of the images: one so long repays a compilati
 GAIN = 0.95  # of the time of float32 at most: within 5 % that is kept
 
 
-def device_of(accelerator: str | None) -> str:
-    """The kind of device that ``--accelerator`` names, "auto" as Lightning's; gpu where there is none."""
-    kinds = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    absent = "gpu" if accelerator in ("gpu", *kinds) else "cpu"
-    return next((kind for kind, is_there in kinds.items() if is_there and accelerator != "cpu"), absent)
+def device_and_processes(cfg: Namespace) -> tuple[str, int]:
+    """The kind of device that Lightning takes, and how many processes. Raises what Lightning does where it has none."""
+    trainer = Trainer(accelerator=cfg.accelerator, devices=cfg.devices, num_nodes=cfg.num_nodes, barebones=True)
+    return trainer.strategy.root_device.type, trainer.world_size
 
 
 def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
     """What takes the place of ``--precision auto`` for a training run of so many steps, and why."""
-    device = device_of(cfg.accelerator)
+    device, processes = device_and_processes(cfg)
     gpu_has_bfloat16 = device == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
     if not (gpu_has_bfloat16 or (device == "cpu" and cpu_has_bfloat16())):
         return "32-true", f"this {device} does not compute in bfloat16"
-    if not is_one_process(cfg, device):
+    if processes > 1:
         return "bf16-mixed", "several processes, which have to agree, do not measure"
     if steps < SHORT:
         return "32-true", "not measured where training is short, limited, or of your own pictures"
@@ -45,12 +44,7 @@ def choose_precision(cfg: Namespace, steps: float) -> tuple[str, str]:
     return name, f"as measured, a step in bfloat16 takes {ratio:.2f} of its time in float32"
 
 
-def is_one_process(cfg: Namespace, device: str) -> bool:
-    started = max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
-    devices = cfg.devices if cfg.devices != "auto" else torch.cuda.device_count() if device == "cuda" else 1
-    return (started, cfg.num_nodes, str(devices)) == (1, 1, "1")
-
-
+@torch.random.fork_rng(devices=[])  # the run's random numbers are those of its seed, measured or not
 def time_of_a_step(kind: str, image_sizes: Mapping[float, int], batch_size: int, device: str, seconds: float) -> float:
     """The time of ResNet-20's forward and backward pass, of a ``kind`` "bf16-mixed" or "compiled", relative to float32.
 
@@ -58,8 +52,8 @@ def time_of_a_step(kind: str, image_sizes: Mapping[float, int], batch_size: int,
     turns, and the least time of each counts, so that a machine that is busy for a moment does not decide.
     """
     net = ResNet20().to(device).train()
-    other = torch.compile(net.forward, dynamic=False) if kind == "compiled" else faster(net, kind, device) or net
-    forwards = {"32-true": faster(net, "32-true", device) or net, kind: other}
+    other = torch.compile(net.forward, dynamic=False) if kind == "compiled" else faster(net, kind, device)
+    forwards = {"32-true": faster(net, "32-true", device), kind: other}
 
     def measure(size: int, kind: str) -> float:
         images = torch.randn(batch_size, 3, size, size, device=device).to(memory_format=torch.channels_last)
@@ -88,13 +82,12 @@ def choose_compile(cfg: Namespace, steps: float) -> tuple[bool, str]:
     With AVX-512 compiled steps were slower on every machine, in bfloat16 too: it is measured with AVX2 alone, where on
     two processors they took 0.91 and 1.14 of the time.
     """
-    device = device_of(cfg.accelerator)
-    may_gain = device == "cpu" and torch.backends.cpu.get_cpu_capability() == "AVX2" and is_one_process(cfg, device)
+    may_gain = torch.backends.cpu.get_cpu_capability() == "AVX2" and device_and_processes(cfg) == ("cpu", 1)
     if not may_gain or steps < LONG * max(1, len(cfg.image_sizes or ())):
         return False, ""
     print_once("Measuring whether torch.compile gains on this processor: up to a minute")
     try:
-        ratio = time_of_a_step("compiled", {0.0: 32}, cfg.batch_size, device, seconds=4.0)
+        ratio = time_of_a_step("compiled", {0.0: 32}, cfg.batch_size, "cpu", seconds=4.0)
     except Exception as error:  # there is no compiler, or not for this system
         return False, f"it does not work here ({type(error).__name__})"
     return ratio < GAIN, f"as measured, a compiled step takes {ratio:.2f} of the time"
@@ -104,7 +97,8 @@ def fastest(cfg: Namespace, num_images: int, saved: Mapping[str, Any]) -> Namesp
     """The settings with a choice for each "auto": the one of the ``saved`` settings, or else what is fastest here."""
     batches = math.ceil(num_images / max(1, cfg.batch_size))
     limits = (cfg.max_steps, (cfg.max_epochs or -1) * batches, math.inf)
-    is_whole = batches > 0 and cfg.limit_train_batches is None  # else short, or of own pictures
+    is_cut = cfg.fast_dev_run or cfg.overfit_batches or cfg.limit_train_batches is not None
+    is_whole = batches > 0 and not is_cut  # else short, or of own pictures
     steps = min(limit for limit in limits if limit > 0) if is_whole else 0
     choices = {}
     for name, choose in {"precision": choose_precision, "compile": choose_compile}.items():

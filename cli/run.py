@@ -92,6 +92,9 @@ class Run(Callback):
         self._has_begun = False
         self._abandoned: list[Path] = []  # later checkpoints of a run that is rewound
         self.is_stopped = False  # before its length, by a callback, and not asked for another length
+        if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
+            parents = [parent for parent in folder.parents if cfg.run_dir is None or not parent.exists()]
+            atexit.register(self._remove_unused, parents)
         self._start = start
         self.checkpoint = self._checkpoint_to_resume(cfg.ckpt_path)
         self.ckpt_path = self.checkpoint.path if self.checkpoint else None
@@ -185,12 +188,19 @@ class Run(Callback):
                 path.unlink(missing_ok=True)
             write_settings(self.folder, self.settings)
 
+    def _remove_unused(self, parents: list[Path]) -> None:
+        """A new folder in which nothing was trained goes as the process ends, and these that hold nothing else."""
+        if not self.config.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # there is something else in it
+                for parent in parents:
+                    parent.rmdir()
+
 
 def run_folder(cfg: Namespace, default: str) -> Path:
     """The folder that ``--run_dir`` names, or a new one below ``default`` that no other run has.
 
-    A new one in which nothing was trained goes as the process ends. Raises UsageError where none is named, for
-    ``--ckpt_path last`` or processes that torchrun or SLURM have started.
+    Raises UsageError where none is named, for ``--ckpt_path last`` or processes that torchrun or SLURM have started.
     """
     asked = cfg.run_dir
     if asked is None and int(os.environ.get("LOCAL_RANK", "0")) > 0:
@@ -198,10 +208,7 @@ def run_folder(cfg: Namespace, default: str) -> Path:
     if asked is not None:
         if "://" in str(asked):
             raise UsageError(f"--run_dir {asked} is a URL: give a folder of this machine")
-        folder = Path(asked).expanduser()
-        if is_rank_zero() and not (folder.exists() and any(folder.iterdir())):
-            atexit.register(remove_unused, folder, [parent for parent in folder.parents if not parent.exists()])
-        return folder
+        return Path(asked).expanduser()
     if "TORCHELASTIC_RUN_ID" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1:
         raise UsageError("give --run_dir DIR: torchrun and srun start the processes of a run one by one")
     if cfg.ckpt_path == "last":
@@ -211,24 +218,15 @@ def run_folder(cfg: Namespace, default: str) -> Path:
         with suppress(FileExistsError):
             folder.mkdir(parents=True)  # who makes it has it, on any disk; another run has the next second's
             os.environ["LITLAB_RUN_DIR"] = str(folder)
-            atexit.register(remove_unused, folder, list(folder.parents))
             return folder
         time.sleep(0.1)
 
 
-def remove_unused(folder: Path, parents: list[Path]) -> None:
-    """Removes a folder in which nothing was trained, and these parents of it that hold nothing else."""
-    if not any(folder.rglob("config.yaml")):
-        shutil.rmtree(folder, ignore_errors=True)
-        with suppress(OSError):  # there is something else in it
-            for parent in parents:
-                parent.rmdir()
-
-
-def saved_settings(cfg: Namespace, folder: Path) -> dict[str, Any]:
+def saved_settings(cfg: Namespace) -> dict[str, Any]:
     """config.yaml of the run that is resumed, or with whose checkpoint a run begins; {} for a new one."""
-    beside = [Path(cfg.ckpt_path).expanduser().resolve().parent.parent / "config.yaml"] if cfg.ckpt_path else []
-    paths = (folder / "config.yaml", *folder.glob("seed*/config.yaml"), *beside)
+    folders = [Path(cfg.run_dir).expanduser()] if cfg.run_dir else []
+    folders += [Path(cfg.ckpt_path).expanduser().resolve().parent.parent] if cfg.ckpt_path else []
+    paths = [path for f in folders for path in (f / "config.yaml", *f.glob("seed*/config.yaml"))]
     return next((read_settings(path) for path in paths if path.is_file()), {})
 
 

@@ -12,11 +12,12 @@ from analysis.figures import save_png, training_figure
 from analysis.files import write_json
 from cli import START
 from cli.command import UsageError, is_rank_zero
-from cli.run import write_settings
+from cli.parser import Parser
+from cli.run import plain_settings, write_settings
 
 
 def train_seeds(
-    cfg: Namespace, top: Path, train: Callable[[Namespace, Path, Path, float], dict[str, Any]]
+    parser: Parser, cfg: Namespace, top: Path, train: Callable[[Namespace, Path, Path, float], dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """The summaries of ``train(cfg, folder, top, start)`` for seed, seed+1, ..., in sub-folders of ``top``."""
     if cfg.ckpt_path not in (None, "last"):
@@ -31,7 +32,7 @@ def train_seeds(
         own = Namespace({**cfg, "seed": seed, "num_seeds": 1, "ckpt_path": ckpt_path})
         summaries.append(train(own, folder, top, time.perf_counter() if summaries else START))
     if is_rank_zero():
-        write_settings(top, summaries[0]["settings"] | {"num_seeds": int(cfg.num_seeds)})
+        write_settings(top, plain_settings(parser, cfg))
         write_json(top / "summary.json", summary_of_all(summaries))
         if all(summary["epochs"] for summary in summaries):
             epochs, tested = ([summary[name] for summary in summaries] for name in ("epochs", "test_acc"))

@@ -70,7 +70,8 @@ class CIFAR10DataModule(LightningDataModule):
         batch_size, val_size, seed, max_shift = int(batch_size), int(val_size), int(seed), int(max_shift)
         image_sizes = {float(start): int(size) for start, size in sorted((image_sizes or {}).items())}
         self.save_hyperparameters()
-        self.data_root = Path(data_root).expanduser()
+        root = Path(data_root).expanduser()
+        self.data_root = root.parent if root.name == FOLDER else root
         self.batch_size, self.val_size, self.seed, self.download = batch_size, val_size, seed, download
         self.dataset, self.probe_train, self.test_each_epoch = dataset, probe_train, test_each_epoch
         self.max_shift, self.padding_mode, self.alternate_flips = max_shift, padding_mode, alternate_flips
@@ -108,6 +109,7 @@ class CIFAR10DataModule(LightningDataModule):
         self.train, self.test = ((images.to(device), labels.to(device, copy=True)) for images, labels in parts)
 
     def train_dataloader(self) -> TrainBatches:
+        """In a loop of your own call its ``set_epoch(epoch)``, as the Trainer does, for another order each epoch."""
         images, labels = (part[: len(part) - self.val_size] for part in self.train)
         how = self._how
         if min(self.batch_size, (len(labels) - 1) % self.batch_size + 1) < how["world_size"]:
@@ -146,10 +148,17 @@ class CIFAR10DataModule(LightningDataModule):
         return {"mean": list(self.mean), "std": list(self.std), "classes": list(self.classes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Raises MisconfigurationException where the folder's pictures are no longer those of the checkpoint."""
+        """Own pictures are tested with the checkpoint's normalization.
+
+        Raises MisconfigurationException where its classes are others, or training would continue on other pictures.
+        """
+        if self.dataset != "folder":
+            return
         # Among other pictures the seed would choose some for the test that the network was trained on.
-        if self.dataset == "folder" and state != self.state_dict():
+        training = self.trainer is not None and self.trainer.training
+        if state["classes"] != list(self.classes) or (training and state != self.state_dict()):
             raise MisconfigurationException(f"{self.data_root} no longer holds the pictures that the run began with")
+        self.mean, self.std = tuple(state["mean"]), tuple(state["std"])
 
     @property
     def _how(self) -> dict[str, Any]:

@@ -30,8 +30,8 @@ TIMEOUT = 30.0  # seconds without a byte, after which a mirror is given up
 
 def download_cifar10(data_root: Path, mirrors: Sequence[str] = MIRRORS, md5: str = CIFAR10.tgz_md5) -> None:
     """Unpacks the archive in ``data_root``, else of the first mirror with this md5; MisconfigurationException: none."""
-    files = chain(data_root.glob("*/*"), data_root.glob("*/*/*"))
-    if any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in files):
+    files = chain(data_root.glob("*/*"), data_root.glob("[Tt]rain/*/*"))
+    if not (data_root / ARCHIVE).exists() and any(path.suffix.lower() in (".jpg", ".jpeg", ".png") for path in files):
         raise MisconfigurationException(f"{data_root} holds pictures, not CIFAR-10: --recipe own is for them")
     data_root.mkdir(parents=True, exist_ok=True)
     archive = data_root / ARCHIVE

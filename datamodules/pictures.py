@@ -54,6 +54,9 @@ def read_folder(root: Path, seed: int) -> tuple[list[str], Labeled, Labeled]:
         raise ValueError(f"{root} holds {parts[0].name} alone: it takes train and test, or a folder for each class")
     if others := [name for name in subfolders(root) if parts and root / name not in parts]:
         print(f"skipped {root}: {', '.join(others)}, for there are train and test", file=sys.stderr)
+    inner = {tuple(subfolders(root / name)) for name in subfolders(root)}
+    if not parts and len(inner) == 1 and len(max(inner)) > 1:
+        raise ValueError(f"each folder of {root} holds {max(inner)}: if these are the classes, name it train or test")
     parts = parts or [root]
     names = [subfolders(part) for part in parts]
     if odd := {*names[0]} ^ {*names[-1]}:

@@ -5,12 +5,13 @@ the network's function little (Chang et al. 2018, arXiv 1710.10348).
 """
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
 
 from lit_models.onednn import with_blocks
-from lit_models.resnet20 import BasicBlock, ResNet20
+from lit_models.resnet20 import ResNet20
 
 
 def close(net: ResNet20) -> None:
@@ -23,9 +24,9 @@ def close(net: ResNet20) -> None:
 
 def to_train(net: nn.Module) -> nn.Module:
     """What computes the same as a ``net`` that is closed, as its weights say, by its own layers; another is itself."""
-    if type(net) is not ResNet20 or any(len(pair) < 2 or pair[1].bn2.weight.any() for pair in ends(net)):
-        return net
-    return with_blocks(net, lambda stage: stage[:-1])
+    if type(net) is ResNet20 and not any(last.bn2.weight.any() for _, last in ends(net)):
+        return with_blocks(net, lambda stage: stage[:-1])
+    return net
 
 
 @torch.no_grad()
@@ -39,7 +40,6 @@ def grow(net: nn.Module, optimizer: torch.optim.Optimizer) -> None:
             optimizer.state[new] = copy.deepcopy(optimizer.state[old])
 
 
-def ends(net: nn.Module) -> list[list[BasicBlock]]:
+def ends(net: Any) -> list[list[Any]]:
     """The last two blocks of each stage of a ResNet20."""
-    stages = (net.layer1, net.layer2, net.layer3) if isinstance(net, ResNet20) else ()
-    return [[block for block in stage[-2:] if isinstance(block, BasicBlock)] for stage in stages]
+    return [list(stage)[-2:] for stage in (net.layer1, net.layer2, net.layer3)]

@@ -40,12 +40,12 @@ def can_train_in_mkldnn(net: nn.Module) -> TypeGuard[ResNet20]:
     return cpu_has_bfloat16() and is_plain(net) and not is_disabled
 
 
-def faster(net: nn.Module, precision: str, device: str) -> Forward | None:
-    """What computes the logits of ``net`` in train mode in less time, on this kind of device; None if nothing does."""
+def faster(net: nn.Module, precision: str, device: str) -> Forward:
+    """What computes the logits of ``net`` in train mode in the least time, on this kind of device."""
     if precision == "bf16-mixed" and device == "cpu" and can_train_in_mkldnn(net):
         return in_mkldnn(net)
     # A function: a LightningModule would register a module.
-    return with_blocks(net, lambda stage: map(InPlace, stage)).forward if is_plain(net) else None
+    return with_blocks(net, lambda stage: map(InPlace, stage)).forward if is_plain(net) else net.__call__
 
 
 class InPlace(BasicBlock):

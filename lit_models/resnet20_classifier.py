@@ -127,7 +127,7 @@ class ResNet20Classifier(LightningModule):
     def _choose_pass(self) -> None:
         net = to_train(self.net) if self.grow_at else self.net
         self._is_closed = net is not self.net
-        self._eager = faster(net, self.trainer.precision, self.device.type) or net.__call__
+        self._eager = faster(net, self.trainer.precision, self.device.type)
         self._pass = torch.compile(net.forward, dynamic=False) if self.compiles else self._eager
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:

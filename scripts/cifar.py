@@ -60,11 +60,19 @@ def cifar() -> None:
     cfg = parser.parse_args()
     if cfg.warmup_fraction is not None and cfg.milestones is not None and recipe.get("warmup_fraction") is None:
         raise UsageError("--warmup_fraction is for one cycle instead of LR steps: add --milestones null")
+    num_images = 0  # pictures of your own are too few to measure for
+    if cfg.data != "folder":  # what the flags have wrong is said before anything is measured
+        build(ResNet20Classifier, cfg, compile=False)
+        data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
+        num_images = data.num_train - data.val_size
+        if not cfg.download and is_rank_zero():
+            data.prepare_data()
+    cfg = fastest(cfg, num_images, saved_settings(cfg))
     folder = run_folder(cfg, "runs/cifar")
     if cfg.num_seeds == 1:
         summaries = [train(parser, cfg, folder, folder, START)]
     else:
-        summaries = train_seeds(cfg, folder, partial(train, parser))
+        summaries = train_seeds(parser, cfg, folder, partial(train, parser))
     for summary in summaries:
         if summary["test_acc"] is not None:
             each = ", ".join(f"{name} {accuracy:.1%}" for name, accuracy in summary["per_class_acc"].items())
@@ -79,12 +87,10 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     ``top`` is the folder of all seeds' runs; ``start`` is when this one began, for the seconds in all.
     """
     seed_everything(cfg.seed, workers=True)
-    data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
-    if not cfg.download and is_rank_zero():
-        data.prepare_data()  # what is absent is said before anything is measured
-    num_images = 0 if data.pictures else data.num_train - data.val_size  # your own are too few to measure for
-    cfg = fastest(cfg, num_images, saved_settings(cfg, top))
     run = Run(parser, cfg, folder, top, start)
+    if cfg.data == "folder":
+        print_once(f"Reading the pictures in {cfg.data_root}")
+    data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
     model = build(ResNet20Classifier, cfg, num_classes=len(data.classes))
     record, pictures = ClassifierRecord(start), TestPictures(folder)
     callbacks = make_callbacks(cfg, run, record, pictures)

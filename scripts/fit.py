@@ -72,9 +72,7 @@ def fit() -> None:
     callbacks = [run, record, SaveLast(**run.saving, interval=60, each_epoch=False)]
     trainer = build_trainer(parser, cfg, run, callbacks, **instead)
     read = "" if data.function in (None, cfg.function) else f" (read from {cfg.function!r})"
-    gigabytes = 12e-9 * sum(cfg.hidden) * len(lrs) * data.x.numel()  # for what the layers put out, and its gradients
-    memory = f", in about {gigabytes:.0f} GB of memory" if gigabytes > 1 else ""
-    print(f"Fitting {data.title}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}{memory}")
+    print(f"Fitting {data.title}{read} for {last:,} epochs, learning rates {lrs}, seeds {seeds}")
     trainer.fit(model, data, ckpt_path=run.ckpt_path, weights_only=True)
     print(fit_text(write_results(record, model, data, run)))
     print(where_to_look(folder))

@@ -85,8 +85,10 @@ def test_an_archive_at_hand_is_used_and_kept(tmp_path: Path) -> None:
         download_cifar10(tmp_path, [], MD5)
     assert [path.name for path in tmp_path.iterdir()] == [NAME]
     (tmp_path / NAME).write_bytes(GOOD)
+    (tmp_path / "holiday").mkdir()
+    (tmp_path / "holiday" / "beach.jpg").touch()
     download_cifar10(tmp_path, [], MD5)
-    assert_whole(tmp_path, NAME)
+    assert_whole(tmp_path, NAME, "holiday")
 
 
 def test_two_at_once(url, tmp_path: Path) -> None:

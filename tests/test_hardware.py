@@ -4,12 +4,13 @@ import math
 from pathlib import Path
 
 import pytest
+import torch
 from jsonargparse import Namespace
 from launch import assert_refused, command, run_anew, succeed
 from short_runs import CIFAR, SLOW
 
 from cli.command import cpu_quota
-from cli.hardware import choose_precision, cpu_has_bfloat16, fastest, time_of_a_step
+from cli.hardware import choose_precision, cpu_has_bfloat16, device_and_processes, fastest, time_of_a_step
 from cli.recipe import recipe_defaults
 from scripts.cifar import cifar_parser
 
@@ -19,7 +20,9 @@ def settings(*args: str) -> Namespace:
 
 
 def test_steps_are_timed_in_each_precision_but_not_for_a_short_run_or_without_native_bfloat16() -> None:
+    before = torch.get_rng_state()
     assert 0 < time_of_a_step("bf16-mixed", {0.0: 8, 0.75: 16}, 2, "cpu", seconds=0.1) < 100
+    assert torch.equal(torch.get_rng_state(), before)  # a run that is measured is the same run
     precision, reason = choose_precision(settings("--recipe", "fast"), 50)
     assert precision == "32-true" and ("short" if cpu_has_bfloat16() else "not compute in bfloat16") in reason
 
@@ -32,6 +35,8 @@ def test_what_is_no_auto_stays_and_a_resumed_run_keeps_its_choice() -> None:
     for flags, num_images in (("--max_steps", "100"), 50_000), (("--max_steps", "9999"), 0):
         lab = fastest(settings(*flags), num_images, {})
         assert (lab.precision, lab.compile) == (None, False)  # too short to compile, or own pictures
+    for devices in (1, 2):
+        assert device_and_processes(settings("--devices", str(devices))) == ("cpu", devices)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Picture files of every kind, and pictures of your own: the layouts of a folder, what is refused, a whole run."""
 
 import json
+import shutil
 import struct
 import zlib
 from pathlib import Path
@@ -109,6 +110,11 @@ def test_an_undivided_folder_is_divided_by_the_seed(tmp_path: Path) -> None:
     with pytest.raises(MisconfigurationException, match="holds pictures, not CIFAR-10"):
         CIFAR10DataModule(tmp_path).prepare_data()
     save(tmp_path, plum=3)
+    changed = data_of(tmp_path)
+    assert changed.mean != data.mean
+    changed.load_state_dict(data.state_dict())  # to be tested on; that training goes on is refused below
+    assert (changed.mean, changed.std) == (data.mean, data.std)
+    shutil.rmtree(tmp_path / "kiwi")
     with pytest.raises(MisconfigurationException, match="no longer holds the pictures"):
         data_of(tmp_path).load_state_dict(data.state_dict())
 
@@ -120,6 +126,10 @@ def test_an_undivided_folder_is_divided_by_the_seed(tmp_path: Path) -> None:
         ({"": {"kiwi": 3}}, "one for each class, not 1"),
         ({"": {"kiwi": 3, "plum": 1}}, "plum holds 1 readable pictures; 2 or more"),
         ({"Train": {"kiwi": 3, "plum": 1}}, "holds Train alone"),
+        (
+            {"Training": {"kiwi": 3, "plum": 3}, "Testing": {"kiwi": 3, "plum": 3}},
+            "holds .'kiwi', 'plum'.: if these are",
+        ),
         ({"train": {"kiwi": 1, "plum": 1}, "test": {"kiwi": 1, "[p]lum": 1}}, "only one .* has ..\\[p]lum', 'plum'"),
     ],
 )
