@@ -65,3 +65,4 @@ def test_values_by_epochs_are_interpolated_over_their_logarithm() -> None:
     for epochs in ("15", "1.5e1"):
         flags = settings("--recipe", "fast", "--max_epochs", epochs)
         assert (flags["weight_decay"], flags["max_shift"]) == (7.46e-4, 3)
+    assert [settings("--recipe", "fast", "--max_epochs", n)["grow_at"] for n in ("3", "30", "54")] == [0.8, 0, 0]
