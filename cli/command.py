@@ -24,6 +24,7 @@ import matplotlib
 import torch
 import yaml
 from lightning_fabric.utilities.warnings import PossibleUserWarning
+from matplotlib.font_manager import get_font_names
 from pytorch_lightning.utilities import rank_zero_only
 from pytorch_lightning.utilities.exceptions import MisconfigurationException
 
@@ -31,8 +32,8 @@ from callbacks.finite_loss import NonFiniteLoss
 
 gc.enable()  # the imports are done
 print_once = rank_zero_only(print)
-# Behind Matplotlib's own those of Linux, Windows and macOS that have Chinese letters, as in names of classes.
-FONTS = ["DejaVu Sans", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC"]
+# Those of Linux, Windows and macOS that have the letters of Chinese class names, which Matplotlib's own lacks.
+CHINESE_FONTS = {"Noto Sans CJK SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC"}
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "jsonargparse", "torch._inductor", "torch._dynamo")
 
 
@@ -61,7 +62,7 @@ def main(run: Callable[[], None]) -> NoReturn:
     gc.freeze()  # what is imported stays; looking through it when Python ends would take another second
     quiet()
     matplotlib.rcdefaults()  # the user's style may need LaTeX
-    matplotlib.rcParams["font.family"] = FONTS
+    matplotlib.rcParams["font.family"] = ["DejaVu Sans", *sorted(CHINESE_FONTS.intersection(get_font_names()))]
     keep_freed_memory()
     limit_threads()
     try:
@@ -159,4 +160,3 @@ def quiet() -> None:
         warnings.filterwarnings("ignore", f".*{message}")
     for name in ("pytorch_lightning", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    logging.getLogger("matplotlib.font_manager").setLevel(logging.ERROR)  # of fonts that are absent
