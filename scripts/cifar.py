@@ -88,7 +88,7 @@ def train(parser: Parser, cfg: Namespace, folder: Path, top: Path, start: float)
     """
     seed_everything(cfg.seed, workers=True)
     run = Run(parser, cfg, folder, top, start)
-    if cfg.data == "folder":
+    if cfg.data == "folder" and cfg.data_root:
         print_once(f"Reading the pictures in {cfg.data_root}")
     data = build(CIFAR10DataModule, cfg, dataset=cfg.data)
     model = build(ResNet20Classifier, cfg, num_classes=len(data.classes))
