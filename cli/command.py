@@ -32,7 +32,7 @@ from callbacks.finite_loss import NonFiniteLoss
 
 gc.enable()  # the imports are done
 print_once = rank_zero_only(print)
-# Those of Linux, Windows and macOS that have the letters of Chinese class names, which Matplotlib's own lacks.
+# On Linux, Windows or macOS. Matplotlib's own font lacks the letters of a Chinese class name.
 CHINESE_FONTS = {"Noto Sans CJK SC", "WenQuanYi Micro Hei", "Microsoft YaHei", "PingFang SC"}
 LIBRARIES = ("pytorch_lightning", "lightning_fabric", "jsonargparse", "torch._inductor", "torch._dynamo")
 
