@@ -82,7 +82,7 @@ $(STAMP): pyproject.toml requirements.lock
 		echo "litlab needs Python 3.10 or newer, and '$(PYTHON)' is not: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
 	@echo "== Setting up .venv, once: some minutes, most of them for torch (about 3 GB on Linux)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --no-compile --require-hashes -r requirements.lock  # Python compiles what it uses
+	@$(BIN)/python -m pip install --require-hashes -r requirements.lock
 	@$(BIN)/python -m pip install --no-deps --no-build-isolation -e .
 	@touch $@
 
