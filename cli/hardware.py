@@ -82,8 +82,9 @@ def choose_compile(cfg: Namespace, steps: float) -> tuple[bool, str]:
     With AVX-512 compiled steps were slower on every machine, in bfloat16 too: it is measured with AVX2 alone, where on
     two processors they took 0.91 and 1.14 of the time.
     """
-    may_gain = torch.backends.cpu.get_cpu_capability() == "AVX2" and device_and_processes(cfg) == ("cpu", 1)
-    if not may_gain or steps < LONG * max(1, len(cfg.image_sizes or ())):
+    is_long = steps >= LONG * max(1, len(cfg.image_sizes or ()))
+    may_gain = is_long and torch.backends.cpu.get_cpu_capability() == "AVX2"
+    if not may_gain or device_and_processes(cfg) != ("cpu", 1):
         return False, ""
     print_once("Measuring whether torch.compile gains on this processor: up to a minute")
     try:
